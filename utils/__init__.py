@@ -1,0 +1,1 @@
+"""What every stage shares: configuration, command lines, run folders, models, progress."""

@@ -1,0 +1,86 @@
+"""Command lines: parse everything, validate, and only then start anything.
+
+Every command takes `--config FILE`, dotted overrides such as `--train.max_steps=20`, `--force` and `--help`. `fire`
+only parses: it returns the words it was given, so that `--help` starts nothing and a stray word is noticed before a
+model loads.
+"""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import fire
+
+from utils.config import Config, describe_keys, load_config
+from utils.errors import UserError
+
+
+def parse(usage: str, flags: dict[str, Any], argv: Sequence[str] | None = None) -> tuple[Config, dict[str, Any]]:
+    """Return the validated configuration and the command's own flags.
+
+    Args:
+        usage: The text of `--help`, without the list of configuration keys.
+        flags: The command's own flags besides `--config`, with their defaults.
+        argv: The words after the command's name; default: those of this process.
+
+    Raises:
+        UserError: no config, an unknown flag, a stray word or a wrong value.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or "--help" in words or "-h" in words:
+        print(
+            f"{inspect.cleandoc(usage)}\n\nKeys of the configuration, each also a flag, with their defaults:\n{describe_keys()}"
+        )
+        raise SystemExit(0 if words else 2)
+    stray, given = _fire(words)
+    if stray:
+        raise UserError(f"unexpected word {str(stray[0])!r}; flags are written --key=value (see --help)")
+    config = given.pop("config", None)
+    if not isinstance(config, str):
+        raise UserError("--config: name a YAML file, such as configs/demo.yaml")
+    values = {name: given.pop(name, default) for name, default in flags.items()}
+    for name, default in flags.items():
+        if isinstance(default, bool) and not isinstance(values[name], bool):
+            raise UserError(f"--{name}: takes no value, not {values[name]!r}")
+    known = Config.model_fields
+    for key in given:
+        if key.split(".")[0] not in known:
+            raise UserError(f"unknown flag --{key}; allowed: {', '.join(['config', *flags, *known])}")
+    return load_config(config, given), values
+
+
+def _fire(words: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional words and the flags that `fire` finds in `words`."""
+    found: dict[str, Any] = {}
+
+    def collect(*stray: Any, **given: Any) -> None:
+        found.update(stray=stray, given=given)
+
+    fire.Fire(collect, command=[word.replace("=null", "=None") if word.endswith("=null") else word for word in words])
+    given = {key: {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+             for key, value in found["given"].items()}  # fmt: skip
+    return found["stray"], {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+
+
+def main(command: Callable[[], None]) -> None:
+    """Run a command; a user's mistake becomes one line on stderr and exit status 2."""
+    try:
+        command()
+    except UserError as error:
+        _fail(error)
+    except ValueError as error:
+        from astra.errors import AstraError  # imports torch: only once something has gone wrong
+
+        if not isinstance(error, AstraError):
+            raise
+        _fail(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _fail(error: Exception) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,333 @@
+"""The configuration: one YAML file, checked in full before anything heavy is imported.
+
+`load_config` reads a file, applies its `extends:` parent and the command line's dotted overrides, and returns a
+validated `Config`. Every mistake is a `UserError` that names the key, what it was given and what is allowed.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from utils.errors import UserError
+
+Subspace = Literal["tail", "nullspace", "principal", "middle", "random"]
+Method = Literal[
+    "astra", "lora", "rslora", "dora", "pissa", "milora", "olora", "corda", "eva", "lora_ga", "full"
+]  # fmt: skip
+LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(Section):
+    name: str = Field("meta-llama/Llama-2-7b-hf", description="hub id, local folder, or `smollm2` (needs no hub)")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="data type of the base weights")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(None, description="attention backend")
+    quantization: Literal["nf4"] | None = Field(None, description="quantise the frozen base (bitsandbytes)")
+    device_map: Literal["auto"] | None = Field(None, description="spread calibration over the visible devices")
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = Field("CAUSAL_LM", description="SEQ_CLS: a classification head")
+
+
+class DataConfig(Section):
+    train: str = Field("metamath", description="a named task, or the path of a .json or .jsonl file")
+    dir: str | None = Field(None, description="local mirror of the upstream files, for machines without a hub")
+    fields: dict[str, str] = Field(
+        default_factory=lambda: {"instruction": "instruction", "output": "output"},
+        description="which key of your own records holds what: instruction and output, or messages",
+    )
+    template: Literal["alpaca", "chat"] = Field("alpaca", description="prompt template; chat: the tokenizer's own")
+    limit: int | None = Field(None, ge=1, description="use the first N records")
+    max_length: int = Field(512, ge=8, description="longest training example in tokens")
+    validation: float = Field(0.0, ge=0, lt=1, description="fraction held out of training for validation")
+    decontaminate: bool = Field(False, description="drop training records that contain a test question")
+    seed: int = Field(42, description="seed of the split and of generated data")
+
+
+class CalibrationConfig(Section):
+    samples: int = Field(256, ge=1, description="training examples the second moments are estimated on")
+    max_length: int = Field(512, ge=8, description="tokens kept of each")
+    batch_size: int = Field(8, ge=1, description="samples in a forward pass; changes speed, not the result")
+    seed: int = Field(42, description="which samples, and the basis of nullspace and random")
+    max_rank: int | None = Field(None, ge=1, description="vectors kept a layer; default: what the runs need")
+    subspaces: list[Subspace] | None = Field(None, description="subspaces kept; default: what the runs need")
+    spectrum: Literal["full", "ends"] = Field("full", description="all eigenvalues, or only the ends (large layers)")
+    keep_moments: bool = Field(False, description="keep the second moments, to ask for more vectors later")
+    stream: bool = Field(False, description="hold one decoder layer on the device at a time")
+
+
+class MethodConfig(Section):
+    name: Method = Field("astra", description="how the adapter is initialised")
+    subspace: Subspace = Field("tail", description="which eigenvectors Astra takes")
+    split: Literal["orthonormal", "balanced"] = Field(
+        "orthonormal", description="the product's norm: all in A, or halved"
+    )
+    rank: int = Field(128, ge=1, description="rank r of the adapter")
+    alpha: float | None = Field(None, gt=0, description="scaling is alpha / rank; default: the rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        default_factory=lambda: list(LLAMA_PROJECTIONS), min_length=1, description="names of the adapted layers"
+    )
+    rank_allocation: Literal["uniform", "effective_rank"] = Field(
+        "uniform", description="share the same total rank over layers evenly or by effective rank"
+    )
+    seed: int = Field(42, description="seed of random initialisations")
+
+    @property
+    def scaled_alpha(self) -> float:
+        """Alpha with its default, the rank, filled in."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
+class TrainConfig(Section):
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
+    global_batch_size: int = Field(128, ge=1, description="examples in an optimizer step, over all processes")
+    micro_batch_size: int = Field(4, ge=1, description="examples in a forward pass of one process, at most")
+    epochs: float = Field(1.0, gt=0, description="passes over the data")
+    max_steps: int | None = Field(None, ge=1, description="stop after N optimizer steps")
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field("cosine", description="decay")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="fraction of the steps that warm up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    seed: int = Field(42, description="order of the data, dropout")
+    logging_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
+    save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; default: a tenth of the run")
+    early_stopping: int | None = Field(None, ge=1, description="stop after N validations without progress")
+    deepspeed: str | None = Field(None, description="path of a DeepSpeed JSON")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
+    packing: bool = Field(False, description="padding-free packing (flash_attention_2)")
+    compile: bool = Field(False, description="torch.compile")
+    forgetting: bool = Field(True, description="measure the loss on general text before and after")
+    report_to: list[str] = Field(
+        default_factory=list, description="the Trainer's integrations: tensorboard, wandb, ..."
+    )
+
+
+class EvalConfig(Section):
+    tasks: list[str] = Field(default_factory=lambda: ["gsm8k", "math"], description="what to score")
+    limit: int | None = Field(None, ge=1, description="the first N problems of each task")
+    base: bool = Field(False, description="score the base model too, with the same engine")
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="what generates")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(None, description="default: model.dtype")
+    max_new_tokens: int | None = Field(None, ge=1, description="default: the task's own")
+    batch_size: int = Field(16, ge=1, description="prompts in a batch (transformers engine)")
+    response_prefix: str = Field("", description='appended to the prompt, e.g. " Let\'s think step by step."')
+    n_samples: int = Field(1, ge=1, description="samples a problem, for pass@k")
+    temperature: float = Field(0.0, ge=0, description="0: greedy")
+    seed: int = Field(42, description="seed of sampling")
+    grader: Literal["exact", "metamath"] = Field("exact", description="metamath: the rules of published scripts")
+    protocol: Literal["generate", "loglikelihood"] = Field("generate", description="commonsense: how it is scored")
+    unsafe_code: bool = Field(False, description="run generated code without a sandbox")
+    max_model_len: int | None = Field(None, ge=16, description="context in tokens; default: what prompts need")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU that vLLM takes")
+    tensor_parallel_size: int | None = Field(None, ge=1, description="GPUs of one engine; default: all visible")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_task(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("tasks"), str):
+            values["tasks"] = [task for task in values["tasks"].split(",") if task]
+        return values
+
+
+class Config(Section):
+    """A whole experiment; see `configs/` for commented examples."""
+
+    output_dir: str = Field(
+        "outputs/experiment", min_length=1, description="folder of the runs and their calibrations"
+    )
+    run: str | None = Field(None, description="folder of this run in output_dir; default: from the swept keys")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
+    method: MethodConfig = Field(default_factory=MethodConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    sweep: dict[str, list[Any]] = Field(default_factory=dict, description="dotted key -> values; the grid is run")
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a YAML file, apply its parent and the dotted overrides, and validate the result.
+
+    Args:
+        path: The YAML file; its `extends:` key may name a parent, relative to the file, that extends nothing itself.
+        overrides: Dotted keys to values, such as `{"train.max_steps": 20}`.
+
+    Raises:
+        UserError: a missing or malformed file, or an unknown key, wrong type or value out of range, in one line.
+    """
+    values = _read_yaml(Path(path))
+    parent = values.pop("extends", None)
+    if parent is not None:
+        base = _read_yaml(Path(path).parent / parent)
+        if "extends" in base:
+            raise UserError(f"{parent}: extends: a parent may not extend another file")
+        values = _merge(base, values)
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    return validate(values, source=str(path))
+
+
+def validate(values: dict[str, Any], source: str = "config") -> Config:
+    """Return the `Config` of nested `values`, with every point of its sweep checked too."""
+    config = _validate(values, source)
+    for point in _grid(config.sweep):
+        _validate(_with(config.model_dump(), point), source)
+    return config
+
+
+def expand_sweep(config: Config) -> list[Config]:
+    """Return one config for each point of the sweep's grid, in order, each with its own `run` name."""
+    runs = []
+    for point in _grid(config.sweep):
+        values = _with(config.model_dump(), point)
+        values["sweep"] = {}
+        values["run"] = config.run or run_name(config, point)
+        if config.run and point:
+            values["run"] = f"{config.run}-{run_name(config, point)}"
+        runs.append(_validate(values, "sweep"))
+    return runs
+
+
+def run_name(config: Config, point: dict[str, Any]) -> str:
+    """Return the default folder of a run: its swept keys and values, or its method and rank."""
+    if not point:
+        method = config.method
+        subspace = f"-{method.subspace}" if method.name == "astra" else ""
+        return f"{method.name}{subspace}-r{method.rank}"
+    parts = (f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items())
+    return ",".join(parts).replace("/", "_").replace(" ", "")
+
+
+def describe_keys() -> str:
+    """Return one line for every key: its dotted name, type, default and meaning."""
+    lines = []
+    for name, section in Config.model_fields.items():
+        if isinstance(section.annotation, type) and issubclass(section.annotation, Section):
+            for key, field in section.annotation.model_fields.items():
+                lines.append(_describe(f"{name}.{key}", field))
+        else:
+            lines.append(_describe(name, section))
+    return "\n".join(lines)
+
+
+def _describe(key: str, field: Any) -> str:
+    default = field.get_default(call_default_factory=True)
+    shown = "7 Llama projections" if default == LLAMA_PROJECTIONS else default
+    return f"  --{key}={shown}\n      {field.description}{_allowed(field.annotation)}"
+
+
+def _allowed(annotation: Any) -> str:
+    options = [annotation, *get_args(annotation)]
+    names = [str(value) for option in options for value in get_args(option) if isinstance(value, str)]
+    return f" ({' | '.join(names)})" if names else ""
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold `key: value` lines")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `2e-5` is a number and a repeated key is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = {key for key in keys if keys.count(key) > 1}
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {sorted(map(str, repeated))[0]} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _resolve_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node))
+
+
+def _allow_bare_exponents() -> None:
+    import re
+
+    pattern = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    _Loader.add_implicit_resolver("tag:yaml.org,2002:float", pattern, list("-+0123456789"))
+
+
+_allow_bare_exponents()
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in values.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "sweep"
+        merged[key] = _merge(base[key], value) if nested else value
+    return merged
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in place; below `sweep.` and `data.fields.` the rest of the name is one key."""
+    head, _, rest = key.partition(".")
+    if not rest:
+        values[head] = value
+        return
+    section = values.setdefault(head, {})
+    if not isinstance(section, dict):
+        raise UserError(f"{key}: {head} holds a value, not a section")
+    if head == "sweep":
+        section[rest] = value if isinstance(value, list | tuple) else [value]
+    else:
+        _set(section, rest, value)
+
+
+def _grid(sweep: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(sweep, point, strict=True)) for point in itertools.product(*sweep.values())]
+
+
+def _with(values: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    for key, value in point.items():
+        _set(values, key, value)
+    return values
+
+
+def _validate(values: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error.errors()[0])}") from error
+
+
+def _explain(error: ErrorDetails) -> str:
+    """Return one line for a pydantic error: the dotted key, the value and what is allowed."""
+    location = [part for part in error["loc"] if isinstance(part, str) and not part.startswith(("list[", "literal["))]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key}; allowed here: {', '.join(_siblings(location))}"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{key}: {message}, not {error['input']!r}"
+
+
+def _siblings(location: list[str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        annotation = section.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    return list(section.model_fields)
