@@ -8,6 +8,7 @@ dequantised once and kept as float32 safetensors.
 import hashlib
 import importlib.util
 import json
+import math
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,6 +76,20 @@ def load_tokenizer(model: ModelConfig) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def model_bytes(model: ModelConfig) -> int | None:
+    """Return the size of the weights in memory, in `model.dtype`; None while they are not on this disk."""
+    if not Path(model.name).is_dir():
+        return None
+    from safetensors import safe_open
+
+    width = 4 if model.dtype == "float32" else 2
+    total = 0
+    for path in Path(model.name).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            total += sum(width * math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return total or None
 
 
 def model_fingerprint(folder: Path) -> str:

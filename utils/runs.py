@@ -27,10 +27,17 @@ def start_run(config: Config) -> Path:
         UserError: the folder can't be written.
     """
     folder = run_folder(config)
-    with atomic_write(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    write_config(config, folder)
     write_json(folder / "environment.json", environment())
     return folder
+
+
+def write_config(config: Config, folder: Path) -> Path:
+    """Write the resolved configuration to `folder/config.yaml` and return that path."""
+    path = folder / "config.yaml"
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    return path
 
 
 def check_writable(config: Config) -> None:
