@@ -320,6 +320,8 @@ def _explain(error: ErrorDetails) -> str:
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         return f"unknown key {key}; allowed here: {', '.join(_siblings(location))}"
+    if error["type"] == "model_type":
+        return f"{key}: must be a section of keys, not {error['input']!r}"
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{key}: {message}, not {error['input']!r}"
 

@@ -1,0 +1,80 @@
+"""Command lines: parsed in full and validated before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from utils.cli import main, parse
+from utils.errors import UserError
+
+FLAGS = {"force": False, "adapter": None}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text("method: {rank: 8}", encoding="utf-8")
+    return f"--config={path}"
+
+
+def test_overrides_and_flags(config: str) -> None:
+    parsed, flags = parse("usage", FLAGS, [config, "--eval.tasks=gsm8k,math", "--train.learning_rate=2e-5", "--force"])
+    assert parsed.eval.tasks == ["gsm8k", "math"]
+    assert parsed.train.learning_rate == 2e-5
+    assert flags == {"force": True, "adapter": None}
+
+
+@pytest.mark.parametrize("word", ["--data.dir=null", "--data.dir=None"])
+def test_null_is_none(config: str, word: str) -> None:
+    assert parse("usage", FLAGS, [config, word])[0].data.dir is None
+
+
+def test_a_sweep_on_the_command_line(config: str) -> None:
+    assert parse("usage", FLAGS, [config, "--sweep.method.rank=[8,16]"])[0].sweep == {"method.rank": [8, 16]}
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["stray"], "unexpected word 'stray'"),
+        (["--bogus=1"], "unknown flag --bogus"),
+        (["--train.max_step=3"], "unknown key train.max_step"),
+        (["--force=3"], "--force: takes no value"),
+        (["--method.rank=0"], "method.rank"),
+    ],
+)
+def test_a_mistake_is_refused(config: str, words: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        parse("usage", FLAGS, [config, *words])
+
+
+def test_a_config_is_required() -> None:
+    with pytest.raises(UserError, match="--config: name a YAML file"):
+        parse("usage", FLAGS, ["--method.rank=4"])
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--config=x.yaml", "-h"], []])
+def test_help_teaches_and_starts_nothing(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("How to use it.", FLAGS, words)
+    assert stop.value.code == (0 if words else 2)
+    out = capsys.readouterr().out
+    assert out.startswith("How to use it.") and "--calibration.samples=256" in out
+
+
+def test_a_users_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise UserError("method.rank: 600 is larger\nthan the layer")
+
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: method.rank: 600 is larger than the layer\n"
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def command() -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        main(command)

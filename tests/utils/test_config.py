@@ -1,0 +1,104 @@
+"""The configuration: what a user writes is either run as written or refused in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.config import describe_keys, expand_sweep, load_config
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def config_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_metamath_is_the_papers_experiment() -> None:
+    config = load_config(ROOT / "configs/metamath.yaml")
+    assert config.model.name == "meta-llama/Llama-2-7b-hf" and config.model.dtype == "bfloat16"
+    assert (config.method.subspace, config.method.rank, config.method.scaled_alpha) == ("tail", 128, 128)
+    assert len(config.method.target_modules) == 7
+    assert (config.data.train, config.data.limit) == ("metamath", 100_000)
+    assert (config.calibration.samples, config.calibration.max_length) == (256, 512)
+    train = config.train
+    assert (train.learning_rate, train.global_batch_size, train.epochs) == (3e-4, 128, 1)
+    assert (train.scheduler, train.warmup_ratio, train.weight_decay) == ("cosine", 0.03, 0)
+
+
+def test_published_differs_in_subspace_and_rate_only() -> None:
+    ours = load_config(ROOT / "configs/metamath.yaml").model_dump()
+    published = load_config(ROOT / "configs/published/metamath.yaml").model_dump()
+    assert (published["method"].pop("subspace"), ours["method"].pop("subspace")) == ("principal", "tail")
+    assert (published["train"].pop("learning_rate"), ours["train"].pop("learning_rate")) == (2e-5, 3e-4)
+    del published["output_dir"], ours["output_dir"]
+    assert published == ours
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_valid(path: Path) -> None:
+    load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("train: {learning_rte: 1}", "unknown key train.learning_rte; allowed here: learning_rate"),
+        ("trian: {}", "unknown key trian; allowed here: output_dir"),
+        ("method: {rank: 0}", "method.rank: input should be greater than or equal to 1, not 0"),
+        ("method: {rank: many}", "method.rank: input should be a valid integer"),
+        ("method: {subspace: null}", "method.subspace: input should be 'tail'"),
+        ("method: {name: lorra}", "method.name: input should be 'astra'"),
+        ("train: {learning_rate: 0}", "train.learning_rate: input should be greater than 0"),
+        ("train: 3", "train: must be a section of keys, not 3"),
+        ("sweep: {method.rank: [8, 0]}", "method.rank: input should be greater than or equal to 1"),
+        ("sweep: {method.rnk: [8]}", "unknown key method.rnk"),
+        ("eval: {tasks: [a]}\neval: {limit: 2}", "given twice"),
+        ("a: [", "config.yaml:"),
+        ("- 1", "must hold `key: value` lines"),
+        ("extends: nowhere.yaml", "nowhere.yaml: No such file"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(config_file(tmp_path, text))
+    assert named in str(error.value)
+    assert "\n" not in str(error.value).strip()
+
+
+def test_numbers_with_a_bare_exponent_are_numbers(tmp_path: Path) -> None:
+    assert load_config(config_file(tmp_path, "train: {learning_rate: 2e-5}")).train.learning_rate == 2e-5
+
+
+def test_overrides_win_over_the_file_and_the_file_over_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text("method: {rank: 4, alpha: 4}\ndata: {limit: 7}", encoding="utf-8")
+    path = config_file(tmp_path, "extends: parent.yaml\nmethod: {rank: 8}")
+    config = load_config(path, {"data.limit": 9})
+    assert (config.method.rank, config.method.alpha, config.data.limit) == (8, 4, 9)
+
+
+def test_a_sweep_is_a_grid_of_runs_with_a_folder_each(tmp_path: Path) -> None:
+    path = config_file(tmp_path, "sweep: {method.rank: [8, 16], train.seed: [1, 2, 3]}")
+    runs = expand_sweep(load_config(path))
+    assert [(run.method.rank, run.train.seed) for run in runs] == [(r, s) for r in (8, 16) for s in (1, 2, 3)]
+    assert len({run.run for run in runs}) == 6
+    assert not any(run.sweep for run in runs)
+
+
+def test_a_config_without_a_sweep_is_one_run(tmp_path: Path) -> None:
+    (run,) = expand_sweep(load_config(config_file(tmp_path, "method: {rank: 8}")))
+    assert run.run == "astra-tail-r8"
+
+
+def test_every_key_is_described() -> None:
+    assert "--method.subspace=tail" in describe_keys()
+    assert "None\n      None" not in describe_keys()
+
+
+def test_reading_a_config_does_not_import_torch() -> None:
+    code = "import sys; from utils.cli import parse; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

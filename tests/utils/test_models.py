@@ -1,0 +1,51 @@
+"""Names of models: packaged, local, or on the hub."""
+
+from pathlib import Path
+
+import pytest
+
+from utils.config import ModelConfig
+from utils.errors import UserError
+from utils.models import check_model, load_model, load_tokenizer, model_bytes, model_fingerprint
+
+
+def test_smollm2_is_a_real_model_without_a_hub(smollm2: Path) -> None:
+    model = load_model(ModelConfig(name="smollm2", dtype="float32"))
+    tokenizer = load_tokenizer(ModelConfig(name="smollm2"))
+    text = tokenizer("The capital of France is", return_tensors="pt")
+    (token,) = model(**text).logits[0, -1].topk(1).indices
+    assert tokenizer.decode(token).strip() == "Paris"
+    assert not hasattr(model.config, "quantization_config")
+
+
+def test_a_fingerprint_tells_weights_apart(smollm2: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "config.json").write_bytes((smollm2 / "config.json").read_bytes())
+    weights = load_file(smollm2 / "model.safetensors")
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    same = model_fingerprint(copy)
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
+    weights["model.embed_tokens.weight"] *= 2
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    assert model_fingerprint(copy) != same
+
+
+def test_the_size_of_a_local_model_is_known(smollm2: Path) -> None:
+    assert model_bytes(ModelConfig(name=str(smollm2), dtype="float32")) == 134515008 * 4
+    assert model_bytes(ModelConfig(name=str(smollm2), dtype="bfloat16")) == 134515008 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("./nowhere", "model.name: ./nowhere is not a model folder"),
+        ("two words", "model.name: two words is neither a folder nor a hub id"),
+        ("no-such-owner/no-such-model", "model.name: .*no-such-owner/no-such-model"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_named(name: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        check_model(ModelConfig(name=name))
