@@ -25,15 +25,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
-        yield temporary
-        if temporary.is_dir():
-            _remove(path)
-        os.replace(temporary, path)
+        try:
+            _remove(temporary)
+            yield temporary
+            if temporary.is_dir():
+                _remove(path)
+            os.replace(temporary, path)
+        finally:
+            _remove(temporary)
     except OSError as error:
         raise UserError(f"{error.filename or path}: can't be written ({error.strerror or error})") from error
-    finally:
-        _remove(temporary)
 
 
 def _remove(path: Path) -> None:
