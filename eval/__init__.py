@@ -1,0 +1,1 @@
+"""Evaluation: engines, one module a benchmark, graders, sandbox, report."""

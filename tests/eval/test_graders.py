@@ -1,0 +1,115 @@
+import os
+import time
+
+import pytest
+
+from eval import graders
+from eval.graders import Grade, extract_math, extract_number, grade_all, last_number, math_equal, numbers_equal
+from tests.eval.graded_pairs import MATH, METAMATH_GSM8K, METAMATH_MATH, NUMBERS
+
+
+@pytest.mark.parametrize(("prediction", "gold", "equal"), NUMBERS)
+def test_numbers(prediction, gold, equal):
+    assert numbers_equal(prediction, gold) is equal
+    assert numbers_equal(gold, prediction) is equal
+
+
+@pytest.mark.parametrize(("prediction", "gold", "equal"), MATH)
+def test_math(prediction, gold, equal):
+    assert math_equal(prediction, gold) is equal
+
+
+@pytest.mark.parametrize(("completion", "gold", "equal"), METAMATH_GSM8K)
+def test_metamath_gsm8k(completion, gold, equal):
+    assert graders.GRADERS["metamath_gsm8k"](completion, gold) is equal
+
+
+@pytest.mark.parametrize(("completion", "gold", "equal"), METAMATH_MATH)
+def test_metamath_math(completion, gold, equal):
+    assert graders.GRADERS["metamath_math"](completion, gold) is equal
+
+
+def test_table_is_large():
+    tables = (NUMBERS, MATH, METAMATH_GSM8K, METAMATH_MATH)
+    assert sum(map(len, tables)) >= 150
+    assert all(len(set(table)) == len(table) for table in tables)
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "lenient"),
+    [
+        ("9 * 2 = 18. The answer is: 18", "18", "18"),
+        ("The answer is: $1,234.50.", "$1,234.50", "$1,234.50"),
+        ("The answer is: 5.\nCheck: 2 + 3 = 6", "5", "6"),
+        ("The answer is: 3/4 cup", "3/4 cup", "3/4"),
+        ("The answer is: $\\boxed{12}$", "$\\boxed{12}$", "$12"),
+        ("The answer is: -3%", "-3%", "-3%"),
+        ("The answer is: 7 apples and 5 pears", "7", "5"),
+        ("The answer is:\n42", "42", "42"),
+        ("First, the answer is: 1. The answer is: 2", "2", "2"),
+        ("He has 16-3=13 left", None, "13"),
+        ("no marker, no number", None, None),
+        ("The answer is: unknown", None, None),
+        ("", None, None),
+    ],
+)
+def test_extract_number(text, strict, lenient):
+    assert extract_number(text) == strict
+    assert last_number(text) == lenient
+
+
+def test_extracted_number_is_equal_to_its_source():
+    assert numbers_equal(extract_number("The answer is: about 5 + 7 = 12 apples"), "12")
+    assert extract_number("Answer -> 7 kg", marker="Answer ->") == "7 kg"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\boxed{\\text{a}_{b}} and more", "\\text{a}_{b}"),
+        ("\\boxed 5$ done", "5"),
+        ("\\boxed{unclosed", None),
+        ("The answer is: $x+1$.\nNote.", "x+1"),
+        ("The answer is: \\boxed{7}", "7"),
+        ("The answer is 7.", "7"),
+        ("nothing", None),
+    ],
+)
+def test_extract_math(text, answer):
+    assert extract_math(text) == answer
+
+
+def test_grade_all_keeps_order_and_agrees():
+    pairs = [(p, g) for p, g, _ in NUMBERS]
+    assert [grade.correct for grade in grade_all(pairs, "numbers", workers=2)] == [equal for _, _, equal in NUMBERS]
+    assert grade_all([], "numbers") == []
+    with pytest.raises(KeyError):
+        grade_all([("1", "1")], "unknown")
+
+
+def test_stuck_answer_is_flagged_and_the_rest_is_graded():
+    bomb = "9^{9^{9^{9}}}+1"
+    start = time.monotonic()
+    grades = grade_all(
+        [("1/2", "0.5"), (bomb, "x^{9^{9^9}}"), ("x+1", "1+x"), ("2", "3")], "math", workers=1, timeout=3
+    )
+    assert time.monotonic() - start < 60
+    assert grades[0] == Grade(True) and grades[2] == Grade(True) and grades[3] == Grade(False)
+    assert not grades[1].correct and grades[1].flag == "timeout"
+
+
+def test_no_worker_is_left(monkeypatch):
+    started = []
+    original = graders._Worker.__init__
+
+    def record(self, grader):
+        original(self, grader)
+        started.append(self.process)
+
+    monkeypatch.setattr(graders._Worker, "__init__", record)
+    grade_all([("1", "1")] * 8, "numbers", workers=2)
+    assert started and all(process.poll() is not None for process in started)
+    for process in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
