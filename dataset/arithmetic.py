@@ -16,8 +16,8 @@ Split = Literal["train", "validation", "test"]
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "train": (
-        "Anna", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Henry", "Ivy", "Jack", "Kate", "Leo", "Mia", "Noah",
-        "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor", "Wendy", "Zoe", "Alice", "Bruno",
+        "Anna", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Henry", "Ivy", "Jack", "Kate", "Leo", "Mia",
+        "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor", "Wendy", "Zoe", "Alice", "Bruno",
     ),
     "validation": ("Clara", "Daniel", "Elena", "George", "Hanna", "Ian", "Julia", "Kevin"),
     "test": ("Laura", "Martin", "Nina", "Oscar", "Peter", "Rita", "Simon", "Vera"),

@@ -38,8 +38,8 @@ def hours_to_finish(w: Words, rate: int, hours: int, done: int) -> Problem:
     rest = rate * hours
     total = rest + done
     return Problem(
-        f"{w.name} has to paint {total} fence boards and has painted {done} so far. {w.name} paints {rate} every hour. "
-        f"How many more hours does {w.name} need?",
+        f"{w.name} has to paint {total} fence boards and has painted {done} so far. {w.name} paints {rate} every "
+        f"hour. How many more hours does {w.name} need?",
         (
             f"There are {total} - {done} = {rest} boards left to paint.",
             f"{w.name} needs {rest} / {rate} = {hours} hours.",
@@ -133,7 +133,8 @@ def times_as_old_ago(w: Words, age: int, times: int, years: int) -> Problem | No
     if years >= now or now > 80:
         return None
     return Problem(
-        f"{w.name} is {age} years old. {w.name}'s aunt is {times} times as old. How old was the aunt {years} years ago?",
+        f"{w.name} is {age} years old. {w.name}'s aunt is {times} times as old. "
+        f"How old was the aunt {years} years ago?",
         (
             f"The aunt is {age} * {times} = {now} years old now.",
             f"{years} years ago she was {now} - {years} = {now - years} years old.",

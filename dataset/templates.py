@@ -1,0 +1,81 @@
+"""Prompt templates: how an instruction becomes the text a model sees.
+
+Calibration, training and evaluation all take their prompts from here, so a model is asked at test time exactly what it
+was asked in training.
+
+- `alpaca`: the text that MetaMath, PiSSA and the published Astra code train on. The target follows the prompt without
+  a space and ends with a line break and the end-of-sequence token, as in PiSSA's `train.py`.
+- `chat`: the tokenizer's own chat template.
+
+All texts are meant for `tokenizer(text)` with its default special tokens: a beginning-of-sequence token that the
+tokenizer adds by itself is not in the text.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from utils.errors import UserError
+
+TemplateName = Literal["alpaca", "chat"]
+Record = Mapping[str, Any]
+
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+
+
+def format_prompt(instruction: str, template: TemplateName, tokenizer: Any = None, response_prefix: str = "") -> str:
+    """The prompt of one instruction.
+
+    Args:
+        instruction: The task in words.
+        template: `alpaca`, or `chat`, which needs a tokenizer with a chat template.
+        tokenizer: A transformers tokenizer; only `chat` uses it.
+        response_prefix: Put where the response begins (published evaluations use " Let's think step by step.").
+
+    Raises:
+        UserError: `chat` with a tokenizer that has no chat template.
+    """
+    return _prompt([{"role": "user", "content": instruction}], template, tokenizer) + response_prefix
+
+
+def format_example(record: Record, template: TemplateName, tokenizer: Any) -> tuple[str, str]:
+    """The prompt of a training record and the target that follows it, end of sequence included.
+
+    Args:
+        record: `instruction` and `output`; a conversation also has `messages`, all turns before the response `output`.
+
+    Raises:
+        UserError: as `format_prompt`; a conversation with the template `alpaca`.
+    """
+    turns = record.get("messages") or [{"role": "user", "content": record["instruction"]}]
+    prompt = _prompt(turns, template, tokenizer)
+    if template == "alpaca":
+        return prompt, f"{record['output']}\n{tokenizer.eos_token or ''}"
+    return prompt, _chat_target(prompt, turns, record["output"], tokenizer)
+
+
+def _prompt(turns: Sequence[Mapping[str, str]], template: TemplateName, tokenizer: Any) -> str:
+    if template == "chat":
+        return _render(turns, tokenizer, add_generation_prompt=True)
+    if len(turns) != 1:
+        raise UserError("data.template: a conversation (data.fields has messages) needs the template chat, not alpaca")
+    return ALPACA.format(instruction=turns[0]["content"])
+
+
+def _render(turns: Sequence[Mapping[str, str]], tokenizer: Any, add_generation_prompt: bool) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("data.template: this model's tokenizer has no chat template; allowed: alpaca")
+    text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=add_generation_prompt)
+    bos = tokenizer.bos_token
+    adds_bos = bos is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(bos) if adds_bos else text
+
+
+def _chat_target(prompt: str, turns: Sequence[Mapping[str, str]], response: str, tokenizer: Any) -> str:
+    """The response with the end of turn that the chat template puts after it."""
+    rendered = _render([*turns, {"role": "assistant", "content": response}], tokenizer, add_generation_prompt=False)
+    # Templates that open the response with markers of their own (thinking, say) don't continue the prompt they render.
+    target = rendered[len(prompt) :].rstrip() if rendered.startswith(prompt) else response
+    return target if target.startswith(response) and target != response else response + (tokenizer.eos_token or "")

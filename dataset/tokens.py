@@ -1,0 +1,156 @@
+"""Records to tensors: training examples, and the calibration batches made from the same text."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dataset.templates import Record, TemplateName, format_example
+from utils.errors import UserError
+from utils.log import log
+
+IGNORE_INDEX = -100
+_CHUNK = 1000  # records tokenised in one call: enough for the tokenizer's threads, little memory
+
+
+@dataclass
+class Encoded:
+    """Tokenised records, and what the length limit did to the others.
+
+    Attributes:
+        features: Per record `input_ids` and `labels`, int32 tensors of one shape (tokens,); the prompt's labels
+            are -100.
+        dropped: Records left out because their prompt leaves no room for a target.
+        truncated: Records whose target was cut (they then have no end-of-sequence token).
+    """
+
+    features: list[dict[str, Tensor]] = field(default_factory=list)
+    dropped: int = 0
+    truncated: int = 0
+
+
+def encode_records(
+    records: Iterable[Record], tokenizer: Any, template: TemplateName, max_length: int, limit: int | None = None
+) -> Encoded:
+    """Tokenise prompt + target of every record, at most `max_length` tokens.
+
+    The prompt is never cut: a record whose prompt alone reaches `max_length` is dropped, and a longer target is cut at
+    the end. So no example lacks a target.
+
+    Args:
+        limit: Stop after this many features.
+
+    Raises:
+        UserError: no record is left; see also `format_example`.
+    """
+    encoded = Encoded()
+    source = iter(records)
+    while chunk := list(islice(source, _CHUNK if limit is None else limit)):
+        _encode_chunk(chunk, tokenizer, template, max_length, encoded)
+        if limit is not None and len(encoded.features) >= limit:
+            del encoded.features[limit:]
+            break
+    if not encoded.features:
+        raise UserError(f"no example has a prompt shorter than max_length={max_length} tokens; raise data.max_length")
+    return encoded
+
+
+def encode(record: Record, tokenizer: Any, template: TemplateName, max_length: int) -> dict[str, Tensor]:
+    """One record as `input_ids` and `labels`; see `encode_records`."""
+    return encode_records([record], tokenizer, template, max_length).features[0]
+
+
+def _encode_chunk(
+    records: Sequence[Record], tokenizer: Any, template: TemplateName, max_length: int, into: Encoded
+) -> None:
+    pairs = [format_example(record, template, tokenizer) for record in records]
+    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    # Prompt and target are tokenised together, as in the published code: alone, a target would get the word-start
+    # marker that some tokenizers put at the beginning of every text.
+    examples = tokenizer([prompt + target for prompt, target in pairs])["input_ids"]
+    for prompt, ids in zip(prompts, examples, strict=True):
+        start = _common_prefix(prompt, ids)
+        if start >= max_length:
+            into.dropped += 1
+            continue
+        into.truncated += len(ids) > max_length
+        input_ids = torch.tensor(ids[:max_length], dtype=torch.int32)
+        labels = input_ids.clone()
+        labels[:start] = IGNORE_INDEX
+        into.features.append({"input_ids": input_ids, "labels": labels})
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike; where a token spans prompt and target, it counts as target."""
+    if list(second[: len(first)]) == list(first):
+        return len(first)
+    return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+
+
+def collate(
+    features: Sequence[dict[str, Tensor]], pad_id: int, side: Literal["left", "right"] = "right"
+) -> dict[str, Tensor]:
+    """Pad features to the longest of them.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, int64 tensors of shape (batch, tokens); padding has mask 0 and
+        label -100.
+    """
+    rows = [feature["input_ids"].long() for feature in features]
+
+    def pad(sequences: list[Tensor], value: int) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value, padding_side=side)
+
+    return {
+        "input_ids": pad(rows, pad_id),
+        "attention_mask": pad([torch.ones_like(row) for row in rows], 0),
+        "labels": pad([feature["labels"].long() for feature in features], IGNORE_INDEX),
+    }
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """The id to pad with: the tokenizer's own, else its end-of-sequence token. Padding is masked, so any id does."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def calibration_batches(
+    records: Sequence[Record],
+    tokenizer: Any,
+    template: TemplateName,
+    *,
+    batch_size: int,
+    max_length: int,
+    samples: int,
+    seed: int,
+) -> list[dict[str, Tensor]]:
+    """Batches of `samples` training examples chosen by `seed`, their text exactly as training sees it.
+
+    The choice depends on the records and the seed alone, never on `batch_size`. Examples of like length share a batch
+    (little padding), the longest first (a lack of memory shows at once).
+
+    Returns:
+        Dicts of `input_ids` and `attention_mask`, int64 of shape (<= batch_size, <= max_length), padded on the right
+        to the longest of the batch.
+
+    Raises:
+        UserError: no record fits; see also `format_example`.
+    """
+    if not records:
+        raise UserError("calibration: the training set is empty; check data.train and data.limit")
+    order = random.Random(seed).sample(range(len(records)), len(records))
+    encoded = encode_records((records[i] for i in order), tokenizer, template, max_length, limit=samples)
+    features = encoded.features
+    if len(features) < samples:
+        log.warning("calibration: only %d of %d samples: the training set has no more", len(features), samples)
+    features.sort(key=lambda feature: -len(feature["input_ids"]))  # stable: ties keep the order of choice
+    batches = [
+        collate(features[i : i + batch_size], pad_token_id(tokenizer)) for i in range(0, len(features), batch_size)
+    ]
+    return [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches]
