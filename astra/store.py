@@ -78,6 +78,11 @@ class Calibration:
     folder: Path | None = None
     files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether the second moments were kept."""
+        return "moments" in self.tables or "moments.safetensors" in self.files
+
     def vectors(self, name: str, subspace: str, rank: int) -> Tensor:
         """The `rank` first eigenvectors of one layer in one subspace.
 
@@ -90,7 +95,9 @@ class Calibration:
         """
         info = self._layer(name)
         if subspace not in self.subspaces:
-            raise AstraError(f"subspace {subspace!r} is not in this calibration, which has {', '.join(self.subspaces)}")
+            raise AstraError(
+                f"subspace {subspace!r} is not in this calibration, which has {', '.join(self.subspaces)}"
+            )
         if not 1 <= rank <= self.max_rank:
             raise AstraError(f"rank {rank} is outside 1..{self.max_rank}, what this calibration stores")
         stored = self._table(subspace)[name]
@@ -99,9 +106,19 @@ class Calibration:
         return stored[:, :rank].contiguous()
 
     def eigenvalues(self, name: str) -> Tensor:
-        """Eigenvalues of C = (1/T) sum y y^T: float64 (m,), ascending; NaN for those not computed (spectrum "ends")."""
+        """Eigenvalues of C = (1/T) sum y y^T: float64 (m,), ascending; NaN if not computed (spectrum "ends")."""
         self._layer(name)
         return self._table("spectra")[name]
+
+    def moments(self) -> dict[str, Tensor]:
+        """The second moments, float64, by the layer that accumulated them (`LayerInfo.group`).
+
+        Raises:
+            AstraError: they were not kept.
+        """
+        if not self.has_moments:
+            raise AstraError("this calibration was made without keep_moments")
+        return self._table("moments")
 
     def effective_ranks(self) -> dict[str, float]:
         """Entropy effective rank of every layer.
@@ -122,8 +139,8 @@ class Calibration:
         """
         folder = Path(folder)
         tables = {name: self._table(name) for name in ("spectra", *self.subspaces)}
-        if "moments" in self.tables or "moments.safetensors" in self.files:
-            tables["moments"] = self._table("moments")
+        if self.has_moments:
+            tables["moments"] = self.moments()
         staged: dict[str, Path] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +220,9 @@ def read_table(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     _check_size(path, entry["bytes"])
     if _sha256(path) != entry["sha256"]:
-        raise AstraError(f"{path} is damaged (its SHA-256 is not the manifest's); delete the folder and calibrate again")
+        raise AstraError(
+            f"{path} is damaged (its SHA-256 is not the manifest's); delete the folder and calibrate again"
+        )
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -1,0 +1,175 @@
+"""Calibration from end to end: second moments, decompositions, one `Calibration` for every rank and subspace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from astra import parallel
+from astra.decompose import LayerSpectrum, decompose
+from astra.errors import AstraError
+from astra.forward import Batch
+from astra.moments import Moments, collect
+from astra.progress import Checkpoint
+from astra.store import Calibration, LayerInfo
+from astra.targets import find_targets, layer_shape, layer_weight
+
+Decomposed = tuple[LayerInfo, LayerSpectrum]
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    target_modules: Sequence[str] | str,
+    rank: int,
+    subspaces: Sequence[str] = ("tail",),
+    *,
+    spectrum: str = "full",
+    seed: int = 42,
+    keep_moments: bool = False,
+    settings: dict[str, Any] | None = None,
+    checkpoint: Path | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+    on_layer: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Spectra and eigenvectors of the output activations of every target layer.
+
+    Under `torch.distributed` each process passes its own share of the batches, decomposes its share of the layers, and
+    gets the whole result.
+
+    Args:
+        model: any PyTorch model called as `model(**batch)`.
+        batches: dicts of tensors (`input_ids`, `attention_mask`, ...), the same on every iteration.
+        target_modules: as in PEFT: name endings, a regular expression, or "all-linear".
+        rank: the largest rank that can be asked of the result.
+        subspaces: any of "tail", "nullspace", "principal", "middle", "random".
+        spectrum: "full", or "ends" to compute only the ends of large spectra.
+        seed: of `random` and of the basis of null spaces.
+        keep_moments: keep the second moments too, for `extend`.
+        settings: kept with the result, to tell what it was made of.
+        checkpoint: a file to save progress in, and to continue from; it belongs to these `settings` and this process.
+        on_batch: called after each batch with its number and tokens.
+        on_layer: called after each decomposition with the layer's name.
+
+    Returns:
+        A `Calibration` on the CPU; `.save(folder)` keeps it.
+
+    Raises:
+        AstraError: see `collect` and `decompose`.
+    """
+    if rank < 1:
+        raise AstraError(f"rank {rank} is not a positive number")
+    progress = Checkpoint(checkpoint, repr(settings)) if checkpoint is not None else None
+    moments = collect(model, batches, target_modules, checkpoint=progress, on_batch=on_batch)
+    result = from_moments(
+        model, moments, rank, subspaces, spectrum=spectrum, seed=seed, keep_moments=keep_moments, on_layer=on_layer
+    )
+    result.settings = dict(settings or {})
+    return result
+
+
+def from_moments(
+    model: nn.Module,
+    moments: Moments,
+    rank: int,
+    subspaces: Sequence[str],
+    *,
+    spectrum: str = "full",
+    seed: int = 42,
+    keep_moments: bool = False,
+    on_layer: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Decompose the second moments of a model's layers; see `calibrate`. Moments that are not kept are freed."""
+    targets = find_targets(model, list(moments.groups))
+    kept = {name: matrix.cpu() for name, matrix in moments.matrices.items()} if keep_moments else {}
+    mine: list[Decomposed] = []
+    for number, (name, key) in enumerate(moments.groups.items()):
+        if number % parallel.world_size() == parallel.rank():
+            mine.append(decompose_layer(name, targets[name], moments, rank, subspaces, spectrum=spectrum, seed=seed))
+        if not any(other == key for other in list(moments.groups.values())[number + 1 :]):
+            del moments.matrices[key]
+        if on_layer is not None:
+            on_layer(name)
+    return assemble(mine, list(moments.groups), rank, subspaces, {"moments": kept} if kept else {})
+
+
+def extend(
+    calibration: Calibration,
+    model: nn.Module,
+    rank: int,
+    subspaces: Sequence[str],
+    *,
+    spectrum: str = "full",
+    seed: int = 42,
+    on_layer: Callable[[str], None] | None = None,
+) -> Calibration:
+    """The same calibration with more vectors, from its kept second moments: no forward pass.
+
+    Raises:
+        AstraError: it was made without `keep_moments`.
+    """
+    infos = calibration.layers
+    moments = Moments(
+        dict(calibration.moments()),
+        {info.group: info.tokens for info in infos.values()},
+        {info.group: info.moment for info in infos.values()},
+        {name: info.group for name, info in infos.items()},
+    )
+    wider = from_moments(
+        model, moments, rank, subspaces, spectrum=spectrum, seed=seed, keep_moments=True, on_layer=on_layer
+    )
+    wider.settings = dict(calibration.settings)
+    return wider
+
+
+def decompose_layer(
+    name: str,
+    module: nn.Module,
+    moments: Moments,
+    rank: int,
+    subspaces: Sequence[str],
+    *,
+    spectrum: str = "full",
+    seed: int = 42,
+) -> Decomposed:
+    """Decompose one layer with the moment that it uses."""
+    key = moments.groups[name]
+    weight, bias = layer_weight(module)
+    if weight.is_meta:
+        raise AstraError(f"layer {name}: its weight is offloaded to disk or CPU; use the streamed mode")
+    kind, tokens = moments.kinds[key], moments.tokens[key]
+    result = decompose(
+        moments.matrices[key], kind, tokens, weight, bias, rank, subspaces, spectrum=spectrum, seed=seed, name=name
+    )
+    info = LayerInfo(
+        name=name,
+        shape=layer_shape(module),
+        bias=bias is not None,
+        moment=kind,
+        group=key,
+        tokens=tokens,
+        rank_bound=result.rank_bound,
+        numerical_rank=result.numerical_rank,
+        effective_rank=result.effective_rank,
+        trace=result.trace,
+    )
+    return info, result
+
+
+def assemble(
+    mine: list[Decomposed],
+    order: list[str],
+    rank: int,
+    subspaces: Sequence[str],
+    tables: dict[str, dict[str, Any]],
+) -> Calibration:
+    """One `Calibration` of the layers that all processes decomposed, in the given order."""
+    found = {info.name: (info, result) for part in parallel.gather(mine) for info, result in part}
+    tables["spectra"] = {name: found[name][1].eigenvalues for name in order}
+    for subspace in subspaces:
+        tables[subspace] = {name: found[name][1].vectors[subspace] for name in order}
+    layers = {name: found[name][0] for name in order}
+    return Calibration(layers, rank, tuple(dict.fromkeys(subspaces)), {}, tables)

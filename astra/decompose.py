@@ -1,0 +1,211 @@
+"""From a second moment and a weight to the spectrum of C = (1/T) sum y y^T and the eigenvectors asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from astra.eigen import Eigen, eigen
+from astra.errors import AstraError
+from astra.store import SUBSPACES
+from astra.subspace import EndsEigen, NotConverged
+
+CUTOFF = 8 * torch.finfo(torch.float64).eps  # times max(m, n) times the largest eigenvalue
+LARGE = 2048  # below this size a full decomposition is as fast as its ends
+
+
+@dataclass
+class LayerSpectrum:
+    """Decomposition of one layer's C (m x m).
+
+    Attributes:
+        eigenvalues: float64 (m,), ascending, on the CPU; 0 outside the numerical range, NaN where not computed.
+        vectors: subspace -> float32 (m, <= rank), orthonormal columns, on the CPU.
+        numerical_rank: number of eigenvalues above max(m, n) * eps * 8 * largest, at most `rank_bound`.
+        rank_bound: min(m, n (+1 with a bias), T).
+        effective_rank: exp(-sum p log p) with p the eigenvalues over their sum; None without a full spectrum.
+        trace: of C.
+    """
+
+    eigenvalues: Tensor
+    vectors: dict[str, Tensor]
+    numerical_rank: int
+    rank_bound: int
+    effective_rank: float | None
+    trace: float
+
+
+def decompose(
+    moment: Tensor,
+    kind: str,
+    tokens: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    rank: int,
+    subspaces: Sequence[str] = ("tail",),
+    *,
+    spectrum: str = "full",
+    seed: int = 42,
+    name: str = "",
+) -> LayerSpectrum:
+    """Decompose C of a layer y = W x + b, on the device of `moment`.
+
+    Args:
+        moment: float64, the mean of x~ x~^T ("input": n x n, or (n + 1) x (n + 1) with a last row of ones) or of
+            y y^T ("output": m x m).
+        kind: "input" or "output".
+        tokens: T, the number of tokens behind the mean.
+        weight: W (m x n), any floating type.
+        bias: b (m,) or None.
+        rank: columns wanted of each subspace; a layer that has fewer gives fewer.
+        subspaces: any of `SUBSPACES` (DESIGN: tail and nullspace are the low end, principal the high end).
+        spectrum: "full", or "ends" for only as many eigenvalues at each end as needed, where the layer is large.
+        seed: of `random` and of the basis of the null space, together with `name`.
+        name: the layer, for the seed and for messages.
+
+    Raises:
+        AstraError: unknown subspace, or a C without energy.
+    """
+    unknown = next((subspace for subspace in subspaces if subspace not in SUBSPACES), None)
+    if unknown is not None:
+        raise AstraError(f"subspace {unknown!r} is not one of {', '.join(SUBSPACES)}")
+    m, n = weight.shape
+    bound = min(m, n + (bias is not None), tokens)
+    rank = min(rank, m)
+    problem = _Problem(moment, kind, weight, bias)
+    solved = _solve(problem.core, rank, bound, spectrum, subspaces, max(m, n))
+    largest = float(solved.values[-1])
+    if not largest > 0:
+        raise AstraError(f"layer {name}: its outputs are all zero on the calibration set")
+    known = solved.values.isfinite()
+    above = int((~known | (solved.values > max(m, n) * CUTOFF * largest)).sum())
+    numerical = min(above, bound)
+    values = torch.cat([solved.values.new_zeros(m - numerical), solved.values[len(solved.values) - numerical :]])
+    picker = _Picker(problem, solved, numerical, rank, _generator(seed, name))
+    vectors = {subspace: _single(picker.pick(subspace)) for subspace in subspaces}
+    values = values.cpu()
+    full = bool(values.isfinite().all())
+    return LayerSpectrum(
+        values, vectors, numerical, bound, effective_rank(values) if full else None, float(problem.core.trace())
+    )
+
+
+def effective_rank(eigenvalues: Tensor) -> float:
+    """exp of the Shannon entropy of the normalised spectrum (Roy & Vetterli, 2007): 1 .. number of eigenvalues."""
+    share = eigenvalues[eigenvalues > 0] / eigenvalues[eigenvalues > 0].sum()
+    return math.exp(float(-(share * share.log()).sum()))
+
+
+class _Problem:
+    """C as Q blockdiag(core, 0) Q^T, with a core of at most n + 1 rows and an orthogonal Q (m x m), never formed.
+
+    For m > n, W~ = Q [R; 0] gives C = Q [R G R^T, 0; 0, 0] Q^T: no m x m problem, no squared condition number.
+    """
+
+    def __init__(self, moment: Tensor, kind: str, weight: Tensor, bias: Tensor | None) -> None:
+        self.rows = weight.shape[0]
+        self._factor: tuple[Tensor, Tensor] | None = None
+        if kind == "output":
+            self.core = _symmetric(moment)
+            return
+        w = weight.to(device=moment.device, dtype=torch.float64)
+        if bias is not None:
+            w = torch.cat([w, bias.to(w)[:, None]], dim=1)
+        g = moment[: w.shape[1], : w.shape[1]]
+        if w.shape[0] > w.shape[1]:
+            self._factor = torch.geqrf(w)
+            w = self._factor[0][: w.shape[1]].triu()
+        self.core = _symmetric(w @ g @ w.T)
+
+    def lift(self, coordinates: Tensor) -> Tensor:
+        """Q times coordinates (m, c), or (k, c) for those in the core alone."""
+        if self._factor is None:
+            return coordinates
+        missing = self.rows - coordinates.shape[0]
+        padded = torch.cat([coordinates, coordinates.new_zeros(missing, coordinates.shape[1])])
+        return torch.ormqr(*self._factor, padded)
+
+
+class _Picker:
+    """Chooses eigenvectors by index; columns are ordered so that the first r of them serve rank r."""
+
+    def __init__(self, problem: _Problem, solved: Eigen, numerical: int, rank: int, generator: torch.Generator) -> None:
+        self.problem, self.solved, self.numerical = problem, solved, numerical
+        self.rank, self.generator = rank, generator
+        self.first = len(solved.values) - numerical  # index of the smallest eigenvalue inside the numerical range
+
+    def pick(self, subspace: str) -> Tensor:
+        """float64 (m, <= rank), orthonormal."""
+        return {
+            "tail": lambda: self._tail(self.rank),
+            "principal": self._principal,
+            "middle": self._middle,
+            "nullspace": self._nullspace,
+            "random": self._random,
+        }[subspace]()
+
+    def _lifted(self, low: int, high: int) -> Tensor:
+        vectors = self.solved.vectors(low, high)
+        # An eigenvector's sign is arbitrary: make it the same whatever solver found it.
+        peak = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+        return self.problem.lift(vectors * peak.sign())
+
+    def _tail(self, count: int) -> Tensor:
+        return self._lifted(self.first, self.first + min(count, self.numerical))
+
+    def _principal(self) -> Tensor:
+        size = len(self.solved.values)
+        return self._lifted(size - min(self.rank, self.numerical), size).flip(1)
+
+    def _middle(self) -> Tensor:
+        """Around the median eigenvalue of the numerical range, from the middle outwards."""
+        count = min(self.rank, self.numerical)
+        low = self.first + (self.numerical - count) // 2
+        centre = self.first + (self.numerical - 1) / 2
+        order = sorted(range(low, low + count), key=lambda index: (abs(index - centre), index))
+        return self._lifted(low, low + count)[:, [index - low for index in order]]
+
+    def _nullspace(self) -> Tensor:
+        """A random orthonormal basis of the complement of the numerical range, then the tail if that is too small."""
+        rows, size = self.problem.rows, len(self.solved.values)
+        null = rows - self.numerical
+        count = min(self.rank, null)
+        draw = self._orthonormal(null, count)
+        low = self.solved.vectors(0, self.first) @ draw[: self.first]
+        basis = self.problem.lift(torch.cat([low, draw[self.first :]]) if rows > size else low)
+        return torch.cat([basis, self._tail(self.rank - count)], dim=1)
+
+    def _random(self) -> Tensor:
+        return self._orthonormal(self.problem.rows, self.rank)
+
+    def _orthonormal(self, rows: int, columns: int) -> Tensor:
+        gaussian = torch.randn(rows, columns, dtype=torch.float64, generator=self.generator)
+        return torch.linalg.qr(gaussian).Q.to(self.problem.core.device)
+
+
+def _solve(core: Tensor, rank: int, bound: int, spectrum: str, subspaces: Sequence[str], width: int) -> Eigen:
+    """All of a small core; of a large one the ends if they do and the iteration finds them."""
+    if spectrum == "ends" and len(core) >= LARGE and len(core) <= bound and "middle" not in subspaces:
+        try:
+            return EndsEigen(core, rank, floor=width * CUTOFF)
+        except NotConverged:
+            pass  # singular, or no gap between what is wanted and the rest: the full solver always works
+    return eigen(core)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.T).div_(2)
+
+
+def _single(vectors: Tensor) -> Tensor:
+    return vectors.to(device="cpu", dtype=torch.float32).contiguous()
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -1,0 +1,49 @@
+"""What calibration needs of `torch.distributed`; every function is the identity for a single process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from astra.errors import AstraError
+
+
+def rank() -> int:
+    """This process's number; 0 if it is alone."""
+    return dist.get_rank() if _joined() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if _joined() else 1
+
+
+def gather(value: Any) -> list[Any]:
+    """The picklable values of all processes, by rank, on every process."""
+    if not _joined():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def raise_together(error: AstraError | None) -> None:
+    """Raise the first process's error on all of them, so that none waits for one that has gone."""
+    if error is not None and not _joined():
+        raise error
+    for message in gather(None if error is None else str(error)):
+        if message is not None:
+            raise AstraError(message) from error
+
+
+def reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over all processes, in place."""
+    if _joined():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
