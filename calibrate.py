@@ -1,0 +1,195 @@
+"""Measure the activations of a model on examples of its task, for the adapters that start from their eigenvectors.
+
+    python calibrate.py --config configs/demo.yaml
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.calibrations import Need, check_settings, store_settings, stores
+from utils.cli import main, parse
+from utils.config import Config
+from utils.distributed import device, is_main, process_group, rank, world_size
+from utils.errors import UserError
+from utils.files import read_json
+from utils.log import Progress, log, setup_logging
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from astra import Calibration
+
+USAGE = """
+Compute the spectra and eigenvectors that the runs of a config start from: <output_dir>/calibration/<fingerprint>/.
+
+  python calibrate.py --config configs/demo.yaml [--calibration.samples=64 ...] [--force]
+  torchrun --nproc-per-node 4 calibrate.py --config configs/metamath.yaml
+
+One calibration serves all ranks and subspaces of a sweep. An interrupted one continues; a complete one is kept.
+
+  --force   calibrate again, whatever is there
+"""
+PROGRESS = ".progress"  # folder inside the store for what a killed run leaves
+
+
+def command() -> None:
+    config, flags = parse(USAGE, {"force": False})
+    setup_logging()
+    check(config)
+    found = stores(config)
+    if not found:
+        log.info("nothing to calibrate: method.name is %s", config.method.name)
+    with process_group():
+        for folder, (run, need) in found.items():
+            calibrate_store(folder, run, need, flags["force"])
+
+
+def check(config: Config) -> None:
+    """Raise a `UserError` for what can be known before anything heavy is imported."""
+    from dataset.sources import check_training
+    from utils.models import check_model
+    from utils.runs import check_writable
+
+    check_writable(config)
+    check_model(config.model)
+    check_training(config.data)
+    if config.calibration.stream and world_size() > 1:
+        raise UserError("calibration.stream: true runs in one process; start it without torchrun")
+
+
+def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> None:
+    """Make the store complete: nothing to do, more vectors from kept moments, or a calibration.
+
+    Raises:
+        UserError: the store was made from another model or other data.
+        AstraError: see `astra.calibrate`.
+    """
+    from astra import Calibration
+
+    batches = load_batches(config)
+    settings = {**store_settings(config), **fingerprints(config, batches)}
+    old = None
+    if (folder / "manifest.json").is_file() and not force:
+        manifest = read_json(folder / "manifest.json")
+        check_settings(folder, manifest, settings)
+        old = Calibration.load(folder)
+        if need.met_by(manifest):
+            log.info("%s is complete: nothing to do (--force calibrates again)", folder)
+            return
+        need = Need(max(need.rank, old.max_rank), tuple(dict.fromkeys((*old.subspaces, *need.subspaces))))
+    started = time.monotonic()
+    if old is not None and old.has_moments:
+        log.info("%s: more vectors from the second moments kept there", folder)
+        result = extend_store(config, old, need)
+    else:
+        if old is not None:
+            log.info("%s: calibrating again for %s; keep_moments would have saved this", folder, _missing(old, need))
+        result = run_calibration(folder, config, need, settings, batches, force)
+    if is_main():
+        finish(folder, result, need, time.monotonic() - started)
+    if world_size() > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
+def load_batches(config: Config) -> list[dict[str, Tensor]]:
+    """The calibration set, tokenised, as batches of like length."""
+    from dataset.sources import load_training
+    from dataset.tokens import calibration_batches
+    from utils.models import load_tokenizer
+
+    wanted = config.calibration
+    return calibration_batches(
+        load_training(config.data),
+        load_tokenizer(config.model),
+        config.data.template,
+        batch_size=wanted.batch_size,
+        max_length=wanted.max_length,
+        samples=wanted.samples,
+        seed=wanted.seed,
+    )
+
+
+def fingerprints(config: Config, batches: list[dict[str, Tensor]]) -> dict[str, str]:
+    """What the settings stand for: the model's weights, and the tokens themselves, however they are batched."""
+    from utils.models import model_fingerprint, resolve_model
+
+    digest = hashlib.sha256()
+    for batch in batches:
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            digest.update(ids[mask.bool()].numpy().tobytes() + b";")
+    return {"model.fingerprint": model_fingerprint(resolve_model(config.model)), "data.fingerprint": digest.hexdigest()}
+
+
+def run_calibration(
+    folder: Path, config: Config, need: Need, settings: dict[str, Any], batches: list[dict[str, Tensor]], force: bool
+) -> Calibration:
+    """Calibrate on this process's share of the batches, continuing what a killed run left."""
+    from astra import calibrate
+
+    wanted = config.calibration
+    mine = batches[rank() :: world_size()]
+    progress = folder / PROGRESS / f"{rank()}-of-{world_size()}-by-{wanted.batch_size}.safetensors"
+    if force:
+        progress.unlink(missing_ok=True)
+    model = load(config)
+    with Progress("calibration", sum(int(batch["attention_mask"].sum()) for batch in mine), "token") as bar:
+        return calibrate(
+            model,
+            mine,
+            config.method.target_modules,
+            need.rank,
+            need.subspaces,
+            spectrum=wanted.spectrum,
+            seed=wanted.seed,
+            keep_moments=wanted.keep_moments,
+            settings=settings,
+            checkpoint=progress,
+            on_batch=lambda _, tokens: bar.update(tokens),
+        )
+
+
+def extend_store(config: Config, old: Calibration, need: Need) -> Calibration:
+    """More vectors from the second moments that were kept."""
+    from astra import extend
+
+    wanted = config.calibration
+    return extend(old, load(config), need.rank, need.subspaces, spectrum=wanted.spectrum, seed=wanted.seed)
+
+
+def load(config: Config) -> nn.Module:
+    """The base model, on this process's device or spread over all of them."""
+    from utils.models import load_model
+
+    if config.model.device_map is not None:
+        return load_model(config.model, device_map=config.model.device_map)
+    return load_model(config.model).to(device())
+
+
+def finish(folder: Path, result: Calibration, need: Need, seconds: float) -> None:
+    """Write the store and its figure, and drop the progress files."""
+    import shutil
+
+    from utils.plots import plot_spectra
+
+    result.save(folder)
+    plot_spectra(result, folder / "spectrum.png", need.rank)
+    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+    tokens = max(info.tokens for info in result.layers.values())
+    log.info("%s: %d layers from %s tokens in %.1f s", folder, len(result.layers), f"{tokens:,}", seconds)
+
+
+def _missing(old: Calibration, need: Need) -> str:
+    new = [subspace for subspace in need.subspaces if subspace not in old.subspaces]
+    return f"subspace {', '.join(new)}" if new else f"rank {need.rank}, more than the {old.max_rank} stored"
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    main(command)

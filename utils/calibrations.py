@@ -1,0 +1,110 @@
+"""Where an experiment's calibrations are, what its runs need of them, and whether one that is there will do."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.config import Config, expand_sweep
+from utils.errors import UserError
+from utils.files import fingerprint, read_json
+from utils.models import model_fingerprint, resolve_model
+
+FULL_SPECTRUM = "effective_rank"  # the rank allocation that needs whole spectra
+ALLOCATION_HEADROOM = 2  # a shared rank budget may give a layer up to so many times the mean rank
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a store must serve.
+
+    Attributes:
+        rank: the largest rank asked for.
+        subspaces: the subspaces asked for, in the order of their first use.
+    """
+
+    rank: int
+    subspaces: tuple[str, ...]
+
+    def met_by(self, manifest: dict[str, Any]) -> bool:
+        """Whether a store with this manifest has it all."""
+        return self.rank <= manifest["max_rank"] and set(self.subspaces) <= set(manifest["subspaces"])
+
+
+def stores(config: Config) -> dict[Path, tuple[Config, Need]]:
+    """Every store that the runs of a config's sweep read, with one of their configs and the union of their needs.
+
+    Raises:
+        UserError: `calibration.max_rank` is less than a run's rank.
+    """
+    runs: dict[Path, list[Config]] = {}
+    for run in expand_sweep(config):
+        if run.method.name == "astra":
+            runs.setdefault(store_folder(run), []).append(run)
+    return {folder: (group[0], need(group)) for folder, group in runs.items()}
+
+
+def need(runs: Sequence[Config]) -> Need:
+    """What the runs that share a store need of it."""
+    rank, subspaces = 0, []
+    for run in runs:
+        shared = run.method.rank_allocation == FULL_SPECTRUM
+        if shared and run.calibration.spectrum == "ends":
+            raise UserError("calibration.spectrum: ends has no effective ranks; method.rank_allocation needs full")
+        wanted = run.method.rank * (ALLOCATION_HEADROOM if shared else 1)
+        most = run.calibration.max_rank
+        if most is not None and most < run.method.rank:
+            raise UserError(f"calibration.max_rank: {most} is less than method.rank, {run.method.rank}")
+        rank = max(rank, wanted if most is None else most)
+        subspaces += [run.method.subspace, *(run.calibration.subspaces or [])]
+    return Need(rank, tuple(dict.fromkeys(subspaces)))
+
+
+def store_folder(config: Config) -> Path:
+    """`<output_dir>/calibration/<fingerprint>`: one for all ranks and subspaces of the same activations."""
+    return Path(config.output_dir) / "calibration" / fingerprint(store_settings(config))
+
+
+def store_settings(config: Config) -> dict[str, Any]:
+    """What the activations of a calibration depend on, as far as the config tells; not how they are computed."""
+    model = config.model.model_dump(include={"name", "revision", "dtype", "task_type"})
+    data = config.data.model_dump(include={"train", "fields", "template", "limit", "decontaminate", "seed"})
+    calibration = config.calibration.model_dump(include={"samples", "max_length", "seed", "spectrum"})
+    flat = {"model": model, "data": data, "calibration": calibration}
+    settings = {f"{section}.{key}": value for section, values in flat.items() for key, value in values.items()}
+    settings["method.target_modules"] = config.method.target_modules
+    return settings
+
+
+def require_store(config: Config) -> Path:
+    """The folder of the calibration that a run reads.
+
+    Raises:
+        UserError: it is not there, was made from another model, or does not have the run's rank or subspace.
+    """
+    folder = store_folder(config)
+    command = "run calibrate.py with the same config and overrides"
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"{folder}: no calibration for these settings; {command}")
+    manifest = read_json(folder / "manifest.json")
+    check_settings(folder, manifest, {"model.fingerprint": model_fingerprint(resolve_model(config.model))})
+    missing = Need(config.method.rank, (config.method.subspace,))
+    if not missing.met_by(manifest):
+        raise UserError(
+            f"{folder}: has rank {manifest['max_rank']} of {', '.join(manifest['subspaces'])}, "
+            f"not rank {missing.rank} of {missing.subspaces[0]}; {command}"
+        )
+    return folder
+
+
+def check_settings(folder: Path, manifest: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compare what a store was made of with what it should be made of.
+
+    Raises:
+        UserError: names the first thing that differs.
+    """
+    for key, value in expected.items():
+        found = manifest["settings"].get(key)
+        if json.dumps(found) != json.dumps(value):
+            raise UserError(f"{folder}: made with {key} {found!r}, now {value!r}; calibrate.py --force makes it anew")

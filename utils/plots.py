@@ -1,0 +1,85 @@
+"""Figures of a calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from astra.store import Calibration
+
+SHADES = {"tail": "tab:blue", "nullspace": "tab:green", "principal": "tab:red", "middle": "tab:orange"}
+
+
+def plot_spectra(calibration: Calibration, path: Path, rank: int) -> None:
+    """Draw the spectra of all layers by module type, with the stored subspaces shaded, and effective ranks by depth.
+
+    Args:
+        path: PNG file to write.
+        rank: width of the shaded bands, in eigenvectors.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    types: dict[str, list[str]] = {}
+    for name in calibration.layers:
+        types.setdefault(name.rsplit(".", 1)[-1], []).append(name)
+    columns = min(4, len(types) + 1)
+    rows = -(-(len(types) + 1) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False)
+    panels = list(axes.flat)
+    for axis, (kind, names) in zip(panels, types.items(), strict=False):
+        _spectra(axis, calibration, kind, names, rank)
+    _effective_ranks(panels[len(types)], calibration, types)
+    for axis in panels[len(types) + 1 :]:
+        axis.axis("off")
+    figure.tight_layout()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+
+
+def _spectra(axis: Axes, calibration: Calibration, kind: str, names: list[str], rank: int) -> None:
+    """Eigenvalues over the largest, descending, one line a layer from dark (first) to light (last)."""
+    from matplotlib import colormaps
+
+    for depth, name in enumerate(names):
+        values = calibration.eigenvalues(name).flip(0)
+        positive = values[: calibration.layers[name].numerical_rank]
+        axis.semilogy(
+            range(1, len(positive) + 1), positive / positive[0], lw=0.7,
+            color=colormaps["viridis"](depth / max(len(names) - 1, 1)),
+        )  # fmt: skip
+    info = calibration.layers[names[len(names) // 2]]
+    m, numerical = info.shape[0], info.numerical_rank
+    bands = {
+        "tail": (numerical - rank, numerical),
+        "nullspace": (m - rank, m),
+        "principal": (0, rank),
+        "middle": ((numerical - rank) / 2, (numerical + rank) / 2),
+    }
+    for subspace in calibration.subspaces:
+        if subspace in bands:
+            axis.axvspan(*bands[subspace], color=SHADES[subspace], alpha=0.2, lw=0, label=subspace)
+    axis.set(title=f"{kind}  {m} x {info.shape[1]}", xlabel="index", ylabel="eigenvalue / largest", xlim=(0, m))
+    if set(calibration.subspaces) & set(bands):
+        axis.legend(fontsize=7, loc="lower left")
+
+
+def _effective_ranks(axis: Axes, calibration: Calibration, types: dict[str, list[str]]) -> None:
+    """Share of the dimensions that each layer's activations use, by depth."""
+    if any(info.effective_rank is None for info in calibration.layers.values()):
+        axis.text(0.5, 0.5, "effective ranks need\ncalibration.spectrum: full", ha="center", va="center")
+        axis.axis("off")
+        return
+    for kind, names in types.items():
+        ranks = [calibration.layers[name].effective_rank for name in names]
+        axis.plot(range(len(ranks)), ranks, marker=".", lw=1, label=kind)
+    axis.set(title="effective rank", xlabel="depth", yscale="log")
+    axis.legend(fontsize=6)
