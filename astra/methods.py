@@ -1,0 +1,214 @@
+"""Every method of the comparison, by name. PEFT supplies what PEFT has; adding a method is one entry in `METHODS`.
+
+A method turns a base model into one to train. Those that start from a non-zero product keep it as `initial_lora`, so
+that `astra.convert` can express what was learned as a plain LoRA on the untouched base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora.config import CordaConfig, EvaConfig
+from torch import Tensor, nn
+
+from astra.adapter import Factors, attach, attach_factors, lora_layers, plain_lora, with_initial
+from astra.convert import current_factors
+from astra.errors import AstraError
+from astra.store import Calibration
+
+Batch = dict[str, Tensor]
+# What a data-driven method reads: `samples(size)` yields batches of that many calibration examples with labels.
+Samples = Callable[[int], Iterable[Batch]]
+
+
+@dataclass
+class Request:
+    """What a method is asked to build.
+
+    Attributes:
+        rank, alpha, dropout, target_modules: as in PEFT's `LoraConfig`.
+        subspace, split: as `astra.adapter.attach` takes them.
+        seed: of random initialisations.
+        task_type: PEFT's, "CAUSAL_LM" or "SEQ_CLS".
+        rank_pattern: layer name -> rank, where it is not `rank`; its scaling stays alpha / rank.
+        calibration: for methods that need one.
+        samples: for methods that read the calibration examples themselves.
+    """
+
+    rank: int
+    alpha: float
+    target_modules: list[str] | str
+    dropout: float = 0.0
+    subspace: str = "tail"
+    split: str = "orthonormal"
+    seed: int = 42
+    task_type: str = "CAUSAL_LM"
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    samples: Samples | None = None
+
+    def peft_config(self, **options: Any) -> LoraConfig:
+        """The `LoraConfig` of this request; `options` are the method's own."""
+        scaling = self.alpha / self.rank
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.target_modules,
+            task_type=self.task_type,
+            rank_pattern=dict(self.rank_pattern),
+            alpha_pattern={name: rank * scaling for name, rank in self.rank_pattern.items()},
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one method is built and treated.
+
+    Attributes:
+        build: makes the model to train.
+        rates: the usual range of its learning rate.
+        needs: what it reads: "nothing", a "calibration" store, or the calibration "samples" themselves.
+        plain: whether what it trains is a plain LoRA on the untouched base.
+    """
+
+    build: Callable[[nn.Module, Request], nn.Module]
+    rates: tuple[float, float]
+    needs: Literal["nothing", "calibration", "samples"] = "nothing"
+    plain: bool = True
+
+
+def build(name: str, model: nn.Module, request: Request) -> nn.Module:
+    """Return the model to train; all its trainable parameters require gradients, and no others.
+
+    Raises:
+        AstraError: unknown method, missing calibration or samples, or a target the model does not have.
+    """
+    if name not in METHODS:
+        raise AstraError(f"method {name!r} is not one of {', '.join(METHODS)}")
+    needs = METHODS[name].needs
+    if needs != "nothing" and getattr(request, needs) is None:
+        raise AstraError(f"method {name} needs {needs}")
+    try:
+        return METHODS[name].build(model, request)
+    except ValueError as error:
+        if "Target modules" in str(error) or "No modules were targeted" in str(error):
+            raise AstraError(f"target_modules {request.target_modules} name no layer of this model") from error
+        raise
+
+
+def restore(
+    model: nn.Module, request: Request, initial: Mapping[str, Factors], scalings: Mapping[str, float]
+) -> PeftModel:
+    """Rebuild the adapter of an interrupted run from the factors it started with; nothing is decomposed again."""
+    config = request.peft_config(init_lora_weights=False)
+    config.rank_pattern = {name: a.shape[0] for name, (a, _) in initial.items()}
+    config.alpha_pattern = {name: rank * scalings[name] for name, rank in config.rank_pattern.items()}
+    return attach_factors(model, config, lambda name, *_: initial[name], request.seed)
+
+
+def usual_rates(name: str, subspace: str) -> tuple[float, float]:
+    """The usual range of the learning rate; Astra's `principal` moves large directions and wants PiSSA's."""
+    return METHODS["pissa"].rates if (name, subspace) == ("astra", "principal") else METHODS[name].rates
+
+
+def _astra(model: nn.Module, request: Request) -> PeftModel:
+    assert request.calibration is not None
+    config = request.peft_config(init_lora_weights=False)
+    return attach(model, request.calibration, config, request.subspace, request.split, request.seed)
+
+
+def _peft(**options: Any) -> Callable[[nn.Module, Request], PeftModel]:
+    """A method that starts at zero and leaves the base weights alone."""
+    return lambda model, request: plain_lora(model, request.peft_config(**options), request.seed)
+
+
+def _peft_edited(init: str) -> Callable[[nn.Module, Request], PeftModel]:
+    """A method whose initialisation, by PEFT, edits the base weights."""
+
+    def built(model: nn.Module, request: Request) -> PeftModel:
+        return _remember(plain_lora(model, request.peft_config(init_lora_weights=init), request.seed))
+
+    return built
+
+
+def _milora(model: nn.Module, request: Request) -> PeftModel:
+    """Minor singular components of W, shared evenly between A and B (MiLoRA, arXiv 2406.09044)."""
+
+    def factors(_: str, weight: Tensor, rank: int, scaling: float) -> Factors:
+        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+        root = (s[-rank:] / scaling).sqrt()
+        return root[:, None] * vh[-rank:], u[:, -rank:] * root
+
+    return attach_factors(model, request.peft_config(init_lora_weights=False), factors, request.seed)
+
+
+def _corda(model: nn.Module, request: Request) -> PeftModel:
+    """Instruction-previewed CorDA (arXiv 2406.05223), its covariances from the calibration samples."""
+    from peft.tuners.lora.corda import preprocess_corda
+
+    assert request.samples is not None
+    config = request.peft_config(init_lora_weights="corda", corda_config=CordaConfig(corda_method="ipm"))
+    batches = request.samples(1)  # PEFT's hook wants one sequence, unpadded, at a time
+    preprocess_corda(model, config, run_model=lambda: _forward(model, batches))
+    return _remember(plain_lora(model, config, request.seed))
+
+
+def _eva(model: nn.Module, request: Request) -> PeftModel:
+    """Explained variance adaptation (arXiv 2410.07170), with its redistribution of ranks over layers."""
+    from peft import initialize_lora_eva_weights
+
+    assert request.samples is not None
+    config = request.peft_config(init_lora_weights="eva", eva_config=EvaConfig())
+    peft_model = plain_lora(model, config, request.seed)
+    initialize_lora_eva_weights(peft_model, list(request.samples(8)), show_progress_bar=False)
+    return _remember(peft_model)
+
+
+def _lora_ga(model: nn.Module, request: Request) -> PeftModel:
+    """Gradient approximation (arXiv 2407.05000) on the calibration samples."""
+    from peft import LoraGAConfig, preprocess_loraga
+
+    assert request.samples is not None
+    config = request.peft_config(init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
+    batches = request.samples(1)
+
+    def accumulate() -> None:
+        for batch in batches:
+            model(**batch).loss.backward()
+
+    preprocess_loraga(model, config, accumulate)
+    return _remember(plain_lora(model, config, request.seed))
+
+
+def _full(model: nn.Module, _: Request) -> nn.Module:
+    return model.requires_grad_(True)
+
+
+def _forward(model: nn.Module, batches: Iterable[Batch]) -> None:
+    for batch in batches:
+        model(**{key: value for key, value in batch.items() if key != "labels"})
+
+
+def _remember(peft_model: PeftModel) -> PeftModel:
+    return with_initial(peft_model, {name: current_factors(layer) for name, layer in lora_layers(peft_model)})
+
+
+METHODS: dict[str, Method] = {
+    "astra": Method(_astra, rates=(1e-4, 1e-3), needs="calibration"),
+    "lora": Method(_peft(), rates=(1e-4, 5e-4)),
+    "rslora": Method(_peft(use_rslora=True), rates=(2e-5, 2e-4)),
+    "dora": Method(_peft(use_dora=True), rates=(1e-4, 4e-4), plain=False),
+    "pissa": Method(_peft_edited("pissa"), rates=(1e-5, 1e-4)),
+    "milora": Method(_milora, rates=(1e-4, 5e-4)),
+    "olora": Method(_peft_edited("olora"), rates=(2e-5, 2e-4)),
+    "corda": Method(_corda, rates=(1e-5, 1e-4), needs="samples"),
+    "eva": Method(_eva, rates=(1e-4, 5e-4), needs="samples"),
+    "lora_ga": Method(_lora_ga, rates=(1e-5, 1e-4), needs="samples"),
+    "full": Method(_full, rates=(5e-6, 5e-5), plain=False),
+}

@@ -1,0 +1,54 @@
+"""Train an adapter, or the whole model, as a configuration says.
+
+python train.py --config configs/demo.yaml
+"""
+
+import os
+
+from utils.cli import main, parse
+from utils.config import Config, expand_sweep
+from utils.errors import UserError
+from utils.files import read_json
+from utils.log import setup_logging
+
+USAGE = """
+Train a model with the method of a config and write the adapter to <output_dir>/<run>/lora.
+
+  python train.py --config configs/demo.yaml [--train.max_steps=20 ...] [--force]
+  torchrun --nproc-per-node 4 train.py --config configs/metamath.yaml
+  deepspeed --no_local_rank train.py --config configs/metamath.yaml --train.deepspeed=configs/deepspeed/zero2.json
+
+A run that was interrupted goes on from its last complete checkpoint; a finished one is left as it is.
+
+  --force   train again from the start, whatever is there
+"""
+
+
+def command() -> None:
+    config, flags = parse(USAGE, {"force": False})
+    if config.sweep:
+        raise UserError("sweep: train.py trains one run; scripts/<experiment>/run.sh goes through a sweep")
+    (config,) = expand_sweep(config)
+    setup_logging()
+    check(config)
+    from utils.training.run import train
+
+    train(config, flags["force"])
+
+
+def check(config: Config) -> None:
+    """Raise a `UserError` for what can be known before anything heavy is imported."""
+    from dataset.sources import check_training
+    from utils.models import check_model
+    from utils.runs import check_writable
+
+    check_writable(config)
+    if config.train.deepspeed is not None:
+        read_json(config.train.deepspeed)
+    check_model(config.model)
+    check_training(config.data)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    main(command)

@@ -1,0 +1,99 @@
+"""What a run writes while it trains, and how it stops when it is told to."""
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from utils.distributed import is_main, world_size
+from utils.files import atomic_write
+from utils.log import Progress, log
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log to `metrics.jsonl`; a resumed run first drops the lines of steps it will repeat."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if is_main():
+            kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
+            with atomic_write(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if is_main() and logs and ("loss" in logs or "eval_loss" in logs):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a JSON-lines file; a line cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+class StepProgress(TrainerCallback):
+    """A bar on a terminal, lines in a log file."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar = Progress("training", state.max_steps - state.global_step, "step")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        every = max(state.max_steps // 20, 1)
+        if logs and "eval_loss" in logs:
+            log.info("step %d: validation loss %.4f", state.global_step, logs["eval_loss"])
+        elif logs and "loss" in logs and math.isfinite(logs["loss"]) and state.global_step % every == 0:
+            log.info("step %d of %d: loss %.4f", state.global_step, state.max_steps, logs["loss"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.__exit__()
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM, such as a scheduler's pre-emption, all processes checkpoint after the same step and stop."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._asked = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: object) -> None:
+        self._asked = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        asked = torch.tensor(int(self._asked), device=args.device)
+        if world_size() > 1:
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        if bool(asked) and state.global_step < state.max_steps:
+            log.info("told to stop: writing a checkpoint after step %d", state.global_step)
+            self.stopped = control.should_save = control.should_training_stop = True

@@ -1,0 +1,99 @@
+"""Checkpoints that are complete or do not count, and are resumed only by the run that wrote them.
+
+The Trainer's own checkpoints are not atomic and contain pickles. Here each gets a manifest, written last, with the
+hash of every file and the settings of its run; a folder without one, or that differs from it, is never read.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.files import atomic_write, read_json, sha256_file, write_json
+from utils.log import log
+
+MANIFEST = "manifest.json"
+INITIAL = "initial_lora.safetensors"
+# Settings that may differ between the start of a run and its resumption: they leave the result as it is.
+FREE = ("train.report_to", "train.logging_steps", "train.save_steps", "train.forgetting")
+
+
+def write_manifest(folder: Path, settings: dict[str, Any], step: int) -> None:
+    """Declare a checkpoint complete."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_json(folder / MANIFEST, {"step": step, "settings": settings, "files": files})
+
+
+def last_complete(folder: Path, settings: dict[str, Any]) -> Path | None:
+    """Return the latest complete checkpoint below `folder`, or None.
+
+    Raises:
+        UserError: the checkpoint was written with other settings; names the first key that differs.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    for path in found:
+        if (path / MANIFEST).is_file():
+            manifest = read_json(path / MANIFEST)
+            require_same(manifest["settings"], settings, str(path))
+            if _intact(path, manifest["files"]):
+                return path
+        log.info("%s is incomplete: it is not used", path)
+    return None
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier, discarded attempt left."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_same(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Raise a `UserError` that names the first setting that changed since `where` was written."""
+    for key in sorted({*before, *now} - set(FREE)):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{where} was made with {key}={before.get(key)!r}, now {now.get(key)!r}: "
+                "give this run another name (--run=...) or start it over (--force)"
+            )
+
+
+def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat.update(nested)
+    return flat
+
+
+def save_initial(path: Path, initial: dict[str, tuple[Tensor, Tensor]], scalings: dict[str, float]) -> None:
+    """Keep the factors the adapters started from: a resumed run must subtract the same ones, not similar ones."""
+    tensors = {
+        f"{name}.{side}": factor for name, pair in initial.items() for side, factor in zip("AB", pair, strict=True)
+    }
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={"scalings": json.dumps(scalings)})
+
+
+def load_initial(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
+    """Return what `save_initial` kept: layer name -> (A0, B0), and layer name -> scaling."""
+    with safe_open(path, framework="pt") as file:
+        scalings = json.loads(file.metadata()["scalings"])
+        return {name: (file.get_tensor(f"{name}.A"), file.get_tensor(f"{name}.B")) for name in scalings}, scalings
+
+
+def _intact(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
+    return all(
+        (folder / name).is_file()
+        and (folder / name).stat().st_size == entry["bytes"]
+        and sha256_file(folder / name) == entry["sha256"]
+        for name, entry in files.items()
+    )

@@ -1,0 +1,165 @@
+"""Training examples as tokens: encoded once, kept on disk by content, served in batches of similar length."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from dataset.templates import Record
+from dataset.tokens import encode_records
+from utils.config import DataConfig
+from utils.files import atomic_write
+from utils.log import progress
+
+IGNORED = -100
+
+
+class TokenDataset(Dataset[dict[str, Any]]):
+    """Examples as one flat row of tokens.
+
+    Args:
+        input_ids: int32 (tokens), all examples one after the other.
+        labels: int32 (tokens), -100 where no loss is taken; or (examples) of classes, for a classification head.
+        offsets: int64 (examples + 1), where each example starts.
+        counts: records `dropped` because nothing of their answer fitted, and `truncated` answers.
+        fingerprint: stands for the records, the tokenizer and the template.
+    """
+
+    def __init__(
+        self, input_ids: Tensor, labels: Tensor, offsets: Tensor, counts: dict[str, int], fingerprint: str
+    ) -> None:
+        self.input_ids, self.labels, self.offsets = input_ids, labels, offsets
+        self.counts, self.fingerprint = counts, fingerprint
+        self.lengths: list[int] = offsets.diff().tolist()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        classes = len(self.labels) == len(self)
+        labels = int(self.labels[index]) if classes else self.labels[span].tolist()
+        return {"input_ids": self.input_ids[span].tolist(), "labels": labels}
+
+
+def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache: Path) -> TokenDataset:
+    """Encode records, or read them back from `cache` if the same ones were encoded before.
+
+    Args:
+        records: as `dataset.sources.load_training` returns them.
+        tokenizer: a transformers tokenizer.
+        data: `template` and `max_length` are read.
+        cache: folder of `<fingerprint>.safetensors` files.
+
+    Raises:
+        UserError: no record has an answer within `data.max_length`.
+    """
+    key = _fingerprint(records, tokenizer, data)
+    path = cache / f"{key}.safetensors"
+    if not path.is_file():
+        _write(path, records, tokenizer, data)
+    with safe_open(path, framework="pt") as file:
+        counts = {name: int(count) for name, count in file.metadata().items()}
+        return TokenDataset(*(file.get_tensor(name) for name in ("input_ids", "labels", "offsets")), counts, key)
+
+
+def _write(path: Path, records: Sequence[Record], tokenizer: Any, data: DataConfig) -> None:
+    stream = progress(records, "tokenizing", len(records), "record")
+    encoded = encode_records(stream, tokenizer, data.template, data.max_length)
+    lengths = [len(feature["input_ids"]) for feature in encoded.features]
+    tensors = {
+        "input_ids": torch.cat([feature["input_ids"] for feature in encoded.features]),
+        "labels": torch.cat([feature["labels"].reshape(-1) for feature in encoded.features]),
+        "offsets": torch.tensor([0, *lengths]).cumsum(0),
+    }
+    counts = {"dropped": str(encoded.dropped), "truncated": str(encoded.truncated)}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata=counts)
+
+
+def _fingerprint(records: Sequence[Record], tokenizer: Any, data: DataConfig) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    settings = [vocabulary, str(tokenizer.chat_template), data.template, data.max_length, tokenizer.eos_token_id]
+    digest.update(json.dumps(settings).encode())
+    return digest.hexdigest()[:16]
+
+
+class BucketSampler(Sampler[int]):
+    """A random order in which the examples of one optimizer step are sorted by length.
+
+    Each global batch is a uniform random draw, as in plain shuffling, so gradients keep their distribution; only the
+    micro-batches within it are of similar length, and little of them is padding. The longest example comes in the
+    first step, so that a lack of memory shows at once.
+
+    Args:
+        lengths: tokens of each example.
+        batch: examples of a global batch.
+        seed: of the order; each epoch has its own.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this pass over the data."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        longest = order.index(max(order, key=lambda index: self.lengths[index]))
+        order[0], order[longest] = order[longest], order[0]
+        for start in range(0, len(order), self.batch):
+            yield from sorted(order[start : start + self.batch], key=lambda index: -self.lengths[index])
+
+
+class Collator:
+    """Batches of tensors: padded on the right to the longest, or packed into one row without padding.
+
+    Args:
+        pad_id: token of the padding; the attention mask hides it.
+        packing: one row (1, tokens) with `position_ids` that start over with each example and no attention mask;
+            for attention implementations that keep such examples apart.
+    """
+
+    def __init__(self, pad_id: int, packing: bool = False) -> None:
+        self.pad_id, self.packing = pad_id, packing
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return `input_ids`, `labels`, and `attention_mask` or `position_ids`, all int64."""
+        rows = [torch.tensor(feature["input_ids"]) for feature in features]
+        if isinstance(features[0]["labels"], int):
+            return {**self._padded(rows), "labels": torch.tensor([feature["labels"] for feature in features])}
+        labels = [torch.tensor(feature["labels"]) for feature in features]
+        if not self.packing:
+            return {**self._padded(rows), "labels": _pad(labels, IGNORED)}
+        for row in labels:
+            row[0] = IGNORED  # nothing predicts the first token of an example, least of all the one before it
+        positions = torch.cat([torch.arange(len(row)) for row in rows])
+        return {
+            "input_ids": torch.cat(rows)[None],
+            "labels": torch.cat(labels)[None],
+            "position_ids": positions[None],
+        }
+
+    def _padded(self, rows: list[Tensor]) -> dict[str, Tensor]:
+        mask = _pad([torch.ones_like(row) for row in rows], 0)
+        return {"input_ids": _pad(rows, self.pad_id), "attention_mask": mask}
+
+
+def _pad(rows: list[Tensor], value: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

@@ -1,0 +1,147 @@
+"""What a run says when it starts, and the figures, plot and model card it leaves."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from astra.methods import METHODS, usual_rates
+from utils.config import Config
+from utils.files import atomic_write, read_json, write_json
+from utils.forgetting import general_text, text_loss
+from utils.log import log
+from utils.training.callbacks import read_lines
+from utils.training.setup import Examples
+
+
+def announce(config: Config, model: nn.Module, examples: Examples, measured: dict[str, float], steps: int) -> None:
+    """State what is about to be trained, on what, for how long."""
+    method = config.method
+    trainable, total = count_parameters(model)
+    subspace = f", subspace {method.subspace}, split {method.split}" if method.name == "astra" else ""
+    log.info(
+        "method %s%s, rank %d, alpha %g: %s of %s parameters train (%.2f%%)",
+        method.name, subspace, method.rank, method.scaled_alpha, f"{trainable:,}", f"{total:,}", 100 * trainable / total,
+    )  # fmt: skip
+    if "step0_deviation" in measured:
+        log.info(
+            "the model at step 0 differs from the base model by %.1e of its logits' range", measured["step0_deviation"]
+        )
+    if "nf4_error_residual" in measured:
+        log.info(
+            "nf4: the quantised residual and adapter are off by %.4f of the weights' norm, plain nf4 by %.4f",
+            measured["nf4_error_residual"], measured["nf4_error_plain"],
+        )  # fmt: skip
+    epoch_tokens = sum(examples.train.lengths)
+    share = steps * config.train.global_batch_size / len(examples.train)
+    log.info(
+        "%s examples, %s tokens; %s steps of %d examples: about %s tokens to come",
+        f"{len(examples.train):,}", f"{epoch_tokens:,}", f"{steps:,}", config.train.global_batch_size,
+        f"{round(epoch_tokens * share):,}",
+    )  # fmt: skip
+
+
+def warn_of_pitfalls(config: Config, tokenizer: Any) -> None:
+    """Say at the start what users of these methods find out late."""
+    method, rate = config.method, config.train.learning_rate
+    low, high = usual_rates(method.name, method.subspace)
+    if not low / 3 <= rate <= high * 3:
+        log.warning(
+            "train.learning_rate: %g is far from what %s usually takes, %g to %g", rate, method.name, low, high
+        )
+    if method.dropout and METHODS[method.name].needs != "nothing":
+        log.warning(
+            "method.dropout: %g makes the start noisy: %s puts part of W into the adapter", method.dropout, method.name
+        )
+    if method.scaled_alpha != method.rank and method.name not in ("full",):
+        log.info(
+            "method.alpha: %g with rank %d scales the adapter by %g",
+            method.scaled_alpha,
+            method.rank,
+            method.scaled_alpha / method.rank,
+        )
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        log.info("the pad token is the end token: padding is masked by position, so the end token is still learnt")
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return how many parameters train, and how many there are; ZeRO-3 keeps the true count in `ds_numel`."""
+    counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+
+
+class Forgetting(TrainerCallback):
+    """Measures the loss on general text before the first step, once a run, and after the last."""
+
+    def __init__(self, config: Config, tokenizer: Any, path: Path) -> None:
+        self.enabled = config.train.forgetting and config.model.task_type == "CAUSAL_LM"
+        self.tokenizer, self.path = tokenizer, path
+        self.name, self.text = general_text() if self.enabled else ("", [])
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        if self.enabled and state.global_step == 0:
+            before = text_loss(model, self.tokenizer, self.text)
+            if args.should_save:
+                write_json(self.path, {"text": self.name, "before": before})
+
+    def compare(self, model: Any) -> dict[str, Any] | None:
+        """Return the losses before and after training and their difference; every process must call it."""
+        if not self.enabled:
+            return None
+        after = text_loss(model, self.tokenizer, self.text)
+        before = read_json(self.path)["before"]
+        return {"text": self.name, "before": before, "after": after, "rise": after - before}
+
+
+def plot_loss(folder: Path) -> None:
+    """Draw `loss.png` from `metrics.jsonl`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_lines(folder / "metrics.jsonl")
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for key, label in (("loss", "training"), ("eval_loss", "validation")):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="." if key == "eval_loss" else None)
+    axes.set(xlabel="step", ylabel="loss per target token (nats)", title=folder.name)
+    axes.legend()
+    with atomic_write(folder / "loss.png") as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    pyplot.close(figure)
+
+
+def model_card(config: Config, base: str, figures: dict[str, Any]) -> str:
+    """Return the README of an exported adapter or model."""
+    method = config.method
+    head = {
+        "base_model": base,
+        "library_name": "peft" if figures["plain"] else "transformers",
+        "tags": ["astra", method.name],
+    }
+    settings = {"data": config.data.model_dump(), "method": method.model_dump(), "train": config.train.model_dump()}
+    use = (
+        _USE_LORA
+        if figures["plain"]
+        else "This folder is a whole model: load it with `AutoModelForCausalLM.from_pretrained`."
+    )
+    results = "\n".join(
+        f"| {key} | {value} |" for key, value in figures.items() if key != "plain" and value is not None
+    )
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {method.name} on {base}\n\n"
+        f"Trained from {base}, revision {config.model.revision or 'default'}, in {config.model.dtype}.\n{use}\n\n"
+        f"| | |\n|---|---|\n{results}\n\n## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n"
+    )
+
+
+_USE_LORA = (
+    "A plain LoRA for the untouched base model, whatever method trained it:\n\n"
+    '```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, "path/of/this/folder")\n```'
+)

@@ -1,0 +1,218 @@
+"""One training run from its configuration to its exported adapter."""
+
+import gc
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from astra.methods import METHODS
+from utils.calibrations import require_store
+from utils.config import Config
+from utils.distributed import is_main
+from utils.files import read_json, write_json
+from utils.log import log
+from utils.models import load_tokenizer, model_fingerprint, resolve_model
+from utils.runs import run_folder, stage, start_run
+from utils.training import report
+from utils.training.callbacks import MetricsFile, StepProgress, StopOnSignal, read_lines
+from utils.training.checkpoints import clear, flat_settings, last_complete, require_same
+from utils.training.data import Collator
+from utils.training.export import base_name, export, exported_folder, is_plain, measure_export
+from utils.training.setup import (
+    Examples,
+    build_model,
+    build_request,
+    keep_initial,
+    load_examples,
+    logits,
+    training_arguments,
+)
+from utils.training.trainer import RunTrainer, peak_memory
+
+STOPPED = 143  # what a shell reports for a process ended by SIGTERM: the run is not finished
+
+
+def train(config: Config, force: bool = False) -> None:
+    """Train one run, or go on with it, or do nothing if it is finished.
+
+    Raises:
+        UserError: whatever the user can put right, in one line.
+        SystemExit: 143 after SIGTERM, with a checkpoint written.
+    """
+    started = time.monotonic()
+    folder = run_folder(config)
+    settings = run_settings(config)
+    if not force and finished(config, folder, settings):
+        log.info("%s is finished: nothing to do (--force trains it again)", folder)
+        return
+    store = require_store(config) if needs_store(config) else None
+    args = training_arguments(config, folder)
+    checkpoints = folder / "checkpoints"
+    if is_main():
+        start_run(config)
+        if force:
+            clear(checkpoints)
+    _wait(args)
+    tokenizer = load_tokenizer(config.model)
+    report.warn_of_pitfalls(config, tokenizer)
+    examples = load_examples(config, tokenizer, args)
+    settings["data.fingerprint"] = examples.train.fingerprint
+    checkpoint = last_complete(checkpoints, settings)
+    request = build_request(config, store, tokenizer, examples, args.device)
+    model, measured = build_model(config, request, checkpoints, checkpoint is not None, args.device, examples.probe())
+    if checkpoint is None and is_main():
+        clear(checkpoints)
+        keep_initial(model, checkpoints)
+    del request
+    trainer = make_trainer(config, folder, args, model, tokenizer, examples, settings)
+    report.announce(config, model, examples, measured, _steps(config, args, examples))
+    if checkpoint is not None:
+        log.info("going on from %s", checkpoint)
+    measured["setup_seconds"] = time.monotonic() - started
+    with stage(folder, "train"):
+        _fit_and_export(config, folder, trainer, tokenizer, examples, measured, checkpoint)
+
+
+def run_settings(config: Config) -> dict[str, Any]:
+    """Return what a run's result depends on, flat: its checkpoints and its result belong to these values."""
+    values = config.model_dump(include={"model", "data", "method", "train"})
+    if METHODS[config.method.name].needs != "nothing":
+        values["calibration"] = config.calibration.model_dump()
+    values["model"]["fingerprint"] = model_fingerprint(resolve_model(config.model))
+    return flat_settings(values)
+
+
+def needs_store(config: Config) -> bool:
+    """Whether the run reads a calibration store."""
+    return METHODS[config.method.name].needs == "calibration"
+
+
+def finished(config: Config, folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the run has its result.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    if not ((folder / "metrics.json").is_file() and exported_folder(config, folder).is_dir()):
+        return False
+    before = {
+        key: value
+        for key, value in read_json(folder / "metrics.json")["settings"].items()
+        if key != "data.fingerprint"
+    }
+    require_same(before, settings, str(folder))
+    return True
+
+
+def make_trainer(
+    config: Config,
+    folder: Path,
+    args: TrainingArguments,
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Examples,
+    settings: dict[str, Any],
+) -> RunTrainer:
+    """Return the trainer of a run, with what it reports and when it stops."""
+    args.save_steps = args.eval_steps = config.train.save_steps or max(
+        math.ceil(_steps(config, args, examples) / 10), 1
+    )
+    trainer = RunTrainer(
+        settings=settings,
+        causal=config.model.task_type == "CAUSAL_LM",
+        model=model,
+        args=args,
+        train_dataset=examples.train,
+        eval_dataset=examples.validation,
+        data_collator=Collator(tokenizer.pad_token_id or 0, config.train.packing),
+        callbacks=[
+            MetricsFile(folder / "metrics.jsonl"),
+            StepProgress(),
+            StopOnSignal(),
+            report.Forgetting(config, tokenizer, folder / "checkpoints" / "before.json"),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if config.train.early_stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.train.early_stopping))
+    return trainer
+
+
+def _fit_and_export(
+    config: Config,
+    folder: Path,
+    trainer: RunTrainer,
+    tokenizer: Any,
+    examples: Examples,
+    measured: dict[str, float],
+    checkpoint: Path | None,
+) -> None:
+    args, probe, started = trainer.args, examples.probe(), time.monotonic()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    callbacks = {type(callback): callback for callback in trainer.callback_handler.callbacks}
+    if callbacks[StopOnSignal].stopped:
+        log.info("stopped before its end; the same command goes on from here")
+        raise SystemExit(STOPPED)
+    figures = {**_figures(config, folder, trainer, time.monotonic() - started), **measured}
+    figures["forgetting"] = callbacks[report.Forgetting].compare(trainer.model)
+    reference = logits(trainer.model, probe)
+    card = report.model_card(config, base_name(config), _card_figures(config, figures))
+    exported = export(config, trainer.model, tokenizer, folder, card, write=is_main())
+    if is_main():
+        del trainer, callbacks
+        gc.collect()
+        figures["export"] = {**exported, **_measure(config, folder, reference, probe, args)}
+        report.plot_loss(folder)
+        write_json(folder / "metrics.json", figures)
+        log.info("%s: loss %.4f; result in %s", folder.name, figures["final_loss"], exported_folder(config, folder))
+    _wait(args)
+
+
+def _measure(
+    config: Config, folder: Path, reference: Tensor, probe: Tensor, args: TrainingArguments
+) -> dict[str, float]:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return measure_export(config, folder, reference, probe, args.device)
+
+
+def _figures(config: Config, folder: Path, trainer: RunTrainer, seconds: float) -> dict[str, Any]:
+    """Return the run's figures; the final loss is the mean of the last tenth of the steps."""
+    lines = read_lines(folder / "metrics.jsonl") if is_main() else []
+    losses = [line["loss"] for line in lines if "loss" in line]
+    validation = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    last = losses[-max(len(losses) // 10, 1) :]
+    trainable, total = report.count_parameters(trainer.model)
+    return {
+        "method": config.method.name,
+        "steps": trainer.state.global_step,
+        "final_loss": sum(last) / len(last) if last else None,
+        "validation_loss": min(validation, default=None),
+        "trainable_parameters": trainable,
+        "parameters": total,
+        "train_seconds": seconds,
+        "peak_memory_bytes": peak_memory(),
+        "settings": trainer.settings,
+    }
+
+
+def _card_figures(config: Config, figures: dict[str, Any]) -> dict[str, Any]:
+    keys = ("steps", "final_loss", "validation_loss", "trainable_parameters")
+    forgetting = figures["forgetting"] or {}
+    return {"plain": is_plain(config), **{key: figures[key] for key in keys}, "forgetting": forgetting.get("rise")}
+
+
+def _steps(config: Config, args: TrainingArguments, examples: Examples) -> int:
+    per_epoch = math.ceil(len(examples.train) / config.train.global_batch_size)
+    return config.train.max_steps or math.ceil(config.train.epochs * per_epoch)
+
+
+def _wait(args: TrainingArguments) -> None:
+    if args.world_size > 1:
+        torch.distributed.barrier()

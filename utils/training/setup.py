@@ -1,0 +1,243 @@
+"""From a configuration to what the Trainer takes: arguments, examples, and the model with its adapter."""
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+from astra.adapter import Factors, lora_layers
+from astra.allocation import allocate
+from astra.methods import METHODS, Batch, Request, build, restore
+from astra.store import Calibration
+from dataset.sources import load_splits
+from dataset.templates import Record
+from dataset.tokens import collate, encode_records
+from utils.config import Config
+from utils.distributed import world_size
+from utils.errors import UserError
+from utils.log import log
+from utils.models import load_model
+from utils.training.checkpoints import INITIAL, load_initial, save_initial
+from utils.training.data import TokenDataset, tokenize
+from utils.training.quantize import quantize_base
+from utils.training.trainer import accumulation, on_cpu
+
+PROBE_TOKENS = 64
+
+
+@dataclass
+class Examples:
+    """Training examples with the records they come from, and validation examples if some are held out."""
+
+    train: TokenDataset
+    validation: TokenDataset | None
+    records: list[Record]
+
+    def probe(self) -> Tensor:
+        """The beginning of the first example, int64 (1, <= 64), on which two models are compared."""
+        return torch.tensor(self.train[0]["input_ids"][:PROBE_TOKENS])[None]
+
+
+def training_arguments(config: Config, folder: Path) -> TrainingArguments:
+    """Return the Trainer's arguments; joins the processes, if there are several, and DeepSpeed's, if asked for."""
+    train, cpu = config.train, on_cpu()
+    micro, steps = accumulation(train.global_batch_size, train.micro_batch_size)
+    if cpu and train.deepspeed is not None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if train.deepspeed is not None and world_size() == 1:
+        _be_alone()
+    lower = not cpu and config.model.dtype != "float32"
+    validated = config.data.validation > 0
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=steps,
+        learning_rate=train.learning_rate,
+        num_train_epochs=train.epochs,
+        max_steps=train.max_steps or -1,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=train.warmup_ratio,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validated else "no",
+        save_strategy="steps",
+        save_total_limit=2,
+        load_best_model_at_end=validated,
+        metric_for_best_model="eval_loss" if validated else None,
+        greater_is_better=False if validated else None,
+        bf16=lower and config.model.dtype == "bfloat16",
+        fp16=lower and config.model.dtype == "float16",
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and world_size() > 1 and train.deepspeed is None else None,
+        ddp_find_unused_parameters=False,
+        deepspeed=train.deepspeed,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        torch_compile=train.compile,
+        use_liger_kernel=not cpu and _installed("liger_kernel"),
+        report_to=train.report_to or "none",
+        run_name=folder.name,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=not cpu,
+        average_tokens_across_devices=True,
+    )
+
+
+def _be_alone() -> None:
+    """Let DeepSpeed start in a process that no launcher started."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    for key, value in {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }.items():
+        os.environ.setdefault(key, str(value))
+
+
+def _installed(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
+
+
+def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Examples:
+    """Read, tokenise and split the training data; one process does the work and the others read the result.
+
+    Raises:
+        UserError: no example has an answer, or there are fewer examples than processes.
+    """
+    records, held = load_splits(config.data)
+    cache = Path(config.output_dir) / "tokens"
+    with args.main_process_first(desc="tokenizing"):
+        train = tokenize(records, tokenizer, config.data, cache)
+        validation = tokenize(held, tokenizer, config.data, cache) if held else None
+    for what, count in train.counts.items():
+        if count:
+            log.info(
+                "%d of %d examples %s at data.max_length=%d tokens", count, len(records), what, config.data.max_length
+            )
+    if len(train) < args.world_size:
+        raise UserError(f"data.train: {len(train)} examples are fewer than the {args.world_size} processes")
+    return Examples(train, validation, records)
+
+
+def build_request(config: Config, store: Path | None, tokenizer: Any, examples: Examples, device: Any) -> Request:
+    """Return what `astra.methods.build` is asked for."""
+    method = config.method
+    calibration = Calibration.load(store) if store is not None else None
+    targets = method.target_modules
+
+    def samples(size: int) -> Iterator[Batch]:
+        return calibration_samples(config, examples.records, tokenizer, size, device)
+
+    return Request(
+        rank=method.rank,
+        alpha=method.scaled_alpha,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        dropout=method.dropout,
+        subspace=method.subspace,
+        split=method.split,
+        seed=method.seed,
+        task_type=config.model.task_type,
+        rank_pattern=rank_pattern(config, calibration),
+        calibration=calibration,
+        samples=samples if METHODS[method.name].needs == "samples" else None,
+    )
+
+
+def rank_pattern(config: Config, calibration: Calibration | None) -> dict[str, int]:
+    """Ranks by layer: the same total as a uniform rank, shared by effective rank; empty if all are the same."""
+    method = config.method
+    if method.rank_allocation == "uniform":
+        return {}
+    if calibration is None:
+        raise UserError(f"method.rank_allocation: effective_rank needs method.name=astra, not {method.name}")
+    highest = {
+        name: min(*info.shape, info.numerical_rank, calibration.max_rank) for name, info in calibration.layers.items()
+    }
+    budget = method.rank * len(highest)
+    return allocate(calibration.effective_ranks(), budget, max(method.rank // 4, 1), highest)
+
+
+def calibration_samples(
+    config: Config, records: list[Record], tokenizer: Any, size: int, device: Any
+) -> Iterator[Batch]:
+    """Yield batches of the examples that `calibrate.py` would choose, with their labels."""
+    settings = config.calibration
+    order = random.Random(settings.seed).sample(range(len(records)), len(records))
+    chosen = (records[index] for index in order)
+    length = min(settings.max_length, config.data.max_length)
+    features = encode_records(chosen, tokenizer, config.data.template, length, limit=settings.samples).features
+    features.sort(key=lambda feature: -len(feature["input_ids"]))
+    for start in range(0, len(features), size):
+        batch = collate(features[start : start + size], tokenizer.pad_token_id)
+        yield {key: value.to(device) for key, value in batch.items()}
+
+
+def build_model(
+    config: Config, request: Request, checkpoints: Path, resuming: bool, device: Any, probe: Tensor
+) -> tuple[nn.Module, dict[str, float]]:
+    """Load the base model and put the method's adapter on it; a resumed run gets the factors it started with.
+
+    Returns:
+        The model to train, and what was measured on the way: `step0_deviation`, the largest difference of its logits
+        from the base model's as a share of their range, and with nf4 the errors of the quantised residual.
+    """
+    model = load_model(config.model)
+    sharded = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    name = config.method.name
+    if sharded and METHODS[name].needs == "samples":
+        raise UserError(f"train.deepspeed: {name} runs the model before ZeRO-3 can; use configs/deepspeed/zero2.json")
+    if not sharded:
+        model.to(device)
+    measured: dict[str, float] = {}
+    reference = None if sharded else logits(model, probe)
+    if resuming and (checkpoints / INITIAL).is_file():
+        model = restore(model, request, *load_initial(checkpoints / INITIAL))
+    else:
+        model = build(name, model, request)
+    if config.model.quantization == "nf4":
+        measured.update(quantize_base(model))
+    if reference is not None:
+        measured["step0_deviation"] = deviation(reference, logits(model, probe))
+    return model, measured
+
+
+def keep_initial(model: nn.Module, checkpoints: Path) -> None:
+    """Write the factors a new run starts from, which its resumption will need."""
+    initial: dict[str, Factors] = getattr(model, "initial_lora", {})
+    if initial:
+        scalings = {name: float(layer.scaling["default"]) for name, layer in lora_layers(model)}
+        save_initial(checkpoints / INITIAL, initial, scalings)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, ids: Tensor) -> Tensor:
+    """Return a model's logits for some tokens, float32 on the CPU."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    found = model(input_ids=ids.to(device), attention_mask=torch.ones_like(ids).to(device)).logits.float().cpu()
+    model.train(was_training)
+    return found
+
+
+def deviation(reference: Tensor, found: Tensor) -> float:
+    """Return the largest difference of two sets of logits as a share of the reference's range."""
+    return float((found - reference).abs().max() / (reference.max() - reference.min()))

@@ -1,0 +1,223 @@
+"""The transformers Trainer with a cheaper loss, even batches, and checkpoints that are whole."""
+
+import math
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.integrations import gather_params_ctx
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Trainer
+
+from utils.distributed import world_size
+from utils.errors import UserError
+from utils.training.checkpoints import write_manifest
+from utils.training.data import IGNORED, BucketSampler
+
+WEIGHTS = "trainable.safetensors"
+
+
+class TargetLogits:
+    """Makes a language model compute logits only at the positions asked for.
+
+    A hook on the output embedding picks those hidden states, so that no logits exist where no label does; whatever the
+    model does to its logits afterwards, such as Gemma's soft cap, happens to the rest.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._positions: Tensor | None = None
+        model.get_output_embeddings().register_forward_pre_hook(self._pick)
+
+    def _pick(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return None if self._positions is None else (args[0][self._positions], *args[1:])
+
+    def __call__(self, model: nn.Module, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
+        """Return logits (positions, vocabulary) for a mask (batch, tokens) of positions."""
+        self._positions = positions
+        try:
+            return model(**inputs, use_cache=False).logits
+        finally:
+            self._positions = None
+
+
+class RunTrainer(Trainer):
+    """A Trainer for one run folder.
+
+    Args:
+        settings: flat settings of the run, written into every checkpoint.
+        causal: a language model (else a classification head).
+        **kwargs: the Trainer's.
+    """
+
+    def __init__(self, settings: dict[str, Any], causal: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.settings, self.causal = settings, causal
+        self.target_logits = TargetLogits(self.model) if causal else None
+        # Tell the Trainer that `compute_loss` divides by the labels of the whole global batch.
+        self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, causal
+        self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        self._clock = time.monotonic()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return BucketSampler(dataset.lengths, batch, self.args.seed)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the cross entropy summed over this micro-batch's labels, over the labels of the global batch."""
+        total, count = self.summed_loss(model, inputs)
+        self._tokens += self._count_tokens(inputs)
+        # Gradients are averaged over processes; the labels were counted over all of them.
+        loss = (
+            total * self.accelerator.num_processes / num_items_in_batch
+            if num_items_in_batch is not None
+            else total / count
+        )
+        return (loss, {}) if return_outputs else loss
+
+    def summed_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the summed cross entropy of a batch and the number of its labels."""
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        if self.target_logits is None:
+            return F.cross_entropy(model(**inputs).logits.float(), labels, reduction="sum"), labels.new_tensor(
+                len(labels)
+            )
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        positions = targets != IGNORED
+        logits = self.target_logits(model, inputs, positions)
+        return F.cross_entropy(logits.float(), targets[positions], reduction="sum"), positions.sum()
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Log and return the mean loss per label over the validation examples."""
+        model = self.model_wrapped
+        model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in self.get_eval_dataloader(eval_dataset):
+            total, count = self.summed_loss(model, self._prepare_inputs(batch))
+            sums += torch.stack([total.double(), count.double()])
+        total, count = self.accelerator.reduce(sums, "sum").tolist()
+        model.train()
+        metrics = {f"{metric_key_prefix}_loss": total / count}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add tokens per second, over all processes and padding apart, and peak memory to a training log."""
+        if "loss" in logs:
+            now = time.monotonic()
+            tokens = int(self.accelerator.reduce(self._tokens.clone(), "sum"))
+            logs["tokens_per_second"] = round(tokens / (now - self._clock), 1)
+            logs["peak_memory_bytes"] = peak_memory()
+            self._clock = now
+            self._tokens.zero_()
+        super().log(logs, start_time)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # float16's loss scaler skips such a step by itself.
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+            raise UserError(
+                f"train: the loss or its gradient is not a number at step {self.state.global_step + 1}; "
+                f"complete checkpoints in {self.args.output_dir} are kept; try a lower train.learning_rate"
+            )
+        return norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what trains, as training state: nothing in a checkpoint can be mistaken for an adapter.
+
+        Under DeepSpeed its own checkpoint holds that.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+        if not self.is_deepspeed_enabled and self.args.should_save:
+            save_file(trainable_state(self.model), folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trainable(model or self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            load_trainable(self.model, Path(self.state.best_model_checkpoint))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_manifest(folder, self.settings, self.state.global_step)
+        self.accelerator.wait_for_everyone()
+
+    @staticmethod
+    def _count_tokens(inputs: dict[str, Tensor]) -> Tensor | int:
+        mask = inputs.get("attention_mask")
+        return inputs["input_ids"].numel() if mask is None else mask.sum()
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy on the CPU of every trainable parameter, by name; under ZeRO-3 every process must call it."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with gather_params_ctx([parameter], modifier_rank=None):
+                state[name] = parameter.detach().cpu().clone()
+    return state
+
+
+def load_trainable(model: nn.Module, checkpoint: Path) -> None:
+    """Copy the parameters of a checkpoint into a model that has them."""
+    state = load_file(checkpoint / WEIGHTS)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if state.keys() != parameters.keys():
+        raise UserError(f"{checkpoint}: holds other parameters than this run trains")
+    for name, tensor in state.items():
+        parameters[name].data.copy_(tensor)
+
+
+def peak_memory() -> int:
+    """Return the most bytes held so far: on the GPU where there is one, else by this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def accumulation(global_batch: int, micro_batch: int) -> tuple[int, int]:
+    """Return micro-batch size and accumulation steps that make up the global batch over all processes.
+
+    Raises:
+        UserError: the global batch can't be shared evenly by the processes.
+    """
+    processes = world_size()
+    if global_batch % processes:
+        raise UserError(f"train.global_batch_size: {global_batch} can't be shared evenly by {processes} processes")
+    share = global_batch // processes
+    micro = next(size for size in range(min(micro_batch, share), 0, -1) if share % size == 0)
+    return micro, share // micro
+
+
+def on_cpu() -> bool:
+    """Return whether training runs on the CPU.
+
+    Raises:
+        UserError: CUDA is asked for by CUDA_VISIBLE_DEVICES and there is none.
+    """
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if torch.cuda.is_available():
+        return False
+    if wanted not in ("", "-1"):
+        raise UserError(f"CUDA_VISIBLE_DEVICES={wanted} asks for a GPU, and torch finds none; unset it to use the CPU")
+    return True
