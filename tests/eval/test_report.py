@@ -1,0 +1,104 @@
+"""The report says what the run folders say, and chooses rates without looking at the test set."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from eval.report import best_rates, collect, summarise, write_report
+from utils.config import Config
+from utils.errors import UserError
+from utils.files import write_json
+from utils.runs import write_config
+
+
+def make_run(
+    folder: Path, name: str, rate: float, seed: int, accuracy: float, validation: float, method: str = "astra"
+) -> Path:
+    run = folder / name
+    config = {"output_dir": str(folder), "run": name, "method": {"name": method, "rank": 8}}
+    write_config(Config.model_validate({**config, "train": {"learning_rate": rate, "seed": seed}}), run)
+    result = {"task": "gsm8k", "accuracy": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1], "n": 50}
+    write_json(run / "eval" / "gsm8k.json", result)
+    metrics = {"validation_loss": validation, "forgetting": 0.1, "trainable_parameters": 1234, "seconds": 10.0}
+    write_json(run / "metrics.json", metrics)
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "experiment"
+    for seed, accuracy in ((1, 0.40), (2, 0.50)):
+        make_run(folder, f"low-{seed}", 1e-4, seed, accuracy, validation=0.5)
+    make_run(folder, "high-1", 1e-3, 1, accuracy=0.90, validation=0.9)
+    make_run(folder, "lora-1", 1e-3, 1, accuracy=0.30, validation=0.4, method="lora")
+    return folder
+
+
+def test_seeds_are_averaged_and_settings_are_not(folder: Path) -> None:
+    rows = summarise(collect(folder), "gsm8k")
+    assert [(row["label"], row["learning_rate"], row["seeds"]) for row in rows] == [
+        ("astra (tail)", 1e-3, 1),
+        ("lora", 1e-3, 1),
+        ("astra (tail)", 1e-4, 2),
+    ]
+    assert rows[2]["accuracy"] == pytest.approx(0.45)
+    assert rows[2]["accuracy_sd"] == pytest.approx(0.0707, abs=1e-4)
+
+
+def test_the_rate_is_chosen_on_validation_not_on_test(folder: Path) -> None:
+    best = {row["label"]: row["learning_rate"] for row in best_rates(summarise(collect(folder), "gsm8k"))}
+    assert best["astra (tail)"] == 1e-4, "the rate with the higher test accuracy has the worse validation loss"
+
+
+def test_a_run_without_a_result_is_listed_with_its_reason(folder: Path) -> None:
+    failed = folder / "failed"
+    write_config(Config(), failed)
+    (failed / "log.txt").write_text("2026-01-01 error: loss is NaN at step 3\n", encoding="utf-8")
+    text = write_report(folder)
+    assert "| failed | loss is NaN at step 3 |" in text
+
+
+def test_files_agree_with_each_other(folder: Path) -> None:
+    text = write_report(folder)
+    assert (folder / "results.md").read_text(encoding="utf-8") == text
+    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
+        assert {row["run"] for row in csv.DictReader(file)} == {"low-1", "low-2", "high-1", "lora-1"}
+    assert "45.0 ± 7.1" in text
+
+
+def test_published_figures_are_kept_apart(folder: Path) -> None:
+    ours, _, published = write_report(folder).partition("## Published by others, not measured here")
+    assert "pull request 3725" in published and "pull request 3725" not in ours
+
+
+def test_the_page_needs_no_other_file(folder: Path) -> None:
+    write_report(folder)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    sources = re.findall(r'(?:src|href)="([^"]{0,20})', page)
+    assert sources and all(source.startswith("data:image/png") for source in sources)
+    assert "url(" not in page and "@import" not in page
+
+
+def test_a_single_run_has_a_summary(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    run = make_run(folder, "astra-tail-r8", 1e-3, 1, 0.6, 0.5)
+    write_json(
+        folder / "base" / "eval" / "gsm8k.json", {"task": "gsm8k", "accuracy": 0.1, "interval": [0, 0.2], "n": 50}
+    )
+    write_json(run / "stages" / "train.json", {"seconds": 12.0, "peak_memory_bytes": 99})
+    write_json(folder / "stages" / "calibrate.json", {"seconds": 3.0, "peak_memory_bytes": 100})
+    write_report(folder)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["base"]["accuracy"], summary["adapted"]["accuracy"], summary["n"]) == (0.1, 0.6, 50)
+    assert summary["seconds"] == {"calibrate": 3.0, "train": 12.0}
+    assert (summary["peak_memory_bytes"], summary["trainable_parameters"]) == (100, 1234)
+    assert summary["lora"] == str(run / "lora")
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run in this folder"):
+        write_report(tmp_path)
