@@ -112,14 +112,6 @@ def collate(
     }
 
 
-def pad_token_id(tokenizer: Any) -> int:
-    """The id to pad with: the tokenizer's own, else its end-of-sequence token. Padding is masked, so any id does."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
 def calibration_batches(
     records: Sequence[Record],
     tokenizer: Any,
@@ -151,6 +143,6 @@ def calibration_batches(
         log.warning("calibration: only %d of %d samples: the training set has no more", len(features), samples)
     features.sort(key=lambda feature: -len(feature["input_ids"]))  # stable: ties keep the order of choice
     batches = [
-        collate(features[i : i + batch_size], pad_token_id(tokenizer)) for i in range(0, len(features), batch_size)
+        collate(features[i : i + batch_size], tokenizer.pad_token_id) for i in range(0, len(features), batch_size)
     ]
     return [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches]
