@@ -1,1 +1,1 @@
-"""Evaluation: engines, one module a benchmark, graders, sandbox, report."""
+"""Evaluation: engines, one module a benchmark, graders, a sandbox for generated code, and records one can audit."""

@@ -1,0 +1,73 @@
+"""`python -m eval`: score the base model, runs, or any adapter."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from utils.cli import main, parse
+from utils.config import Config, expand_sweep
+from utils.errors import UserError
+from utils.log import log
+from utils.runs import run_folder, stage
+
+USAGE = """
+Score models on benchmarks: the runs of an experiment, one run, any PEFT adapter, or the base model.
+
+  python -m eval --config configs/metamath.yaml                      all runs of the experiment (of its sweep)
+  python -m eval --config configs/metamath.yaml --run outputs/x/y    one run folder
+  python -m eval --config configs/metamath.yaml --adapter path       any PEFT LoRA adapter of the same base model
+  python -m eval --config configs/metamath.yaml --base               the base model alone
+  --eval.base=true                                                   the base model, too
+  --force                                                            redo what is finished
+
+Each task leaves <run>/eval/<task>.json and <task>.samples.jsonl; an interrupted one goes on where it stopped.
+Look at samples with `python -m eval.show RUN`, compare two results with `python -m eval.compare A B`.
+"""
+FLAGS = {"run": "", "adapter": "", "base": False, "force": False}
+
+
+def command() -> None:
+    """Parse, find the models to score, and score them."""
+    config, flags = parse(USAGE, FLAGS)
+    # Threads that wait by spinning take the cores from each other when anything else runs beside them: 2.5 times
+    # slower on two busy cores. OpenMP reads this once, before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from eval.tasks import check_tasks
+
+    check_tasks(config)
+    targets = find_targets(config, flags)
+    from eval.evaluate import evaluate
+
+    with stage(Path(config.output_dir), "evaluate"):
+        evaluate(config, targets, flags["force"])
+
+
+def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
+    """Return the models that the flags ask for; without one, every trained run of the experiment.
+
+    Raises:
+        UserError: flags that exclude each other, or nothing to score.
+    """
+    from eval.targets import adapter_target, base_target, run_target
+
+    if sum(bool(flags[name]) for name in ("run", "adapter", "base")) > 1:
+        raise UserError("--run, --adapter and --base: give one of them (--eval.base=true adds the base model)")
+    if flags["base"]:
+        return [base_target(config)]
+    targets = [base_target(config)] if config.eval.base else []
+    if flags["run"]:
+        return [*targets, run_target(config, Path(flags["run"]))]
+    if flags["adapter"]:
+        return [*targets, adapter_target(config, Path(flags["adapter"]))]
+    folders = [run_folder(run) for run in expand_sweep(config)]
+    trained = [folder for folder in folders if (folder / "lora").is_dir() or (folder / "merged").is_dir()]
+    for folder in folders:
+        if folder not in trained:
+            log.warning("%s: left out, it is not trained", folder)
+    if not trained:
+        raise UserError(f"{folders[0]}: holds neither lora/ nor merged/; train it first, or give --base or --adapter")
+    return [*targets, *(run_target(config, folder) for folder in trained)]
+
+
+if __name__ == "__main__":
+    main(command)

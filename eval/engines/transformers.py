@@ -1,0 +1,140 @@
+"""The transformers engine: batched, left-padded generation with the model's own KV cache."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteriaList, StopStringCriteria
+
+from eval.adapters import Adapter
+from eval.engines import Engine, Output, Sampling, Score, encode
+from utils.config import EvalConfig
+
+
+class TransformersEngine(Engine):
+    """See `eval.engines.Engine`. Sampled texts are reproducible for the same prompts in the same batches only."""
+
+    name = "transformers"
+
+    def __init__(self, model: Path, config: EvalConfig, dtype: str, context: int) -> None:
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).to(self._device).eval()
+        self._peft: Any = None
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.context = context
+        self._dtype = dtype
+        self._batch_size = config.batch_size
+        # Padding is masked, so that any token serves.
+        self._pad = next(k for k in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if k is not None)
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Mapping[int, str], sampling: Sampling, adapter: Adapter | None = None
+    ) -> Iterator[tuple[int, list[Output]]]:
+        encoded = {number: encode(self.tokenizer, prompt) for number, prompt in prompts.items()}
+        for number, ids in encoded.items():
+            if len(ids) >= self.context:
+                yield number, [Output("", 0, "too_long")] * sampling.n
+        # Batches of like length waste little on padding.
+        numbers = sorted((n for n, ids in encoded.items() if len(ids) < self.context), key=lambda n: len(encoded[n]))
+        model = self._with(adapter)
+        for batch in _batches(numbers, max(self._batch_size // sampling.n, 1)):
+            outputs = self._generate([encoded[n] for n in batch], sampling, model, sampling.seed_of(batch[0]))
+            yield from zip(batch, outputs, strict=True)
+
+    def _generate(self, batch: list[list[int]], sampling: Sampling, model: Any, seed: int) -> list[list[Output]]:
+        ids, mask = self._pad_left(batch)
+        choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if sampling.temperature:
+            torch.manual_seed(seed)
+            choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
+        stopping = StoppingCriteriaList()
+        if sampling.stop:
+            stopping.append(StopStringCriteria(self.tokenizer, list(sampling.stop)))
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=min(sampling.max_new_tokens, self.context - ids.shape[1]),
+            num_return_sequences=sampling.n,
+            pad_token_id=self._pad,
+            stopping_criteria=stopping,
+            **choice,
+        )
+        outputs = [self._output(row.tolist(), sampling, model) for row in made[:, ids.shape[1] :]]
+        return [outputs[k : k + sampling.n] for k in range(0, len(outputs), sampling.n)]
+
+    def _output(self, ids: list[int], sampling: Sampling, model: Any) -> Output:
+        """Cut one row of a batch at its end token or stop string; the rest is padding."""
+        ends = model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        end = next((k for k, token in enumerate(ids) if token in ends), None)
+        finish = "length" if end is None else "stop"
+        ids = ids if end is None else ids[:end]
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        places = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
+        if not places:
+            return Output(text, len(ids) + (end is not None), finish)
+        used = next(
+            k for k in range(1, len(ids) + 1) if any(stop in self.tokenizer.decode(ids[:k]) for stop in sampling.stop)
+        )
+        return Output(text[: min(places)], used, "stop")
+
+    @torch.inference_mode()
+    def score(
+        self, pairs: Mapping[int, tuple[list[int], list[int]]], adapter: Adapter | None = None
+    ) -> Iterator[tuple[int, Score]]:
+        cut = {n: (prefix + continuation)[-(self.context - 1) :] for n, (prefix, continuation) in pairs.items()}
+        model = self._with(adapter)
+        for batch in _batches(sorted(cut, key=lambda n: len(cut[n])), self._batch_size):
+            ids, mask = self._pad_left([cut[n] for n in batch])
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+            for row, number in enumerate(batch):
+                tokens = min(len(pairs[number][1]), len(cut[number]) - 1)
+                chosen = ids[row, -tokens:]
+                logprobs = logits[row, -tokens - 1 : -1].float().log_softmax(-1)
+                total = logprobs.gather(1, chosen[:, None]).double().sum().item()
+                yield number, Score(total, tokens, bool((logprobs.argmax(-1) == chosen).all()))
+
+    def _pad_left(self, batch: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return int64 token ids and attention mask, both (batch, longest)."""
+        width = max(map(len, batch))
+        ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in batch], device=self._device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=self._device)
+        return ids, mask
+
+    def _with(self, adapter: Adapter | None) -> Any:
+        """Return the base model with only `adapter` on it, loading the adapter when first asked for."""
+        from peft import PeftModel
+
+        if self._peft is None:
+            if adapter is None:
+                return self._base
+            self._peft = PeftModel.from_pretrained(self._base, adapter.path, adapter_name=adapter.fingerprint).eval()
+        if adapter is None:
+            self._peft.base_model.disable_adapter_layers()
+            return self._peft
+        if adapter.fingerprint not in self._peft.peft_config:
+            self._peft.load_adapter(adapter.path, adapter_name=adapter.fingerprint)
+        self._peft.base_model.enable_adapter_layers()
+        self._peft.set_adapter(adapter.fingerprint, inference_mode=True)
+        return self._peft
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "version": transformers.__version__,
+            "dtype": self._dtype,
+            "context": self.context,
+            "batch_size": self._batch_size,
+        }
+
+    def close(self) -> None:
+        self._base = self._peft = None
+
+
+def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]

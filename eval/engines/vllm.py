@@ -1,0 +1,209 @@
+"""The vLLM engine: all prompts at once, continuous batching, prefix caching, adapters through `LoRARequest`.
+
+On a GPU vLLM's own defaults are used. On a CPU its defaults are made for servers, and on a small machine they waste
+most of it; `_cpu_settings` says what is changed and why.
+"""
+
+import gc
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.adapters import Adapter, padded_rank
+from eval.engines import Engine, Output, Sampling, Score, encode
+from utils.config import EvalConfig
+from utils.errors import UserError
+
+CPU_SEQUENCES = 64
+
+
+class VllmEngine(Engine):
+    """See `eval.engines.Engine`.
+
+    Raises:
+        UserError: vLLM is not installed or refuses the model; an adapter's rank is above its limit.
+    """
+
+    name = "vllm"
+
+    def __init__(self, model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter], context: int) -> None:
+        # vLLM sets up its logging when it is imported, hence the late import.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise UserError(
+                f"eval.engine: vllm can't be imported ({error}); install it or set transformers"
+            ) from error
+        settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+        self._affinity = os.sched_getaffinity(0)
+        if current_platform.is_cpu():
+            settings = _cpu_settings(model, dtype, context, bool(adapters))
+        else:
+            settings["tensor_parallel_size"] = config.tensor_parallel_size or _parallel_size(model)
+        if adapters:
+            rank = padded_rank(max(adapter.rank for adapter in adapters))
+            settings |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
+        try:
+            self._llm = LLM(
+                str(model),
+                dtype=dtype,
+                seed=config.seed,
+                max_model_len=context,
+                enable_prefix_caching=True,
+                disable_log_stats=True,
+                **settings,
+            )
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"eval.engine: vllm can't serve {model} ({_reason(error)})") from error
+        # Binding its threads to cores also binds this one; graders started from here need all cores.
+        os.sched_setaffinity(0, self._affinity)
+        self.context = context
+        self.tokenizer = self._llm.get_tokenizer()
+        self._dtype = dtype
+        self._settings = settings
+        self._ids: dict[str, int] = {}
+
+    def generate(
+        self, prompts: Mapping[int, str], sampling: Sampling, adapter: Adapter | None = None
+    ) -> Iterator[tuple[int, list[Output]]]:
+        from vllm import SamplingParams
+
+        requests = {}
+        for number, prompt in prompts.items():
+            ids = encode(self.tokenizer, prompt)
+            room = self.context - len(ids)
+            if room < 1:
+                yield number, [Output("", 0, "too_long")] * sampling.n
+                continue
+            params = SamplingParams(
+                n=sampling.n,
+                temperature=sampling.temperature,
+                max_tokens=min(sampling.max_new_tokens, room),
+                stop=list(sampling.stop),
+                seed=sampling.seed_of(number) if sampling.temperature else None,
+            )
+            requests[number] = (ids, params)
+        for number, finished in self._finish(requests, adapter):
+            yield (
+                number,
+                [
+                    Output(out.text, len(out.token_ids), out.finish_reason or "stop")
+                    for out in sorted(finished.outputs, key=lambda out: out.index)
+                ],
+            )
+
+    def score(
+        self, pairs: Mapping[int, tuple[list[int], list[int]]], adapter: Adapter | None = None
+    ) -> Iterator[tuple[int, Score]]:
+        from vllm import SamplingParams
+
+        # prompt_logprobs=0: the log-probability and rank of each prompt token itself. One token must be generated.
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        requests = {
+            number: ((prefix + continuation)[-(self.context - 1) :], params)
+            for number, (prefix, continuation) in pairs.items()
+        }
+        for number, finished in self._finish(requests, adapter):
+            tokens = min(len(pairs[number][1]), len(finished.prompt_token_ids) - 1)
+            ids = finished.prompt_token_ids[-tokens:]
+            entries = [entry[token] for entry, token in zip(finished.prompt_logprobs[-tokens:], ids, strict=True)]
+            yield number, Score(sum(e.logprob for e in entries), tokens, all(e.rank == 1 for e in entries))
+
+    def _finish(self, requests: Mapping[int, tuple[list[int], Any]], adapter: Adapter | None) -> Iterator[Any]:
+        """Hand all requests to vLLM, those that share a prefix side by side, and yield each as it finishes."""
+        engine = self._llm.llm_engine
+        for number in sorted(requests, key=lambda number: requests[number][0]):
+            ids, params = requests[number]
+            engine.add_request(
+                str(number), {"prompt_token_ids": ids}, params, lora_request=self._lora_request(adapter)
+            )
+        pending = {str(number) for number in requests}
+        try:
+            while engine.has_unfinished_requests():
+                for finished in engine.step():
+                    if finished.finished:
+                        pending.discard(finished.request_id)
+                        yield int(finished.request_id), finished
+        finally:
+            if pending:
+                engine.abort_request(list(pending))
+
+    def _lora_request(self, adapter: Adapter | None) -> Any:
+        if adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        number = self._ids.setdefault(adapter.fingerprint, len(self._ids) + 1)
+        return LoRARequest(adapter.fingerprint, number, str(adapter.path))
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "version": _version(), "dtype": self._dtype, "context": self.context}
+
+    def close(self) -> None:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def _cpu_settings(model: Path, dtype: str, context: int, lora: bool) -> dict[str, Any]:
+    """Return what a small CPU machine needs, leaving alone what the user has set in the environment."""
+    if lora:
+        from eval.engines import cpu_lora
+
+        cpu_lora.install()
+    # By default one core is kept for a KV-transfer thread that nothing here uses.
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
+    # In this process: two others would each import vLLM again, and would outlive this one when it is killed.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    settings: dict[str, Any] = {
+        "distributed_executor_backend": "uni",
+        "max_num_seqs": CPU_SEQUENCES,
+        # Compiling takes two minutes, more than most evaluations on a CPU.
+        "enforce_eager": True,
+    }
+    if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        settings["kv_cache_memory_bytes"] = _cache_bytes(model, dtype, context)
+    return settings
+
+
+def _cache_bytes(model: Path, dtype: str, context: int) -> int:
+    """Return room for the keys and values of a full batch, at most a third of the free memory."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * heads * width * (4 if dtype == "float32" else 2)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(min((CPU_SEQUENCES + 1) * (context + 128) * token, free // 3), (context + 128) * token)
+
+
+def _parallel_size(model: Path) -> int:
+    """Return the most GPUs that the attention heads can be shared over evenly."""
+    heads = json.loads((model / "config.json").read_text(encoding="utf-8")).get("num_attention_heads", 1)
+    return max(size for size in range(1, max(torch.cuda.device_count(), 1) + 1) if heads % size == 0)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:300]
+
+
+def _version() -> str:
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "unknown"

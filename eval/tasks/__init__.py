@@ -1,0 +1,133 @@
+"""Benchmarks: one small module each, registered under its name.
+
+A module of this package defines `TASK`. A task says where its problems come from, how long an answer may be and how
+answers are judged; everything else (prompts, engines, records, resuming) is shared.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dataset.catalog import COMMONSENSE, EVALUATION
+from dataset.sources import check_evaluation, load_evaluation
+from utils.config import Config, EvalConfig
+from utils.errors import UserError
+from utils.log import log
+
+Record = dict[str, Any]
+
+# Base models that do not stop by themselves go on with a new instruction of their own.
+STOP = ("\n\n### Instruction", "### Instruction:")
+GROUPS = {"commonsense": COMMONSENSE}
+_MODULES = {
+    "arithmetic": "arithmetic",
+    "gsm8k": "gsm8k",
+    "math": "mathematics",
+    "humaneval": "humaneval",
+    "mbpp": "mbpp",
+    "forgetting": "forgetting",
+    **dict.fromkeys(COMMONSENSE, "commonsense"),
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of one answer.
+
+    Attributes:
+        extracted: The answer as read from the text; None if there is none to read.
+        correct: Whether it is right under the task's own, strict reading.
+        lenient: Whether it is right under a lenient reading; None where a task has none.
+        flag: Why it counts as wrong unread, such as `timeout`; or empty.
+    """
+
+    extracted: str | None
+    correct: bool
+    lenient: bool | None = None
+    flag: str = ""
+
+
+def _no_check(config: EvalConfig) -> None:
+    """Most tasks need nothing but an engine."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark whose answers are generated texts.
+
+    Attributes:
+        name: Its name in `eval.tasks`, in the data catalogue and of its files.
+        max_new_tokens: Longest answer, unless `eval.max_new_tokens` says otherwise.
+        judge: From problems, the texts generated for each (`eval.n_samples` of them) and settings to a verdict a text.
+        gold: The right answer of a problem, as written in the samples.
+        groups: Keys of a problem by which accuracy is broken down.
+        check: Raises `UserError` when the task can't run here.
+        version: Counted up when its prompts or rules change, so that old records are not taken for new ones.
+    """
+
+    name: str
+    max_new_tokens: int
+    judge: Callable[[Sequence[Record], Sequence[Sequence[str]], EvalConfig], list[list[Judged]]]
+    gold: Callable[[Record], str] = lambda record: str(record["answer"])
+    groups: tuple[str, ...] = ()
+    check: Callable[[EvalConfig], None] = _no_check
+    stop: tuple[str, ...] = STOP
+    version: int = 1
+
+
+def names() -> list[str]:
+    """Return what `eval.tasks` may hold."""
+    return [*_MODULES, *GROUPS]
+
+
+def get_task(name: str) -> Any:
+    """Return the task of this name.
+
+    Raises:
+        UserError: there is none; lists what there is.
+    """
+    if name not in _MODULES:
+        raise UserError(f"eval.tasks: no task {name!r}; allowed: {', '.join(names())}")
+    module = importlib.import_module(f"eval.tasks.{_MODULES[name]}")
+    return module.task(name) if hasattr(module, "task") else module.TASK
+
+
+def expand(config: Config) -> list[str]:
+    """Return the tasks asked for, each group replaced by its members that the data source has.
+
+    Raises:
+        UserError: an unknown task.
+    """
+    found: list[str] = []
+    for name in config.eval.tasks:
+        get_task(name) if name not in GROUPS else None
+        for member in GROUPS.get(name, (name,)):
+            if name in GROUPS and config.data.dir is not None and EVALUATION[member].mirror is None:
+                log.warning("%s: %s is left out, the mirror (data.dir) has none", name, member)
+            else:
+                found.append(member)
+    return list(dict.fromkeys(found))
+
+
+def check_tasks(config: Config) -> None:
+    """Stop early when a task can't be evaluated: its name, its data, its sandbox, its sampling.
+
+    Raises:
+        UserError: the first thing found, in one line.
+    """
+    if config.eval.n_samples > 1 and config.eval.temperature == 0:
+        raise UserError("eval.temperature: must be above 0 with eval.n_samples > 1; greedy samples are all the same")
+    for name in expand(config):
+        get_task(name).check(config.eval)
+        if name in EVALUATION or name == "arithmetic":
+            check_evaluation(name, config.data.dir)
+
+
+def load_problems(name: str, config: Config) -> list[Record]:
+    """Return the first `eval.limit` problems of a task.
+
+    Raises:
+        UserError: the data is missing or malformed (file and line).
+    """
+    return load_evaluation(name, config.data.dir)[: config.eval.limit]

@@ -1,0 +1,22 @@
+"""Judging answers that are one number."""
+
+from collections.abc import Sequence
+
+from eval.graders import extract_number, last_number, numbers_equal
+from eval.metamath_rules import gsm8k_equal
+from eval.tasks import Judged, Record
+from utils.config import EvalConfig
+
+
+def judge(problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig) -> list[list[Judged]]:
+    """Judge texts strictly (the number after "The answer is:") and leniently (the last number)."""
+    return [
+        [_judge(text, str(problem["answer"]), config.grader) for text in group]
+        for problem, group in zip(problems, texts, strict=True)
+    ]
+
+
+def _judge(text: str, gold: str, grader: str) -> Judged:
+    extracted = extract_number(text)
+    correct = gsm8k_equal(text, gold) if grader == "metamath" else numbers_equal(extracted, gold)
+    return Judged(extracted, correct, lenient=numbers_equal(last_number(text), gold))

@@ -1,0 +1,9 @@
+"""GSM8K (Cobbe et al., 2021): 1,319 grade-school word problems.
+
+Data: `openai/gsm8k` on the hub, `gsm8k/test.jsonl` in a mirror.
+"""
+
+from eval.tasks import Task
+from eval.tasks._numbers import judge
+
+TASK = Task("gsm8k", max_new_tokens=512, judge=judge)
