@@ -8,7 +8,7 @@ from utils.cli import main, parse
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
 from utils.log import log
-from utils.runs import run_folder, stage
+from utils.runs import run_folder
 
 USAGE = """
 Score models on benchmarks: the runs of an experiment, one run, any PEFT adapter, or the base model.
@@ -32,14 +32,14 @@ def command() -> None:
     # Threads that wait by spinning take the cores from each other when anything else runs beside them: 2.5 times
     # slower on two busy cores. OpenMP reads this once, before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from eval.tasks import check_tasks
 
     check_tasks(config)
     targets = find_targets(config, flags)
     from eval.evaluate import evaluate
 
-    with stage(Path(config.output_dir), "evaluate"):
-        evaluate(config, targets, flags["force"])
+    evaluate(config, targets, flags["force"])
 
 
 def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:

@@ -115,7 +115,7 @@ def _misfit(path: Path, folder: Path) -> str | None:
     """Return the first LoRA layer whose shape differs from its base layer's, with both shapes, or None."""
     from safetensors import safe_open
 
-    shapes = {}
+    shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118

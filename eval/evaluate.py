@@ -15,6 +15,7 @@ from eval.tasks import Judged, Record, Task, check_tasks, expand, get_task, load
 from utils.config import Config
 from utils.files import fingerprint
 from utils.log import Progress, log
+from utils.runs import stage
 
 Results = dict[str, dict[str, dict[str, Any]]]
 
@@ -45,7 +46,7 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False) -> 
             other settings.
     """
     check_tasks(config)
-    dtype = serving_dtype(config.eval.dtype or config.model.dtype) if config.eval.dtype is None else config.eval.dtype
+    dtype = config.eval.dtype or serving_dtype(config.model.dtype)
     results: Results = {target.name: {} for target in targets}
     jobs = []
     for name in expand(config):
@@ -61,7 +62,8 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False) -> 
                 results[target.name][name] = result
                 log.info("%s", _line(target, result) + " (finished earlier)")
     if jobs:
-        _run(config, jobs, dtype, results)
+        with stage(Path(config.output_dir), "evaluate"):
+            _run(config, jobs, dtype, results)
     return results
 
 

@@ -22,7 +22,7 @@ def install() -> bool:
         return False
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    PunicaWrapperCPU.add_lora_linear = add_lora_linear
+    PunicaWrapperCPU.add_lora_linear = add_lora_linear  # type: ignore[method-assign]
     return True
 
 

@@ -20,7 +20,8 @@ class TransformersEngine(Engine):
 
     def __init__(self, model: Path, config: EvalConfig, dtype: str, context: int) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).to(self._device).eval()
+        base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        self._base = base.to(self._device).eval()
         self._peft: Any = None
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.context = context

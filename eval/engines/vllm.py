@@ -53,11 +53,12 @@ class VllmEngine(Engine):
         try:
             self._llm = LLM(
                 str(model),
-                dtype=dtype,
+                dtype=dtype,  # type: ignore[arg-type]
                 seed=config.seed,
                 max_model_len=context,
                 enable_prefix_caching=True,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 **settings,
             )
         except (ValueError, NotImplementedError) as error:
@@ -118,12 +119,10 @@ class VllmEngine(Engine):
 
     def _finish(self, requests: Mapping[int, tuple[list[int], Any]], adapter: Adapter | None) -> Iterator[Any]:
         """Hand all requests to vLLM, those that share a prefix side by side, and yield each as it finishes."""
-        engine = self._llm.llm_engine
+        engine, lora = self._llm.llm_engine, self._lora_request(adapter)
         for number in sorted(requests, key=lambda number: requests[number][0]):
             ids, params = requests[number]
-            engine.add_request(
-                str(number), {"prompt_token_ids": ids}, params, lora_request=self._lora_request(adapter)
-            )
+            engine.add_request(str(number), {"prompt_token_ids": ids}, params, lora_request=lora)
         pending = {str(number) for number in requests}
         try:
             while engine.has_unfinished_requests():
