@@ -49,10 +49,8 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
     """Return the Trainer's arguments; joins the processes, if there are several, and DeepSpeed's, if asked for."""
     train, cpu = config.train, on_cpu()
     micro, steps = accumulation(train.global_batch_size, train.micro_batch_size)
-    if cpu and train.deepspeed is not None:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if train.deepspeed is not None and world_size() == 1:
-        _be_alone()
+    if train.deepspeed is not None:
+        _start_deepspeed(cpu)
     lower = not cpu and config.model.dtype != "float32"
     validated = config.data.validation > 0
     return TrainingArguments(
@@ -95,19 +93,22 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
     )
 
 
-def _be_alone() -> None:
-    """Let DeepSpeed start in a process that no launcher started."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    for key, value in {
-        "RANK": 0,
-        "LOCAL_RANK": 0,
-        "WORLD_SIZE": 1,
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": port,
-    }.items():
-        os.environ.setdefault(key, str(value))
+def _start_deepspeed(cpu: bool) -> None:
+    """Prepare the processes for DeepSpeed where the Trainer does not: on the CPU, and without a launcher."""
+    if world_size() == 1:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = str(probe.getsockname()[1])
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        for key, value in alone.items():
+            os.environ.setdefault(key, value)
+    if cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        # Its shared-memory all-reduce would be compiled first, for minutes; gloo does the same.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("gloo")
 
 
 def _installed(package: str) -> bool:
