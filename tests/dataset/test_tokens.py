@@ -1,0 +1,98 @@
+"""Tokenisation: targets are labelled and complete, limits are kept, and batching changes nothing."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from dataset.arithmetic import generate
+from dataset.templates import format_example
+from dataset.tokens import calibration_batches, collate, encode, encode_records
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2):
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture(scope="module")
+def records():
+    return generate("train", 60, 0)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "chat"])
+def test_labels_are_exactly_the_target_and_the_prompt_is_what_evaluation_asks(tokenizer, records, template):
+    encoded = encode_records(records, tokenizer, template, 512)
+    assert (len(encoded.features), encoded.dropped, encoded.truncated) == (len(records), 0, 0)
+    for record, feature in zip(records, encoded.features, strict=True):
+        prompt, target = format_example(record, template, tokenizer)
+        learned = feature["labels"] != -100
+        assert tokenizer.decode(feature["labels"][learned]) == target
+        assert feature["input_ids"][~learned].tolist() == tokenizer(prompt).input_ids
+        assert feature["input_ids"][-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("max_length", [20, 52, 60, 75, 100, 140])
+def test_prompts_are_never_cut_and_no_example_lacks_a_target(tokenizer, records, max_length):
+    prompts = [len(tokenizer(format_example(r, "alpaca", tokenizer)[0]).input_ids) for r in records]
+    if min(prompts) >= max_length:
+        with pytest.raises(UserError, match=f"max_length={max_length}"):
+            encode_records(records, tokenizer, "alpaca", max_length)
+        return
+    encoded = encode_records(records, tokenizer, "alpaca", max_length)
+    assert encoded.dropped == sum(length >= max_length for length in prompts)
+    kept = [length for length in prompts if length < max_length]
+    for feature, length in zip(encoded.features, kept, strict=True):
+        assert len(feature["input_ids"]) <= max_length
+        assert (feature["labels"] == -100).sum() == length < len(feature["labels"])
+    cut = [feature for feature in encoded.features if feature["input_ids"][-1] != tokenizer.eos_token_id]
+    assert len(cut) == encoded.truncated
+
+
+def test_a_token_across_the_boundary_is_learned(tokenizer):
+    """A target that merges with the prompt's last character must not lose its first token."""
+    record = {"instruction": "Continue.", "output": "::: yes"}
+    feature = encode(record, tokenizer, "alpaca", 512)
+    prompt, target = format_example(record, "alpaca", tokenizer)
+    assert tokenizer.decode(feature["input_ids"]) == prompt + target
+    assert tokenizer.decode(feature["labels"][feature["labels"] != -100]).endswith(target)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_collate_pads_and_masks(side):
+    features = [
+        {"input_ids": torch.tensor([5, 6, 7]), "labels": torch.tensor([-100, 6, 7])},
+        {"input_ids": torch.tensor([8]), "labels": torch.tensor([8])},
+    ]
+    batch = collate(features, pad_id=9, side=side)
+    padded = [9, 9, 8] if side == "left" else [8, 9, 9]
+    assert batch["input_ids"].tolist() == [[5, 6, 7], padded]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [int(i == 8) for i in padded]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [i if i == 8 else -100 for i in padded]]
+    assert {value.dtype for value in batch.values()} == {torch.int64}
+
+
+def samples(batches):
+    rows = [row for b in batches for row in zip(b["input_ids"], b["attention_mask"], strict=True)]
+    return [ids[mask.bool()].tolist() for ids, mask in rows]
+
+
+def test_calibration_chooses_by_seed_alone_and_reads_the_training_text(tokenizer, records):
+    def draw(batch_size, seed):
+        wanted = {"max_length": 256, "samples": 24, "seed": seed}
+        return calibration_batches(records, tokenizer, "alpaca", batch_size=batch_size, **wanted)
+
+    one = samples(draw(1, 7))
+    assert one == samples(draw(5, 7)) == samples(draw(24, 7)) != samples(draw(5, 8))
+    trained = [f["input_ids"].tolist() for f in encode_records(records, tokenizer, "alpaca", 256).features]
+    assert len(one) == 24
+    assert all(sample in trained for sample in one)
+    assert len({tuple(sample) for sample in one}) == 24
+    assert [len(sample) for sample in one] == sorted(map(len, one), reverse=True)
+
+
+def test_calibration_takes_what_there_is_and_refuses_nothing(tokenizer, records, caplog):
+    batches = calibration_batches(records[:3], tokenizer, "alpaca", batch_size=2, max_length=256, samples=9, seed=0)
+    assert [batch["input_ids"].shape[0] for batch in batches] == [2, 1]
+    with pytest.raises(UserError, match="training set is empty"):
+        calibration_batches([], tokenizer, "alpaca", batch_size=2, max_length=256, samples=9, seed=0)
