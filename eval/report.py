@@ -7,6 +7,7 @@ and writes `results.md`, `results.csv`, a self-contained `report.html` and `summ
 import csv
 import html
 import json
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +28,11 @@ Write results.md, results.csv, report.html and summary.json for all runs of an e
 PUBLISHED = Path(__file__).parent / "published.json"
 KEYS = ("method", "subspace", "rank", "alpha", "learning_rate")  # runs that share these differ in their seed only
 COLUMNS = {
-    "label": "method", "rank": "rank", "learning_rate": "learning rate", "seeds": "seeds", "accuracy": "accuracy (%)",
-    "interval": "95% interval", "lenient": "last number (%)", "validation_loss": "validation loss",
-    "forgetting": "forgetting", "trainable_parameters": "trainable parameters",
-    "peak_memory_bytes": "peak memory (GiB)", "seconds": "training (s)",
+    "label": "method", "rank": "rank", "learning_rate": "learning rate", "seeds": "seeds",
+    "accuracy": "accuracy (%)", "interval": "95% interval", "lenient": "last number (%)",
+    "lenient_interval": "95% interval", "validation_loss": "validation loss", "forgetting": "forgetting",
+    "trainable_parameters": "trainable parameters", "peak_memory_bytes": "peak memory (GiB)",
+    "train_seconds": "training (s)",
 }  # fmt: skip
 
 
@@ -71,18 +73,17 @@ def _run_rows(run: Path) -> list[Row]:
 
 
 def _row(run: str, error: str | None, settings: Row, metrics: Row, result: Row) -> Row:
-    wanted = ("validation_loss", "forgetting", "trainable_parameters", "peak_memory_bytes", "seconds")
     low, high = result.get("interval") or (None, None)
     return {
         "run": run,
         **{key: settings.get(key) for key in ("label", *KEYS, "seed")},
-        "task": result.get("task"),
-        "accuracy": result.get("accuracy"),
+        **{key: result.get(key) for key in ("task", "accuracy", "n", "lenient", "length_stops")},
         "low": low,
         "high": high,
-        "n": result.get("n"),
-        "lenient": result.get("lenient"),
-        **{key: metrics.get(key) for key in wanted},
+        "lenient_interval": result.get("lenient_interval"),
+        **{key: metrics.get(key) for key in ("validation_loss", "trainable_parameters", "peak_memory_bytes")},
+        "forgetting": (metrics.get("forgetting") or {}).get("rise"),
+        "train_seconds": metrics.get("train_seconds"),
         "error": error,
     }
 
@@ -109,7 +110,7 @@ def summarise(rows: Sequence[Row], task: str) -> list[Row]:
 
 def _mean(group: list[Row]) -> Row:
     row = dict(group[0])
-    numeric = ("accuracy", "lenient", "validation_loss", "forgetting", "peak_memory_bytes", "seconds")
+    numeric = ("accuracy", "lenient", "validation_loss", "forgetting", "peak_memory_bytes", "train_seconds")
     for key in numeric:
         values = [member[key] for member in group if member[key] is not None]
         row[key] = statistics.fmean(values) if values else None
@@ -141,10 +142,9 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _cell(row: Row, key: str) -> str:
-    if key == "interval":
-        return (
-            "" if row.get("low") is None or row["seeds"] > 1 else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
-        )
+    if key in ("interval", "lenient_interval"):
+        low, high = (row["low"], row["high"]) if key == "interval" else row["lenient_interval"] or (None, None)
+        return f"{100 * low:.1f} to {100 * high:.1f}" if low is not None and row["seeds"] == 1 else ""
     value = row.get(key)
     if value is None:
         return ""
@@ -155,7 +155,7 @@ def _cell(row: Row, key: str) -> str:
         return f"{value:.3f}"
     if key == "peak_memory_bytes":
         return f"{value / 2**30:.2f}"
-    if key in ("trainable_parameters", "seconds"):
+    if key in ("trainable_parameters", "train_seconds"):
         return f"{value:,.0f}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -190,6 +190,22 @@ def sections(rows: Sequence[Row], model: str) -> list[tuple[str, str, list[list[
     return parts
 
 
+def stage_costs(folder: Path) -> list[tuple[str, str, Row]]:
+    """Return (run, stage, its seconds and peak memory), the stages shared by all runs first."""
+    shared = sorted((folder / "stages").glob("*.json"))
+    of_runs = sorted(folder.glob("*/stages/*.json"))
+    found = [("", path) for path in shared] + [(path.parts[-3], path) for path in of_runs]
+    return [(run, path.stem, read_json(path)) for run, path in found]
+
+
+def _cost_table(folder: Path) -> list[list[str]]:
+    lines = [
+        [run or "all runs", stage, f"{cost['seconds']:,.0f}", f"{cost['peak_memory_bytes'] / 2**30:.2f}"]
+        for run, stage, cost in stage_costs(folder)
+    ]
+    return [["run", "stage", "seconds", "peak memory (GiB)"], *lines]
+
+
 def summary(folder: Path, rows: Sequence[Row]) -> Row:
     """Return the figures of an experiment of one run: accuracy before and after, cost, and where the adapter lies."""
     adapted = next(row for row in rows if row["method"] != "base" and row["accuracy"] is not None)
@@ -198,12 +214,12 @@ def summary(folder: Path, rows: Sequence[Row]) -> Row:
     stages = {
         path.stem: read_json(path) for place in (folder, run) for path in sorted((place / "stages").glob("*.json"))
     }
-    names = ("accuracy", "low", "high", "lenient", "lenient_low", "lenient_high")
+    names = ("accuracy", "low", "high", "lenient", "lenient_interval", "length_stops")
     return {
         "task": adapted["task"],
         "n": adapted["n"],
-        **({"base": {name: base[name] for name in names if name in base}} if base else {}),
-        "adapted": {name: adapted[name] for name in names if name in adapted},
+        **({"base": {name: base[name] for name in names}} if base else {}),
+        "adapted": {name: adapted[name] for name in names},
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         "peak_memory_bytes": max((stage["peak_memory_bytes"] for stage in stages.values()), default=None),
         "trainable_parameters": adapted["trainable_parameters"],
@@ -220,13 +236,14 @@ def write_report(folder: Path) -> str:
     """
     rows = collect(folder)
     model = yaml.safe_load(next(folder.glob("*/config.yaml")).read_text(encoding="utf-8"))["model"]["name"]
-    parts = sections(rows, model)
+    parts = [
+        *sections(rows, model),
+        ("Cost of the stages", "Whole processes, start-up included.", _cost_table(folder)),
+    ]
     curves = {path.parent.name: _curve(path) for path in sorted(folder.glob("*/metrics.jsonl"))}
-    plots = folder / "plots"
-    plots.mkdir(exist_ok=True)
-    figures = save_figures(rows, curves, plots)
-    for run in sorted(folder.glob("calibration/*/spectrum.png")):
-        figures["Spectra of the output activations"] = run
+    figures = save_figures(rows, curves, folder)
+    for path in sorted(folder.glob("calibration/*/spectrum.png")):
+        figures["Spectra of the output activations"] = Path(shutil.copy(path, folder / "spectrum.png"))
     text = f"# {folder.name}: {model}\n\n" + "\n\n".join(_markdown(part) for part in parts) + "\n"
     for name, content in (("results.md", text), ("report.html", page(f"{folder.name}: {model}", parts, figures))):
         with atomic_write(folder / name) as temporary:

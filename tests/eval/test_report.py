@@ -22,7 +22,7 @@ def make_run(
     write_config(Config.model_validate({**config, "train": {"learning_rate": rate, "seed": seed}}), run)
     result = {"task": "gsm8k", "accuracy": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1], "n": 50}
     write_json(run / "eval" / "gsm8k.json", result)
-    metrics = {"validation_loss": validation, "forgetting": 0.1, "trainable_parameters": 1234, "seconds": 10.0}
+    metrics = {"validation_loss": validation, "forgetting": {"rise": 0.1}, "trainable_parameters": 1234}
     write_json(run / "metrics.json", metrics)
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
     return run
