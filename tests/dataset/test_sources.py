@@ -176,7 +176,7 @@ def test_other_mistakes_are_named(tmp_path):
         (config(binary), "binary.jsonl: not UTF-8"),
         (config(cut), "cut.jsonl.gz: "),
         (config(broken), "list.json:2: not JSON"),
-        (config(empty, fields={"input": "a"}), "data.fields: names input; allowed"),
+        (config(empty, fields={"input": "a"}), "data.fields: has input; allowed"),
         (config("gsm8k", dir="no/such/folder"), "data.dir: no/such/folder is not a folder"),
         (config("gsm8k", dir=str(tmp_path)), "gsm8k/train.jsonl: No such file"),
     ]:

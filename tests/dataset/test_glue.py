@@ -1,0 +1,70 @@
+"""GLUE in its TSV forms, and the hub's rows in the same record form."""
+
+import pytest
+
+from dataset.glue import GLUE, check_glue, glue_hub, load_glue
+from utils.errors import UserError
+
+TSV = {  # the header (or none) and a line of each task's train.tsv, with the label it must give
+    "cola": ("", "gj04\t1\t\tShe sleeps.\n", 1),
+    "sst2": ("sentence\tlabel\n", "a fine film\t1\n", 1),
+    "mrpc": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n", "0\t1\t2\tA.\tB.\n", 0),
+    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n", "0\t1\t2\tA?\tB?\t1\n", 1),
+    "stsb": (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n",
+        "0\tg\tf\t2012\t1\tn\tn\tA.\tB.\t3.8\n",
+        3.8,
+    ),
+    "mnli": ("index\tsentence1\tsentence2\tgold_label\n", "0\tA.\tB.\tneutral\n", 1),
+    "qnli": ("index\tquestion\tsentence\tlabel\n", "0\tA?\tB.\tnot_entailment\n", 1),
+    "rte": ("index\tsentence1\tsentence2\tlabel\n", '0\tThe "A.\tB.\tentailment\n', 0),
+}
+
+
+def write(tmp_path, task, text):
+    folder = tmp_path / "glue" / GLUE[task].folder
+    folder.mkdir(parents=True)
+    for name in ("train", f"dev{GLUE[task].validation}"):
+        (folder / f"{name}.tsv").write_text(text)
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_every_tsv_form(tmp_path, task):
+    header, line, label = TSV[task]
+    write(tmp_path, task, header + line)
+    check_glue(task, tmp_path)
+    for split in ("train", "validation"):
+        (record,) = load_glue(task, split, tmp_path)
+        assert record["label"] == label
+        assert record["text"] in line
+        assert (record["text_pair"] is None) == (len(GLUE[task].hub_texts) == 1)
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_the_hubs_rows_give_the_same_form(task):
+    hub = glue_hub(task, "validation")
+    row = {"label": 1, "idx": 0, **dict.fromkeys(GLUE[task].hub_texts, "words")}
+    pair = "words" if len(GLUE[task].hub_texts) == 2 else None
+    assert hub.convert(row) == {"text": "words", "text_pair": pair, "label": 1}
+    assert hub.split == ("validation_matched" if task == "mnli" else "validation")
+
+
+def test_the_mirror_has_rte_and_cola(mirror):
+    assert [len(load_glue("rte", split, mirror)) for split in ("train", "validation")] == [2127, 277]
+    assert len(load_glue("cola", "train", mirror)) == 7250
+    for task in ("rte", "cola"):
+        labels = {record["label"] for record in load_glue(task, "validation", mirror)}
+        assert labels == set(range(GLUE[task].num_labels))
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="data.train: no GLUE task 'wnli'; allowed: cola, sst2"):
+        load_glue("wnli", "train")
+    write(tmp_path, "rte", TSV["rte"][0] + TSV["rte"][1] + "1\tone field\n")
+    with pytest.raises(UserError, match="RTE/train.tsv:3: not a line of RTE as published"):
+        load_glue("rte", "train", tmp_path)
+    write(tmp_path, "cola", "gj04\t2\t\tTwo.\n")
+    with pytest.raises(UserError, match="CoLA/train.tsv:1: not a line of CoLA"):
+        check_glue("cola", tmp_path)
+    with pytest.raises(UserError, match="QQP/train.tsv: No such file"):
+        check_glue("qqp", tmp_path)
