@@ -20,6 +20,7 @@ from astra.store import Calibration
 
 Factors = tuple[Tensor, Tensor]
 PREFIX = "base_model.model."
+LINEAR = (nn.Linear, Conv1D)
 SPLITS = ("orthonormal", "balanced")
 
 
@@ -33,8 +34,8 @@ def attach(
 ) -> PeftModel:
     """Return `model` with Astra adapters, which leave what it computes unchanged.
 
-    For each target layer with weight W (m x n): B0 = Q, A0 = Q^T W / s with Q (m x r) from the calibration, or the same
-    product with balanced norms; W becomes W - s B0 A0, formed in float32 and rounded to the dtype of W. The model is
+    For each target layer with weight W (m x n): B0 = Q, A0 = Q^T W / s with Q (m x r) from the calibration, or the
+    same product with balanced norms; W becomes W - s B0 A0, formed in float32 and rounded to the dtype of W. The model is
     changed in place; weights that another module shares are given a copy of their own first.
 
     Args:
@@ -81,7 +82,7 @@ def attach_factors(
     for name, layer in lora_layers(peft_model):
         base = layer.get_base_layer()
         rank, scaling = layer.r["default"], layer.scaling["default"]
-        _check_layer(name, base, layer, rank)
+        _check_rank(name, layer, rank)
         with torch.no_grad(), gather_params_ctx([base.weight], modifier_rank=0):
             weight = as_matrix(base)
             initial[name] = factors(name, weight.float(), rank, scaling)
@@ -101,9 +102,16 @@ def plain_lora(model: nn.Module, peft_config: LoraConfig, seed: int = 42) -> Pef
 
 
 def lora_layers(peft_model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    """Yield the dotted name in the base model and the PEFT layer of every adapted module, in the model's order."""
+    """Yield the dotted name in the base model and the PEFT layer of every adapted module, in the model's order.
+
+    Raises:
+        AstraError: an adapted module is not linear, such as an embedding.
+    """
     for name, module in peft_model.named_modules():
-        if isinstance(module, LoraLayer) and "default" in module.lora_A:
+        if isinstance(module, LoraLayer) and "default" in module.r:
+            if not isinstance(module.get_base_layer(), LINEAR) and not hasattr(module.get_base_layer(), "quant_state"):
+                kind = type(module.get_base_layer()).__name__
+                raise AstraError(f"layer {name.removeprefix(PREFIX)}: a {kind} cannot be adapted, only linear layers")
             yield name.removeprefix(PREFIX), module
 
 
@@ -126,7 +134,7 @@ def set_factors(layer: LoraLayer, a: Tensor, b: Tensor) -> None:
 
 
 def with_initial(peft_model: PeftModel, initial: Mapping[str, Factors]) -> PeftModel:
-    """Keep what the adapters started from, where they do not start at zero, on the CPU as `peft_model.initial_lora`."""
+    """Keep what the adapters started from on the CPU, as `peft_model.initial_lora`."""
     peft_model.initial_lora = {name: (a.detach().cpu().clone(), b.detach().cpu().clone()) for name, (a, b) in
                                initial.items()}  # fmt: skip
     return peft_model
@@ -148,7 +156,7 @@ def balance(name: str, a: Tensor, b: Tensor, weight: Tensor) -> Factors:
 
 
 def untie_targets(model: nn.Module, peft_config: LoraConfig) -> None:
-    """Give target layers that share their weight with another module (an LM head with the embedding) their own copy."""
+    """Give target layers that share their weight, such as an LM head with the embedding, their own copy."""
     owners: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
@@ -156,7 +164,7 @@ def untie_targets(model: nn.Module, peft_config: LoraConfig) -> None:
     for name, module in model.named_modules():
         named = not isinstance(names, str) and names and (name in names or name.rsplit(".", 1)[-1] in names)
         weight = getattr(module, "weight", None)
-        if named and isinstance(module, nn.Linear | Conv1D) and owners.get(id(weight), 0) > 1:
+        if named and isinstance(module, LINEAR) and owners.get(id(weight), 0) > 1:
             if hasattr(weight, "ds_id"):
                 raise AstraError(
                     f"layer {name} shares its weight, which ZeRO-3 cannot undo; leave it out or use ZeRO-2"
@@ -165,9 +173,7 @@ def untie_targets(model: nn.Module, peft_config: LoraConfig) -> None:
             model.config.tie_word_embeddings = False
 
 
-def _check_layer(name: str, base: nn.Module, layer: LoraLayer, rank: int) -> None:
-    if not isinstance(base, nn.Linear | Conv1D):
-        raise AstraError(f"layer {name}: {type(base).__name__} cannot be adapted, only Linear and Conv1D")
+def _check_rank(name: str, layer: LoraLayer, rank: int) -> None:
     smallest = min(layer.in_features, layer.out_features)
     if rank > smallest:
         raise AstraError(f"layer {name}: rank {rank} is above {smallest}, the smaller side of its weight")

@@ -96,6 +96,8 @@ def _compress(a: Tensor, b: Tensor, scaling: float, initial: Factors | None) -> 
     q1, r1 = torch.linalg.qr(left)
     q2, r2 = torch.linalg.qr(right)
     u, s, vh = torch.linalg.svd(scaling * (r1 * signs) @ r2.T)
+    noise = 64 * torch.finfo(torch.float64).eps * abs(scaling) * r1.norm() * r2.norm()
+    s[s <= noise] = 0  # what is left of two products that cancel
     return (q1 @ u).float(), s.float(), (vh @ q2.T).float()
 
 
@@ -112,7 +114,7 @@ def save_lora(
     max_rank: int = MAX_RANK,
     write: bool = True,
 ) -> dict[str, Any]:
-    """Write the plain LoRA as `adapter_config.json` and `adapter_model.safetensors`; nothing else is needed to load it.
+    """Write the plain LoRA, `adapter_config.json` and `adapter_model.safetensors`, which is all that PEFT needs.
 
     Args:
         peft_model: the trained model, as `to_lora` takes it.

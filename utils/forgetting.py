@@ -35,7 +35,7 @@ def text_loss(model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
 
 
 def general_text() -> tuple[str, list[str]]:
-    """Return a name and text to measure forgetting on: WikiText-2's test set from the hub, else Python's own manual."""
+    """Return a name and text to measure forgetting on: WikiText-2's test set, or without the hub Python's manual."""
     return _wikitext() or (
         "python-manual",
         [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)],

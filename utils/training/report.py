@@ -23,7 +23,8 @@ def announce(config: Config, model: nn.Module, examples: Examples, measured: dic
     subspace = f", subspace {method.subspace}, split {method.split}" if method.name == "astra" else ""
     log.info(
         "method %s%s, rank %d, alpha %g: %s of %s parameters train (%.2f%%)",
-        method.name, subspace, method.rank, method.scaled_alpha, f"{trainable:,}", f"{total:,}", 100 * trainable / total,
+        method.name, subspace, method.rank, method.scaled_alpha, f"{trainable:,}", f"{total:,}",
+        100 * trainable / total,
     )  # fmt: skip
     if "step0_deviation" in measured:
         log.info(
@@ -143,5 +144,5 @@ def model_card(config: Config, base: str, figures: dict[str, Any]) -> str:
 
 _USE_LORA = (
     "A plain LoRA for the untouched base model, whatever method trained it:\n\n"
-    '```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, "path/of/this/folder")\n```'
+    '```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, "this/folder")\n```'
 )

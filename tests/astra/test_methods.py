@@ -1,0 +1,100 @@
+"""Every method starts where the base model is, trains, and ends as a plain LoRA if it says so."""
+
+import pytest
+import torch
+from peft import PeftModel
+from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
+
+from astra.adapter import lora_layers
+from astra.convert import save_lora
+from astra.errors import AstraError
+from astra.methods import METHODS, Request, build, restore, usual_rates
+
+ADAPTERS = [name for name in METHODS if name != "full"]
+PLAIN = [name for name, method in METHODS.items() if method.plain]
+
+
+def request_for(model, family="llama", **options):
+    def samples(size):
+        for k in range(4):
+            ids = tokens(size, seed=10 + k)
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+
+    store = calibration(model, targets(family))
+    values = {"rank": 4, "alpha": 8.0, "target_modules": targets(family), "calibration": store, "samples": samples}
+    return Request(**{**values, **options})
+
+
+def built(name, **options):
+    model = tiny_model()
+    return build(name, model, request_for(model, **options)).eval()
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_model_computes_the_same_at_step_0(name):
+    ids = tokens()
+    assert relative_difference(built(name)(ids).logits, tiny_model()(ids).logits) < 1e-5
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_step_lowers_the_loss(name):
+    model, ids = built(name), tokens()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    before = model(ids, labels=ids).loss
+    before.backward()
+    optimizer.step()
+    assert model(ids, labels=ids).loss < before
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_method_ends_as_a_lora_on_the_untouched_base(tmp_path, name):
+    model, ids = built(name), tokens()
+    disturb(model)
+    save_lora(model, tmp_path, "the-base")
+    loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)
+    assert relative_difference(loaded(ids).logits, model(ids).logits) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["astra", "pissa", "milora", "corda", "eva", "lora_ga"])
+def test_a_resumed_run_gets_the_same_base_without_its_data(name):
+    model, ids = built(name), tokens()
+    disturb(model)
+    scalings = {layer: module.scaling["default"] for layer, module in lora_layers(model)}
+    again = tiny_model()
+    resumed = restore(again, request_for(again, calibration=None, samples=None), model.initial_lora, scalings)
+    state = {key: value for key, value in model.state_dict().items() if "lora_" in key}
+    assert not resumed.load_state_dict(state, strict=False).unexpected_keys
+    assert relative_difference(resumed.eval()(ids).logits, model(ids).logits) < 1e-5
+
+
+def test_milora_takes_the_minor_components():
+    model = tiny_model()
+    name = "model.layers.0.self_attn.q_proj"
+    weight = model.get_submodule(name).weight.clone()
+    a, b = build("milora", model, request_for(model)).initial_lora[name]
+    s = torch.linalg.svdvals(weight)
+    torch.testing.assert_close(torch.linalg.svdvals(2.0 * b @ a)[:4], s[-4:], rtol=1e-4, atol=1e-6)
+
+
+def test_a_classifier_trains_its_head_too():
+    model = tiny_model("bert")
+    adapted = build("astra", model, request_for(model, "bert", task_type="SEQ_CLS"))
+    assert any("classifier" in n for n, p in adapted.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("lorax", {}, "lorax"),
+        ("astra", {"calibration": None}, "needs calibration"),
+        ("eva", {"samples": None}, "needs samples"),
+        ("lora", {"target_modules": ["nothing"]}, "nothing"),
+    ],
+)
+def test_a_request_that_cannot_be_met_names_what_is_wrong(name, options, words):
+    with pytest.raises(AstraError, match=words):
+        built(name, **options)
+
+
+def test_principal_directions_want_smaller_rates():
+    assert usual_rates("astra", "principal")[1] <= usual_rates("astra", "tail")[0]
