@@ -1,7 +1,7 @@
 """The task `arithmetic`: word problems of two to four steps, made from a seed, with worked solutions.
 
 The splits share no filling of any template, by construction: the names and the things are divided among the splits,
-and a template's tuple of numbers belongs to the one split that its hash says (80% train, 10% validation, 10% test).
+and a template's tuple of numbers belongs to the one split that its hash says (70% train, 15% validation, 15% test).
 So a test problem can't be answered by recalling a training problem.
 """
 
@@ -36,9 +36,9 @@ assert set(_NAMES) == set(_THINGS) == set(get_args(Split))
 def split_of(template: str, numbers: tuple[int, ...]) -> Split:
     """The split that a template's numbers belong to, the same on every machine and in every session."""
     bucket = hashlib.sha256(f"{template}{numbers}".encode()).digest()[0]
-    if bucket < 205:
+    if bucket < 180:
         return "train"
-    return "validation" if bucket < 230 else "test"
+    return "validation" if bucket < 218 else "test"
 
 
 def generate(split: Split, n: int, seed: int) -> list[dict[str, Any]]:

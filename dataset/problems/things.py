@@ -3,7 +3,7 @@
 from dataset.problems.base import Problem, Words, between, template
 
 
-@template(between(5, 20), between(2, 15), between(2, 15))
+@template(between(3, 12), between(2, 9), between(2, 9))
 def gain_and_loss(w: Words, have: int, more: int, less: int) -> Problem | None:
     total = have + more
     if less >= total:
@@ -13,14 +13,14 @@ def gain_and_loss(w: Words, have: int, more: int, less: int) -> Problem | None:
         f"{w.name} has {have} {w.things}. {w.name} finds {more} more and then gives {less} to {w.other}. "
         f"How many {w.things} does {w.name} have now?",
         (
-            f"After finding more, {w.name} has {have} + {more} = {total} {w.things}.",
-            f"After giving some away, {w.name} has {total} - {less} = {left} {w.things}.",
+            f"With the new ones {w.name} has {have} + {more} = {total} {w.things}.",
+            f"After giving {less} away {w.name} has {total} - {less} = {left} {w.things}.",
         ),
         left,
     )
 
 
-@template(between(2, 9), between(2, 9), between(2, 12))
+@template(between(2, 6), between(2, 6), between(2, 9))
 def boxes_and_loose(w: Words, boxes: int, each: int, loose: int) -> Problem:
     packed = boxes * each
     return Problem(
@@ -34,7 +34,7 @@ def boxes_and_loose(w: Words, boxes: int, each: int, loose: int) -> Problem:
     )
 
 
-@template(between(2, 9), between(2, 9), between(2, 9))
+@template(between(2, 6), between(2, 5), between(2, 9))
 def share_the_rest(w: Words, each: int, friends: int, kept: int) -> Problem:
     rest = each * friends
     total = rest + kept
@@ -49,24 +49,7 @@ def share_the_rest(w: Words, each: int, friends: int, kept: int) -> Problem:
     )
 
 
-@template(between(2, 9), between(3, 9), between(1, 8))
-def left_over(w: Words, full: int, size: int, left: int) -> Problem | None:
-    if left >= size:
-        return None
-    packed = full * size
-    total = packed + left
-    return Problem(
-        f"{w.name} packs {total} {w.things} into bags of {size} and fills as many bags as possible. "
-        f"How many {w.things} are left over?",
-        (
-            f"The {full} full bags hold {full} * {size} = {packed} {w.things}.",
-            f"There are {total} - {packed} = {left} {w.things} left over.",
-        ),
-        left,
-    )
-
-
-@template(between(3, 20), between(2, 12))
+@template(between(2, 15), between(2, 12))
 def more_than_together(w: Words, have: int, more: int) -> Problem:
     theirs = have + more
     return Problem(
@@ -80,7 +63,7 @@ def more_than_together(w: Words, have: int, more: int) -> Problem:
     )
 
 
-@template(between(3, 20), between(2, 8))
+@template(between(2, 20), between(2, 5))
 def times_as_many_together(w: Words, have: int, times: int) -> Problem | None:
     theirs = have * times
     if have + theirs > 99:
@@ -96,7 +79,7 @@ def times_as_many_together(w: Words, have: int, times: int) -> Problem | None:
     )
 
 
-@template(between(8, 30), between(2, 15))
+@template(between(6, 20), between(2, 12))
 def fewer_then_double(w: Words, have: int, fewer: int) -> Problem | None:
     if fewer >= have:
         return None
@@ -112,7 +95,7 @@ def fewer_then_double(w: Words, have: int, fewer: int) -> Problem | None:
     )
 
 
-@template(between(2, 7), between(2, 22))
+@template(between(2, 6), between(2, 20))
 def dozens(w: Words, count: int, broken: int) -> Problem:
     total = count * 12
     return Problem(
@@ -125,7 +108,7 @@ def dozens(w: Words, count: int, broken: int) -> Problem:
     )
 
 
-@template(between(2, 20), between(2, 15), between(2, 15))
+@template(between(6, 15), between(2, 9), between(2, 9))
 def work_backwards(w: Words, end: int, given: int, got: int) -> Problem | None:
     if got >= end:
         return None
@@ -141,24 +124,7 @@ def work_backwards(w: Words, end: int, given: int, got: int) -> Problem | None:
     )
 
 
-@template(between(2, 20), between(2, 5), between(1, 15))
-def secret_number(w: Words, number: int, times: int, added: int) -> Problem | None:
-    product = number * times
-    if product > 60:
-        return None
-    result = product + added
-    return Problem(
-        f"{w.name} thinks of a number, multiplies it by {times} and adds {added}. The result is {result}. "
-        "What is the number?",
-        (
-            f"Before adding, it was {result} - {added} = {product}.",
-            f"The number is {product} / {times} = {number}.",
-        ),
-        number,
-    )
-
-
-@template(between(2, 12), between(2, 15))
+@template(between(2, 9), between(2, 12))
 def legs(w: Words, cows: int, hens: int) -> Problem:
     cow_legs, hen_legs = cows * 4, hens * 2
     return Problem(
@@ -173,23 +139,21 @@ def legs(w: Words, cows: int, hens: int) -> Problem:
     )
 
 
-@template(between(8, 20), between(2, 7), between(2, 9), between(2, 9))
-def bus_stops(w: Words, start: int, off: int, on: int, more: int) -> Problem:
+@template(between(8, 20), between(2, 7), between(2, 9))
+def bus_stops(w: Words, start: int, off: int, on: int) -> Problem:
     after_off = start - off
-    after_on = after_off + on
     return Problem(
-        f"There are {start} people on {w.name}'s bus. At the first stop {off} get off and {on} get on. At the second "
-        f"stop {more} more get on. How many people are on the bus now?",
+        f"There are {start} people on {w.name}'s bus. At the next stop {off} people get off and {on} get on. "
+        "How many people are on the bus now?",
         (
             f"After {off} get off there are {start} - {off} = {after_off} people.",
-            f"After {on} get on there are {after_off} + {on} = {after_on} people.",
-            f"After the second stop there are {after_on} + {more} = {after_on + more} people.",
+            f"After {on} get on there are {after_off} + {on} = {after_off + on} people.",
         ),
-        after_on + more,
+        after_off + on,
     )
 
 
-@template(between(2, 9), between(2, 6), between(3, 15))
+@template(between(2, 6), between(2, 5), between(2, 12))
 def teams(w: Words, count: int, size: int, girls: int) -> Problem | None:
     total = count * size
     boys = total - girls
@@ -206,24 +170,7 @@ def teams(w: Words, count: int, size: int, girls: int) -> Problem | None:
     )
 
 
-@template(between(2, 12), between(2, 5), between(2, 12))
-def fraction_given(w: Words, part: int, parts: int, more: int) -> Problem:
-    total = part * parts
-    left = total - part
-    share = {2: "half", 3: "one third", 4: "one fourth", 5: "one fifth"}[parts]
-    return Problem(
-        f"{w.name} has {total} {w.things} and gives {share} of them to {w.other}. Then {w.name} gets {more} more. "
-        f"How many {w.things} does {w.name} have now?",
-        (
-            f"{w.name} gives away {total} / {parts} = {part} {w.things}.",
-            f"That leaves {total} - {part} = {left} {w.things}.",
-            f"In the end {w.name} has {left} + {more} = {left + more} {w.things}.",
-        ),
-        left + more,
-    )
-
-
-@template(between(2, 6), between(2, 5), between(2, 5), between(2, 9))
+@template(between(2, 5), between(2, 4), between(2, 4), between(2, 9))
 def party_bags(w: Words, guests: int, first: int, second: int, have: int) -> Problem | None:
     each = first + second
     needed = guests * each
@@ -238,4 +185,20 @@ def party_bags(w: Words, guests: int, first: int, second: int, have: int) -> Pro
             f"{w.name} still needs {needed} - {have} = {needed - have} {w.things}.",
         ),
         needed - have,
+    )
+
+
+@template(between(2, 9), between(2, 9), between(2, 9))
+def three_days(w: Words, first: int, more: int, third: int) -> Problem:
+    second = first + more
+    pair = first + second
+    return Problem(
+        f"{w.name} sold {first} {w.things} on Monday, {more} more than that on Tuesday and {third} on Wednesday. "
+        f"How many {w.things} did {w.name} sell in total?",
+        (
+            f"On Tuesday {w.name} sold {first} + {more} = {second} {w.things}.",
+            f"On both days that is {first} + {second} = {pair} {w.things}.",
+            f"In total {w.name} sold {pair} + {third} = {pair + third} {w.things}.",
+        ),
+        pair + third,
     )
