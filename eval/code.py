@@ -1,16 +1,13 @@
 """From a generation to a program: HumanEval and MBPP prompts, code extraction, tests, and the pass@k estimator."""
 
 import ast
-import gzip
-import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from eval.sandbox import Program
-from utils.errors import UserError
 
 _FENCE = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 # What a base model goes on with once the function is written (human-eval, bigcode-evaluation-harness).
@@ -41,6 +38,29 @@ def extract_code(text: str, prompt: str | None = None) -> str:
     return text.rstrip() + "\n" if text.strip() else ""
 
 
+def complete_part(code: str) -> str:
+    """The longest beginning of `code`, cut before a top-level line, that compiles; `code` itself if none does.
+
+    A generation that ends at the length limit stops in the middle of a function it had no need to begin.
+    """
+    lines = code.splitlines(keepends=True)
+    tops = [i for i, line in enumerate(lines) if line.strip() and line[0] not in " \t)]}#"]
+    for end in [len(lines), *reversed(tops[1:][-20:])]:
+        if _compiles(beginning := "".join(lines[:end])):
+            return beginning
+    return code
+
+
+def _compiles(code: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of invalid escapes in generated strings
+            ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased estimate of pass@k from `c` passes in `n` samples: 1 - C(n-c, k) / C(n, k) (Chen et al., 2021).
 
@@ -67,23 +87,23 @@ def humaneval_program(record: Mapping[str, Any], completion: str) -> Program:
     anew, so that a candidate can't replace the test's own.
     """
     entry = record["entry_point"]
-    test = f"{_helpers(record['prompt'], entry)}\n{record['test']}\ncheck({entry})\n"
-    return Program(_humaneval_candidate(record, completion), test, (entry,))
+    test = f"{prompt_helpers(record['prompt'], entry)}\n{record['test']}\ncheck({entry})\n"
+    return Program(humaneval_candidate(record, completion), test, (entry,))
 
 
-def _humaneval_candidate(record: Mapping[str, Any], completion: str) -> str:
+def humaneval_candidate(record: Mapping[str, Any], completion: str) -> str:
     """Prompt and completion; or, if the generation defines the function, it alone after the prompt's helpers."""
     prompt, entry = record["prompt"], record["entry_point"]
     code = extract_code(completion, prompt)
     if re.search(rf"^def {re.escape(entry)}\b", code, re.MULTILINE):
-        return f"{_helpers(prompt, entry)}\n{code}"
+        return complete_part(f"{prompt_helpers(prompt, entry)}\n{code}")
     if code and not code.startswith((" ", "\t", "\n")):
         lines = code.splitlines(keepends=True)  # the first line's indentation is easily lost with the prompt's newline
         code = "    " + lines[0] + "".join(lines[1:])
-    return prompt + code
+    return complete_part(prompt + code)
 
 
-def _helpers(prompt: str, entry: str) -> str:
+def prompt_helpers(prompt: str, entry: str) -> str:
     """A prompt without the function to complete: its imports and helper functions."""
     tree = ast.parse(prompt + "\n    pass\n")
     tree.body = [node for node in tree.body if getattr(node, "name", None) != entry]
@@ -106,7 +126,7 @@ def mbpp_program(record: Mapping[str, Any], completion: str) -> Program:
     them `sum`, in one task); the reference's imports are available to the test.
     """
     setup = record.get("test_setup_code") or "\n".join(record.get("test_imports") or ())
-    reference, candidate = _tree(record["code"]), extract_code(completion)
+    reference, candidate = _tree(record["code"]), complete_part(extract_code(completion))
     names = {name for tree in (reference, _tree(setup)) for node in tree.body for name in _defined(node)}
     imports = [ast.unparse(node) for node in reference.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     test = "\n".join([*imports, *record["test_list"]])
@@ -123,91 +143,3 @@ def _defined(node: ast.stmt) -> set[str]:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return {node.name}
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-
-
-# ------------------------------------------------------------------------------------------------------------ evalplus
-
-
-def read_plus(folder: Path, name: str) -> dict[str, dict[str, Any]] | None:
-    """The records of evalplus by task id from `<folder>/<name>.jsonl[.gz]`; None if neither file is there.
-
-    Args:
-        folder: the task's folder in a data mirror.
-        name: "HumanEvalPlus" or "MbppPlus".
-
-    Raises:
-        UserError: a line is not a record with task_id, canonical_solution, entry_point, base_input and plus_input.
-    """
-    for path, opened in ((folder / f"{name}.jsonl", open), (folder / f"{name}.jsonl.gz", gzip.open)):
-        if not path.exists():
-            continue
-        records = {}
-        with opened(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    record = json.loads(line)
-                    missing = {"task_id", "canonical_solution", "entry_point", "base_input", "plus_input"} - set(
-                        record
-                    )
-                except (ValueError, TypeError):
-                    missing = {"JSON"}
-                if missing:
-                    raise UserError(f"{path}:{number}: not an evalplus record, {', '.join(sorted(missing))} missing")
-                records[record["task_id"]] = record
-        return records
-    return None
-
-
-_PLUS_TEST = """
-import copy, math
-def _plain(value):
-    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
-def _close(one, other, tolerance):
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(_close(a, b, tolerance) for a, b in zip(one, other))
-    if isinstance(one, float) or isinstance(other, float):
-        return isinstance(one, (int, float)) and isinstance(other, (int, float)) and (
-            one == other or (math.isnan(one) and math.isnan(other))
-            or math.isclose(one, other, rel_tol=1e-7 if tolerance else 0, abs_tol=tolerance))
-    return _plain(one) == _plain(other)
-for _number, _input in enumerate(_inputs):
-    _expected = _reference(*copy.deepcopy(_input))
-    _answer = _candidate(*copy.deepcopy(_input))
-    if _root:
-        assert abs(poly(*copy.deepcopy(_input), _answer)) <= 1e-4, f"input {_number}"
-    else:
-        assert _close(_answer, _expected, _tolerance), f"input {_number}"
-"""
-
-
-def plus_program(record: Mapping[str, Any], completion: str) -> Program:
-    """The program for an evalplus record: the reference solution and the candidate agree on all its inputs.
-
-    Both run on every input, the reference in the test's process, so that the candidate doesn't know what is expected.
-    Floats compare within the record's `atol`, by default 1e-6. `find_zero` accepts any root.
-    """
-    entry, prompt = record["entry_point"], record.get("prompt", "")
-    human = record["task_id"].startswith("HumanEval")
-    solution = (prompt if human else "") + record["canonical_solution"]
-    inputs = [*record["base_input"], *record["plus_input"]]
-    tolerance = float(record.get("atol") or 0) or (1e-6 if _has_float(record) else 0.0)
-    test = "\n".join(
-        (
-            f"_candidate = {entry}",
-            solution,
-            f"_reference, _inputs, _tolerance = {entry}, {_literal(inputs)}, {tolerance!r}",
-            f"_root = {record['task_id'] == 'HumanEval/32'}",
-            _PLUS_TEST,
-        )
-    )
-    candidate = _humaneval_candidate(record, completion) if human else extract_code(completion)
-    return Program(candidate, test, (entry,))
-
-
-def _has_float(record: Mapping[str, Any]) -> bool:
-    return "float" in record.get("prompt", "").lower()
-
-
-def _literal(value: Any) -> str:
-    """Python source of a JSON value; infinities and NaN have no literal of their own."""
-    return re.sub(r"(?<![\w'\"])(-?)(inf|nan)(?![\w'\"])", r"float('\1\2')", repr(value))

@@ -50,9 +50,9 @@ def encode(value, refer, depth=0):
         return b"d" + struct.pack("<I", len(items) // 2) + b"".join(items)
     if isinstance(value, range):
         return b"r" + struct.pack("<qqq", value.start, value.stop, value.step)
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return sized(b"n", value.__name__.encode())
-    kind = type(value)
+    kind: type = type(value)
+    if kind is type and getattr(builtins, getattr(value, "__name__", ""), None) is value:
+        return sized(b"n", getattr(value, "__name__", "").encode())
     module, arguments = CONSTRUCTORS.get(kind.__name__, ("", tuple))
     if module == kind.__module__ and getattr(value, "tzinfo", None) is None:
         return sized(b"x", kind.__name__.encode()) + encode(arguments(value), refer, depth + 1)

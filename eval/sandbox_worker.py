@@ -107,8 +107,8 @@ class Link:
             raise self.end("it answered with garbage") from error
         kind = getattr(builtins, name, None)
         # StopIteration would end a loop of the test early and silently; what is no Exception would end the supervisor.
-        safe = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, StopIteration)
-        if not safe or issubclass(kind, (StopAsyncIteration, UnicodeError)):
+        unsafe = (StopIteration, StopAsyncIteration, UnicodeError)  # the last wants other arguments
+        if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, unsafe):
             raise CandidateError(f"{name}: {message}")
         raise kind(message)
 
