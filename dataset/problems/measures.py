@@ -79,7 +79,7 @@ def younger_later(w: Words, age: int, younger: int, years: int) -> Problem:
     )
 
 
-@template(between(5, 10), between(2, 4), between(2, 9))
+@template(between(6, 12), between(3, 5), between(2, 9))
 def times_as_old_ago(w: Words, age: int, times: int, years: int) -> Problem | None:
     now = age * times
     if years >= now or now > 80:
