@@ -7,11 +7,10 @@ Complete, it becomes `<task>.samples.jsonl` (graded, in the problems' order) and
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from eval.engines import Output
 from utils.errors import UserError
 from utils.files import atomic_write, read_json, write_json
 from utils.log import log
@@ -86,8 +85,8 @@ class TaskRecord:
         for path in (self.result_path, self.samples_path, self.partial_path):
             path.unlink(missing_ok=True)
 
-    def resume(self) -> dict[int, list[Output]]:
-        """Return the outputs of an interrupted run under the same settings, by problem; nothing if there was none."""
+    def resume(self) -> dict[int, list[Any]]:
+        """Return what an interrupted run under the same settings has made, by problem; nothing if there was none."""
         if not self.partial_path.is_file():
             return {}
         lines = list(_whole_lines(self.partial_path))
@@ -97,14 +96,14 @@ class TaskRecord:
             self.partial_path.unlink()
             return {}
         self.seconds = max((line["seconds"] for line in lines[1:]), default=0.0)
-        return {line["problem"]: [Output(**output) for output in line["outputs"]] for line in lines[1:]}
+        return {line["problem"]: line["made"] for line in lines[1:]}
 
-    def open(self, kept: dict[int, list[Output]]) -> "Writer":
+    def open(self, kept: dict[int, list[Any]]) -> "Writer":
         """Start (or go on with) the partial file; what an interruption tore off its last line is dropped."""
         with atomic_write(self.partial_path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             _write_line(file, {"settings": self.settings})
-            for problem, outputs in kept.items():
-                _write_line(file, _partial(problem, outputs, self.seconds))
+            for problem, made in kept.items():
+                _write_line(file, _partial(problem, made, self.seconds))
         return Writer(open(self.partial_path, "a", encoding="utf-8"))
 
     def complete(self, result: dict[str, Any], samples: Sequence[dict[str, Any]]) -> None:
@@ -122,9 +121,9 @@ class Writer:
 
     file: TextIO
 
-    def add(self, problem: int, outputs: Sequence[Output], seconds: float) -> None:
-        """Append a problem's outputs and the seconds spent on the task so far."""
-        _write_line(self.file, _partial(problem, outputs, seconds))
+    def add(self, problem: int, made: Sequence[Any], seconds: float) -> None:
+        """Append what was made for a problem and the seconds spent on the task so far."""
+        _write_line(self.file, _partial(problem, made, seconds))
         self.file.flush()
 
     def __enter__(self) -> "Writer":
@@ -153,8 +152,27 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     return samples
 
 
-def _partial(problem: int, outputs: Sequence[Output], seconds: float) -> dict[str, Any]:
-    return {"problem": problem, "seconds": round(seconds, 3), "outputs": [asdict(output) for output in outputs]}
+def find_samples(place: Path, task: str | None = None) -> dict[str, Path]:
+    """Return the samples files of a run folder, an `eval` folder or a samples file, by task.
+
+    Raises:
+        UserError: there are none, or none of `task`.
+    """
+    if place.is_file():
+        found = {place.name.removesuffix(".samples.jsonl"): place}
+    else:
+        folders = [folder for folder in (place / "eval", place) if folder.is_dir()]
+        paths = [path for folder in folders[:1] for path in sorted(folder.glob("*.samples.jsonl"))]
+        found = {path.name.removesuffix(".samples.jsonl"): path for path in paths}
+    if not found:
+        raise UserError(f"{place}: no samples here; name a run folder, its eval folder, or a .samples.jsonl file")
+    if task is not None and task not in found:
+        raise UserError(f"{place}: no samples of {task!r}; there are: {', '.join(found)}")
+    return found if task is None else {task: found[task]}
+
+
+def _partial(problem: int, made: Sequence[Any], seconds: float) -> dict[str, Any]:
+    return {"problem": problem, "seconds": round(seconds, 3), "made": list(made)}
 
 
 def _write_line(file: TextIO, value: Any) -> None:

@@ -64,7 +64,7 @@ def adapter_target(config: Config, path: Path) -> Target:
     target = _with_adapter(config.model, path, path.resolve().name, path)
     assert target.adapter is not None
     name = f"{target.name}-{target.adapter.fingerprint[:8]}"
-    return replace(target, folder=Path(config.output_dir) / "adapters" / name / "eval")
+    return replace(target, name=name, folder=Path(config.output_dir) / "adapters" / name / "eval")
 
 
 def _with_adapter(model: ModelConfig, path: Path, name: str, folder: Path) -> Target:

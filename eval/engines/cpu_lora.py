@@ -2,10 +2,11 @@
 
 vLLM 0.32 has no LoRA kernel for CPUs: its PyTorch fallback (`vllm.lora.ops.torch_ops`) gathers a copy of both adapter
 matrices for *every token* and multiplies with `einsum`; for SmolLM2 at rank 16 that is most of the time of a step. It
-also reads the last adapter's weights for tokens of the bare model when both are in one batch. Here each run of tokens
-that share an adapter is one matrix product, and tokens without an adapter are left alone.
+also reads the last adapter's weights for tokens of the bare model when both are in one batch, and can't return the
+log-probabilities of a prompt's tokens. Here each run of tokens that share an adapter is one matrix product, and tokens
+without an adapter are left alone.
 
-`install` replaces one method of one class and only in the versions it was tested with; elsewhere vLLM's own code runs.
+`install` replaces two methods of one class, only in the versions it was tested with; elsewhere vLLM's own code runs.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ def install() -> bool:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     PunicaWrapperCPU.add_lora_linear = add_lora_linear  # type: ignore[method-assign]
+    PunicaWrapperCPU.add_lora_logits = add_lora_logits  # type: ignore[method-assign]
     return True
 
 
@@ -59,10 +61,48 @@ def add_lora_linear(
             continue
         column = 0
         for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            # The inner product is kept in float32 between the two, as in vLLM's own code.
-            inner = (inputs[tokens] @ a[slot, 0].to(inputs.dtype).T).float() * scale
-            rows[tokens, column : column + width] += inner.to(y.dtype) @ b[slot, 0].to(y.dtype).T
+            _add(rows[tokens, column : column + width], inputs[tokens], a[slot, 0], b[slot, 0], scale)
             column += width
+
+
+def add_lora_logits(
+    self: Any,
+    y: torch.Tensor,
+    x: torch.Tensor,
+    lora_a_stacked: torch.Tensor,
+    lora_b_stacked: torch.Tensor,
+    scale: float,
+    **_: Any,
+) -> None:
+    """Add an adapter's part of the logits to `y` in place, for sampled tokens or for the tokens of one prompt.
+
+    Args:
+        self: A `PunicaWrapperCPU`; `sampler_indices` holds the adapter of each request in the batch.
+        y: (rows, vocabulary) logits.
+        x: (rows, hidden) hidden states.
+        lora_a_stacked: (slots, 1, rank, hidden).
+        lora_b_stacked: (slots, 1, vocabulary, rank).
+        scale: Factor of the product.
+
+    Raises:
+        NotImplementedError: the log-probabilities of a prompt are asked for in a batch that mixes adapters.
+    """
+    slots = self.sampler_indices.tolist()
+    if len(slots) != len(x):
+        if len(set(slots)) != 1:
+            raise NotImplementedError("prompt log-probabilities in a batch of several adapters")
+        slots = slots[:1] * len(x)
+    for slot in set(slots) - {-1}:
+        rows = torch.tensor([other == slot for other in slots])
+        part = y[rows]
+        _add(part, x[rows], lora_a_stacked[slot, 0], lora_b_stacked[slot, 0], scale)
+        y[rows] = part
+
+
+def _add(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+    """Add `scale * x a^T b^T` to `y`; the inner product is kept in float32 in between, as in vLLM's own code."""
+    inner = (x @ a.to(x.dtype).T).float() * scale
+    y += inner.to(y.dtype) @ b.to(y.dtype).T
 
 
 def _version() -> str:

@@ -39,13 +39,15 @@ class Judged:
         extracted: The answer as read from the text; None if there is none to read.
         correct: Whether it is right under the task's own, strict reading.
         lenient: Whether it is right under a lenient reading; None where a task has none.
-        flag: Why it counts as wrong unread, such as `timeout`; or empty.
+        flag: Why it counts as wrong unread, such as `timeout`; or empty. Counted in the result.
+        note: What else a reader of the sample should know, such as the error of a program; or empty.
     """
 
     extracted: str | None
     correct: bool
     lenient: bool | None = None
     flag: str = ""
+    note: str = ""
 
 
 def _no_check(config: EvalConfig) -> None:
@@ -81,8 +83,12 @@ def names() -> list[str]:
     return [*_MODULES, *GROUPS]
 
 
-def get_task(name: str) -> Any:
-    """Return the task of this name.
+def get_task(name: str, protocol: str = "generate") -> Any:
+    """Return the task of this name: a `Task`, or an `eval.likelihood.LikelihoodTask`.
+
+    Args:
+        name: One of `names()` that is no group.
+        protocol: `eval.protocol`; only the commonsense sets have more than one.
 
     Raises:
         UserError: there is none; lists what there is.
@@ -90,7 +96,7 @@ def get_task(name: str) -> Any:
     if name not in _MODULES:
         raise UserError(f"eval.tasks: no task {name!r}; allowed: {', '.join(names())}")
     module = importlib.import_module(f"eval.tasks.{_MODULES[name]}")
-    return module.task(name) if hasattr(module, "task") else module.TASK
+    return module.task(name, protocol) if hasattr(module, "task") else module.TASK
 
 
 def expand(config: Config) -> list[str]:
@@ -101,11 +107,11 @@ def expand(config: Config) -> list[str]:
     """
     found: list[str] = []
     for name in config.eval.tasks:
-        get_task(name) if name not in GROUPS else None
         for member in GROUPS.get(name, (name,)):
             if name in GROUPS and config.data.dir is not None and EVALUATION[member].mirror is None:
                 log.warning("%s: %s is left out, the mirror (data.dir) has none", name, member)
             else:
+                get_task(member)
                 found.append(member)
     return list(dict.fromkeys(found))
 
@@ -119,15 +125,23 @@ def check_tasks(config: Config) -> None:
     if config.eval.n_samples > 1 and config.eval.temperature == 0:
         raise UserError("eval.temperature: must be above 0 with eval.n_samples > 1; greedy samples are all the same")
     for name in expand(config):
-        get_task(name).check(config.eval)
+        task = get_task(name)
+        if isinstance(task, Task):
+            task.check(config.eval)
         if name in EVALUATION or name == "arithmetic":
             check_evaluation(name, config.data.dir)
 
 
 def load_problems(name: str, config: Config) -> list[Record]:
-    """Return the first `eval.limit` problems of a task.
+    """Return the first `eval.limit` problems of a task; none where lm-eval loads its own.
 
     Raises:
         UserError: the data is missing or malformed (file and line).
     """
+    if name == "forgetting":
+        from eval.tasks.forgetting import load
+
+        return load()
+    if name in COMMONSENSE and config.eval.protocol == "loglikelihood" and config.data.dir is None:
+        return []
     return load_evaluation(name, config.data.dir)[: config.eval.limit]
