@@ -28,7 +28,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Record]]:
         raise UserError(f"{path}: unknown kind of file; allowed: .json, .jsonl, .jsonl.gz")
     try:
         with _open(path) as file:
-            is_list = file.read(1) == "["
+            is_list = file.read(64).lstrip().startswith("[")
             file.seek(0)
             for place, row in _list_rows(path, file) if is_list else _line_rows(path, file):
                 if not isinstance(row, dict):
@@ -69,8 +69,9 @@ def own_record(row: Mapping[str, Any], fields: Mapping[str, str], place: str) ->
 
     Args:
         row: The row as read.
-        fields: `data.fields`: `{"instruction": key, "output": key}`, or `{"messages": key}` for a list of turns with
-            `role` and `content`, of which the last assistant turn is the response and the turns before it the prompt.
+        fields: `data.fields`: `{"instruction": key, "output": key}`, with `"input": key` for a text that may be empty
+            and belongs below the instruction (Alpaca's form); or `{"messages": key}` for a list of turns with `role`
+            and `content`, of which the last assistant turn is the response and the turns before it the prompt.
         place: Where the row stands, for errors.
 
     Raises:
@@ -79,14 +80,16 @@ def own_record(row: Mapping[str, Any], fields: Mapping[str, str], place: str) ->
     if "messages" in fields:
         return _conversation(_field(row, fields, "messages", list, place), place)
     instruction = _field(row, fields, "instruction", str, place)
+    if "input" in fields and row.get(fields["input"]):
+        instruction = f"{instruction}\n\n{_field(row, fields, 'input', str, place)}"
     return {"instruction": instruction, "output": _field(row, fields, "output", str, place), "type": "own"}
 
 
 def check_fields(fields: Mapping[str, str]) -> None:
     """Raise a `UserError` unless `data.fields` names instruction and output, or messages."""
-    if set(fields) not in ({"instruction", "output"}, {"messages"}):
+    if set(fields) - {"input"} != {"instruction", "output"} and set(fields) != {"messages"}:
         raise UserError(
-            f"data.fields: has {', '.join(fields) or 'nothing'}; allowed: instruction and output, or messages"
+            f"data.fields: has {', '.join(fields) or 'nothing'}; allowed: instruction, output (and input), or messages"
         )
 
 

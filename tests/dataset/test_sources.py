@@ -105,13 +105,19 @@ def test_own_fields(tmp_path, name):
     rows = [GOOD, {"question": "2 + 2?", "reply": "4", "source": "me"}]
     path = write(tmp_path / name, rows)
     if name == "own.json":
-        path.write_text(json.dumps(rows, indent=1))
+        path.write_text("\n" + json.dumps(rows, indent=1))
     data = config(path, fields=FIELDS)
     check_training(data)
     assert load_training(data) == [
         {"instruction": "1 + 1?", "output": "2", "type": "own"},
         {"instruction": "2 + 2?", "output": "4", "type": "own"},
     ]
+
+
+def test_an_input_belongs_to_the_instruction(tmp_path):
+    rows = [{**GOOD, "text": "Briefly."}, {**GOOD, "text": ""}, GOOD]
+    data = config(write(tmp_path / "own.jsonl", rows), fields={**FIELDS, "input": "text"})
+    assert [r["instruction"] for r in load_training(data)] == ["1 + 1?\n\nBriefly.", "1 + 1?", "1 + 1?"]
 
 
 def test_own_conversations_end_with_the_last_answer(tmp_path):
@@ -176,7 +182,7 @@ def test_other_mistakes_are_named(tmp_path):
         (config(binary), "binary.jsonl: not UTF-8"),
         (config(cut), "cut.jsonl.gz: "),
         (config(broken), "list.json:2: not JSON"),
-        (config(empty, fields={"input": "a"}), "data.fields: has input; allowed"),
+        (config(empty, fields={"input": "a"}), "data.fields: has input; allowed: instruction, output"),
         (config("gsm8k", dir="no/such/folder"), "data.dir: no/such/folder is not a folder"),
         (config("gsm8k", dir=str(tmp_path)), "gsm8k/train.jsonl: No such file"),
     ]:
