@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - programs, one a string
 """Programs that try to pass `assert f(2) == 3`, `assert f(10) == 11` without computing it, or to do harm.
 
-name -> (source, what the reason of the failure must contain). What a program prints is checked in `test_sandbox.py`.
+name -> (source, a pattern of the reason of the failure). What a program prints is checked in `test_sandbox.py`.
 """
 
 REPORT = """
@@ -145,7 +145,7 @@ HOSTILE = {
         "daemon=True).start()\n    n += 1\nexcept RuntimeError: pass\nprint('threads', n)\ndef f(x): return None",
         "Assertion",
     ),
-    "memory bomb": ("x = []\nwhile True: x.append(bytearray(1 << 24))", "MemoryError"),
+    "memory bomb": ("x = []\nwhile True: x.append(bytearray(1 << 24))", "MemoryError|timeout"),
     "big number": ("x = 10 ** 10 ** 10", ""),
     "deep recursion": ("def f(x): return f(x)", "RecursionError"),
     "deep value": ("def f(x):\n  v = []\n  for _ in range(10 ** 5): v = [v]\n  return v", ""),
