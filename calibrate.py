@@ -18,6 +18,7 @@ from utils.distributed import device, is_main, process_group, rank, world_size
 from utils.errors import UserError
 from utils.files import read_json
 from utils.log import Progress, log, setup_logging
+from utils.runs import stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -91,7 +92,8 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
             log.info("%s: calibrating again for %s; keep_moments would have saved this", folder, _missing(old, need))
         result = run_calibration(folder, config, need, settings, batches, force)
     if is_main():
-        finish(folder, result, need, time.monotonic() - started)
+        with stage(Path(config.output_dir), "calibrate"):
+            finish(folder, result, need, time.monotonic() - started)
     if world_size() > 1:
         import torch
 
@@ -124,7 +126,8 @@ def fingerprints(config: Config, batches: list[dict[str, Tensor]]) -> dict[str, 
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
             digest.update(ids[mask.bool()].numpy().tobytes() + b";")
-    return {"model.fingerprint": model_fingerprint(resolve_model(config.model)), "data.fingerprint": digest.hexdigest()}
+    model = model_fingerprint(resolve_model(config.model))
+    return {"model.fingerprint": model, "data.fingerprint": digest.hexdigest()[:16]}
 
 
 def run_calibration(
@@ -192,4 +195,5 @@ def _missing(old: Calibration, need: Need) -> str:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # SciPy's LAPACK runs in our threads, one layer each
     main(command)
