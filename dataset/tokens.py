@@ -68,10 +68,10 @@ def _encode_chunk(
     records: Sequence[Record], tokenizer: Any, template: TemplateName, max_length: int, into: Encoded
 ) -> None:
     pairs = [format_example(record, template, tokenizer) for record in records]
-    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    prompts = tokenizer([prompt for prompt, _ in pairs], return_attention_mask=False)["input_ids"]
     # Prompt and target are tokenised together, as in the published code: alone, a target would get the word-start
     # marker that some tokenizers put at the beginning of every text.
-    examples = tokenizer([prompt + target for prompt, target in pairs])["input_ids"]
+    examples = tokenizer([p + target for p, target in pairs], return_attention_mask=False)["input_ids"]
     for prompt, ids in zip(prompts, examples, strict=True):
         start = _common_prefix(prompt, ids)
         if start >= max_length:
