@@ -1,0 +1,29 @@
+"""Adapters for the engine tests: real PEFT folders for SmolLM2 with random weights that change its texts."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROMPTS = {
+    0: "The capital of France is",
+    1: "One, two, three, four,",
+    2: "Below is an instruction that describes a task.\n\n### Instruction:\nWhat is 3 + 4?\n\n### Response:",
+    3: "Below is an instruction that describes a task.\n\n### Instruction:\nName a colour.\n\n### Response:",
+    7: "def add(a, b):\n    return",
+}
+
+
+def save_adapter(model: Path, folder: Path, rank: int, seed: int, **settings) -> Path:
+    """Save a LoRA adapter whose two matrices are random, so that it is no identity."""
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    peft = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, **settings))
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    peft.peft_config["default"].base_model_name_or_path = str(model)
+    peft.save_pretrained(folder)
+    return folder

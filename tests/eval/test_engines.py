@@ -1,0 +1,193 @@
+"""vLLM and transformers: the same greedy text in float32, bare and with adapters, and the same likelihoods."""
+
+import pytest
+import torch
+
+from eval.adapters import check_base, padded_rank, read_adapter
+from eval.engines import Sampling, open_engine, serving_dtype
+from tests.eval.engine_fixtures import PROMPTS, save_adapter
+from utils.config import EvalConfig, ModelConfig
+from utils.errors import UserError
+
+GREEDY = Sampling(max_new_tokens=16)
+CONTEXT = 96
+PAIRS = {0: "The capital of France is|| Paris", 3: "The capital of France is|| a large city in England", 4: "A|| b"}
+ENGINES = ("transformers", "vllm")
+
+
+@pytest.fixture(scope="module")
+def adapters(smollm2, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    return [read_adapter(save_adapter(smollm2, folder / f"r{rank}", rank, seed=rank)) for rank in (4, 12)]
+
+
+@pytest.fixture(scope="module")
+def answers(smollm2, adapters):
+    """What each engine makes of everything the tests look at; engines are opened one after the other, once each."""
+    found = {}
+    for name in ENGINES:
+        if name == "vllm":
+            pytest.importorskip("vllm")
+        with open_engine(smollm2, EvalConfig(engine=name, batch_size=3), "float32", adapters, CONTEXT) as engine:
+            found[name] = _ask(engine, adapters)
+    return found
+
+
+def _ask(engine, adapters):
+    pairs = {}
+    for number, text in PAIRS.items():
+        prefix, continuation = text.split("||")
+        pairs[number] = tuple(engine.tokenizer(part)["input_ids"] for part in (prefix, continuation))
+    targets = [None, *adapters, None]  # the base again, after adapters have been on it
+    sampled = Sampling(max_new_tokens=6, n=2, temperature=1.0)
+    return {
+        "greedy": [dict(engine.generate(PROMPTS, GREEDY, adapter)) for adapter in targets],
+        "scores": [dict(engine.score(pairs, adapter)) for adapter in targets],
+        "stopped": dict(engine.generate(PROMPTS, Sampling(24, stop=(".", "\n")))),
+        "long": dict(engine.generate({0: "word " * 200, 1: "word " * 88}, GREEDY)),
+        "sampled": [dict(engine.generate(PROMPTS, sampled)) for _ in range(2)],
+        "sampled alone": dict(engine.generate({7: PROMPTS[7]}, sampled)),
+        "none": dict(engine.generate({}, GREEDY)),
+        "about": engine.describe(),
+    }
+
+
+def test_greedy_texts_of_the_engines_are_equal(answers):
+    assert answers["vllm"]["greedy"] == answers["transformers"]["greedy"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_adapter_changes_the_text_and_leaves_the_base_as_it_was(answers, engine):
+    base, first, second, again = answers[engine]["greedy"]
+    texts = [tuple(outputs[0].text for outputs in target.values()) for target in (base, first, second)]
+    assert len(set(texts)) == 3
+    assert base == again
+
+
+def test_likelihoods_of_the_engines_are_equal(answers):
+    for mine, other in zip(answers["vllm"]["scores"], answers["transformers"]["scores"], strict=True):
+        assert mine.keys() == other.keys() == PAIRS.keys()
+        for number in PAIRS:
+            assert mine[number].logprob == pytest.approx(other[number].logprob, abs=2e-3)
+            assert (mine[number].tokens, mine[number].greedy) == (other[number].tokens, other[number].greedy)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_adapter_changes_likelihoods(answers, engine):
+    base, first, _, again = answers[engine]["scores"]
+    assert abs(base[3].logprob - first[3].logprob) > 0.01
+    assert base[3].logprob == pytest.approx(again[3].logprob, abs=1e-3)
+
+
+def test_stop_strings_end_a_text_and_are_not_in_it(answers):
+    assert answers["vllm"]["stopped"] == answers["transformers"]["stopped"]
+    for (output,) in answers["vllm"]["stopped"].values():
+        assert "." not in output.text and "\n" not in output.text
+        assert output.finish == "stop" or output.tokens == 24
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_prompt_that_fills_the_context_is_counted_not_fatal(answers, engine):
+    (without_room,), (little_room,) = answers[engine]["long"][0], answers[engine]["long"][1]
+    assert (without_room.finish, without_room.text, without_room.tokens) == ("too_long", "", 0)
+    assert little_room.finish == "length" and 0 < little_room.tokens < GREEDY.max_new_tokens
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_samples_are_reproducible_and_differ_from_each_other(answers, engine):
+    first, second = answers[engine]["sampled"]
+    assert first == second
+    assert all(len(outputs) == 2 for outputs in first.values())
+    assert any(one.text != other.text for one, other in first.values())
+    assert answers[engine]["none"] == {}
+
+
+def test_vllm_samples_do_not_depend_on_the_other_prompts(answers):
+    assert answers["vllm"]["sampled"][0][7] == answers["vllm"]["sampled alone"][7]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_says_what_it_is(answers, engine):
+    about = answers[engine]["about"]
+    assert about["name"] == engine and about["dtype"] == "float32" and about["context"] == CONTEXT and about["version"]
+
+
+def test_the_cpu_lora_product_equals_vllms_own(monkeypatch):
+    pytest.importorskip("vllm")
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from eval.engines import cpu_lora
+
+    torch.manual_seed(0)
+    wrapper = PunicaWrapperCPU(64, 8, "cpu")
+    tokens, rank, slices = 11, 4, (6, 3, 3)
+    indices = torch.tensor([0] * 5 + [1] * 4 + [0] * 2)
+    wrapper._token_lora_indices[:tokens] = indices
+    wrapper._sampler_indices[:tokens] = indices
+    wrapper.indices_len[:] = [tokens] * 4
+    wrapper._update_prefill_metadata(indices)
+    wrapper.is_prefill = True
+    x, y = torch.randn(tokens, 10), torch.randn(tokens, sum(slices))
+    a = tuple(torch.randn(2, 1, rank, 10) for _ in slices)
+    b = tuple(torch.randn(2, 1, width, rank) for width in slices)
+    theirs, ours = y.clone(), y.clone()
+    PunicaWrapperCPU.add_lora_linear(wrapper, theirs, x, a, b, 0.5, slices)
+    cpu_lora.add_lora_linear(wrapper, ours, x, a, b, 0.5, slices)
+    torch.testing.assert_close(ours, theirs)
+    theirs, ours = y.clone(), y.clone()
+    head = torch.randn(2, 1, sum(slices), rank)
+    PunicaWrapperCPU.add_lora_logits(wrapper, theirs, x, a[0], head, 0.5)
+    cpu_lora.add_lora_logits(wrapper, ours, x, a[0], head, 0.5)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_cpu_lora_product_leaves_tokens_without_an_adapter_alone():
+    pytest.importorskip("vllm")
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from eval.engines import cpu_lora
+
+    wrapper = PunicaWrapperCPU(64, 8, "cpu")
+    indices = torch.tensor([-1, -1, 0, 0])
+    wrapper._update_prefill_metadata(indices)
+    y = torch.zeros(4, 6)
+    cpu_lora.add_lora_linear(
+        wrapper, y, torch.ones(4, 5), (torch.ones(1, 1, 2, 5),), (torch.ones(1, 1, 6, 2),), 1.0, (6,)
+    )
+    assert (y[:2] == 0).all() and (y[2:] == 10).all()
+
+
+def test_ranks_are_padded_to_what_vllm_accepts():
+    assert [padded_rank(rank) for rank in (1, 2, 8, 9, 64, 65, 512)] == [1, 8, 8, 16, 64, 128, 512]
+    with pytest.raises(UserError, match="rank 513 is above vLLM's limit of 512"):
+        padded_rank(513)
+
+
+def test_half_precision_is_served_in_float32_where_the_cpu_is_slow_at_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for capability, served in (("AVX2", "float32"), ("AVX512", "bfloat16")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert serving_dtype("bfloat16") == served
+        assert serving_dtype("float32") == "float32"
+
+
+def test_adapters_that_vllm_cannot_serve_are_told_apart(smollm2, tmp_path):
+    plain = save_adapter(smollm2, tmp_path / "plain", 4, seed=0)
+    dora = save_adapter(smollm2, tmp_path / "dora", 4, seed=0, use_dora=True)
+    assert read_adapter(plain).unservable is None
+    assert read_adapter(dora).unservable == "DoRA"
+
+
+def test_an_adapter_of_another_base_is_named(smollm2, adapters, tmp_path):
+    check_base(adapters[0], ModelConfig(name="smollm2"), smollm2)
+    check_base(adapters[0], ModelConfig(name=str(smollm2)), smollm2)
+    config = adapters[0].path / "adapter_config.json"
+    (tmp_path / "adapter_model.safetensors").symlink_to(adapters[0].path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(config.read_text().replace(str(smollm2), "meta-llama/Llama-2-7b-hf"))
+    with pytest.raises(UserError, match=r"base is meta-llama/Llama-2-7b-hf, not model.name smollm2"):
+        check_base(read_adapter(tmp_path), ModelConfig(name="smollm2"), smollm2)
+
+
+def test_a_folder_without_an_adapter_is_named(tmp_path):
+    with pytest.raises(UserError, match="not a PEFT adapter"):
+        read_adapter(tmp_path)

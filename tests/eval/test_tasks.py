@@ -1,0 +1,156 @@
+"""Tasks: what counts as right, what is asked, and what is said when a task can't run."""
+
+import pytest
+
+from eval.tasks import STOP, Judged, check_tasks, expand, get_task, load_problems, names
+from eval.tasks._choices import documents, parse_choices
+from eval.tasks.commonsense import options
+from eval.tasks.forgetting import windows
+from utils.config import Config, EvalConfig
+from utils.errors import UserError
+
+EXACT, METAMATH = EvalConfig(), EvalConfig(grader="metamath")
+
+
+def config(mirror, **settings):
+    return Config(data={"dir": str(mirror)}, eval=settings)
+
+
+def judge(name, problem, *texts, settings=EXACT):
+    return get_task(name).judge([problem], [list(texts)], settings)[0]
+
+
+def test_an_unknown_task_lists_what_there_is():
+    with pytest.raises(UserError, match="eval.tasks: no task 'gsm9k'; allowed: arithmetic, gsm8k, math.*commonsense"):
+        check_tasks(Config(eval={"tasks": ["gsm9k"]}))
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name != "commonsense"])
+def test_every_task_loads(name):
+    task = get_task(name)
+    assert task.name == name
+    if hasattr(task, "stop"):
+        assert task.stop == STOP and task.max_new_tokens >= 16
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "gsm8k"])
+def test_numbers_are_judged_strictly_and_leniently(name):
+    texts = ["So 3 + 4.\nThe answer is: 7", "It must be 7", "The answer is: 8", "", "The answer is: 7.4"]
+    right, lenient, wrong, empty, near = judge(name, {"answer": "7"}, *texts)
+    assert right == Judged("7", True, True)
+    assert lenient == Judged(None, False, True)
+    assert (wrong.correct, wrong.lenient) == (False, False)
+    assert empty == Judged(None, False, False)
+    assert not near.correct
+    assert judge(name, {"answer": "7"}, texts[-1], settings=METAMATH)[0].correct  # those rules round
+
+
+def test_mathematics_is_judged_by_equivalence():
+    problem = {"answer": r"So it is $\boxed{\frac{1}{2}}$."}
+    texts = [r"\boxed{0.5}", "The answer is: 1/2", "no idea", r"\boxed{0.4}", r"\boxed{\dfrac12}"]
+    judged = judge("math", problem, *texts)
+    assert [verdict.correct for verdict in judged] == [True, True, False, False, True]
+    assert judged[2].extracted is None
+    assert get_task("math").gold(problem) == r"\frac{1}{2}"
+    assert not judge("math", problem, "The answer is: 0.5x", settings=METAMATH)[0].correct
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+def test_canonical_programs_pass_and_others_do_not(mirror, name):
+    settings = config(mirror, tasks=[name], limit=3)
+    check_tasks(settings)
+    problems = load_problems(name, settings)
+    judged = get_task(name).judge(
+        problems, [[problem["output"], "I don't know."] for problem in problems], settings.eval
+    )
+    assert [[verdict.correct for verdict in group] for group in judged] == [[True, False]] * 3
+    assert all(group[1].note for group in judged)
+
+
+def test_code_needs_a_sandbox_or_consent(monkeypatch):
+    monkeypatch.setattr("eval.tasks._code.available", lambda: "bubblewrap is not installed")
+    with pytest.raises(UserError, match="eval.unsafe_code: bubblewrap is not installed"):
+        get_task("mbpp").check(EvalConfig())
+    get_task("mbpp").check(EvalConfig(unsafe_code=True))
+
+
+def test_the_first_option_named_counts():
+    problem = {"instruction": "Please ...\n\nAnswer format: answer1/answer2/answer3", "answer": "answer2"}
+    judged = judge("openbookqa", problem, "the correct answer is answer2", "answer1, not answer2", "the second")
+    assert [verdict.correct for verdict in judged] == [True, False, False]
+    assert [verdict.extracted for verdict in judged] == ["answer2", "answer1", None]
+    assert options(problem["instruction"]) == ["answer1", "answer2", "answer3"]
+
+
+@pytest.mark.parametrize(
+    "name", ["boolq", "piqa", "social_i_qa", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa"]
+)
+def test_choices_are_read_back_from_every_record_of_the_mirror(mirror, name):
+    problems = load_problems(name, config(mirror, tasks=[name]))
+    rows = [parse_choices(problem) for problem in problems]
+    for problem, row in zip(problems, rows, strict=True):
+        assert row["choices"] and all(choice for choice in row["choices"]) and row["question"]
+        assert 0 <= row["gold"] < len(row["choices"])
+        assert all(choice in problem["instruction"] for choice in row["choices"] if name != "boolq")
+        assert "Please" not in row["question"][:7] and "Answer format" not in row["question"]
+    assert len(documents(name, problems)) == len(problems)
+
+
+def test_choices_of_one_record():
+    record = {
+        "instruction": "Please choose the correct answer to the question: Why: a or b?\n\nAnswer1: it 2 Answer2: that.\n\n"
+        "Answer format: answer1/answer2",
+        "answer": "answer2",
+        "type": "openbookqa",
+    }
+    assert parse_choices(record) == {"question": "Why: a or b?", "choices": ["it 2", "that."], "gold": 1}
+    with pytest.raises(UserError, match="not a multiple-choice record"):
+        parse_choices({**record, "instruction": "Why?"})
+
+
+def test_winogrande_scores_the_rest_of_the_sentence_after_each_option():
+    record = {
+        "instruction": "Please choose the correct answer to fill in the blank to complete the given sentence: "
+        "Ann met Eve, so _ waved.\n\nOption1: Ann Option2: Eve Answer format: option1/option2",
+        "answer": "option1",
+        "type": "winogrande",
+    }
+    assert documents("winogrande", [record]) == [
+        {"query": "waved.", "choices": ["Ann met Eve, so Ann", "Ann met Eve, so Eve"], "gold": 0}
+    ]
+
+
+def test_a_group_leaves_out_what_the_mirror_has_not(mirror, caplog):
+    members = expand(config(mirror, tasks=["commonsense", "boolq", "gsm8k"]))
+    assert members == [
+        "boolq",
+        "piqa",
+        "social_i_qa",
+        "winogrande",
+        "ARC-Easy",
+        "ARC-Challenge",
+        "openbookqa",
+        "gsm8k",
+    ]
+    with pytest.raises(UserError, match="hellaswag is only on the hub"):
+        check_tasks(config(mirror, tasks=["hellaswag"]))
+
+
+def test_several_greedy_samples_are_refused(mirror):
+    with pytest.raises(UserError, match="eval.temperature: must be above 0"):
+        check_tasks(config(mirror, tasks=["gsm8k"], n_samples=4))
+
+
+def test_a_malformed_mirror_names_file_and_line(tmp_path):
+    folder = tmp_path / "gsm8k"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n{"question": \n')
+    with pytest.raises(UserError, match=r"test\.jsonl:2"):
+        load_problems("gsm8k", config(tmp_path, tasks=["gsm8k"]))
+
+
+def test_windows_are_spread_over_the_text():
+    pieces = windows(list(range(10_000)))
+    assert len(pieces) == 64 and pieces[0][0] == 0 and pieces[-1][-1] == 9_999
+    assert {len(piece) for piece in pieces} == {128}
+    assert len(windows(list(range(300)))) == 2 and windows([1]) == []
