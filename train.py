@@ -9,7 +9,9 @@ from utils.cli import main, parse
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
 from utils.files import read_json
-from utils.log import setup_logging
+from utils.log import log
+from utils.runs import run_folder
+from utils.training.settings import finished
 
 USAGE = """
 Train a model with the method of a config and write the adapter to <output_dir>/<run>/lora.
@@ -29,9 +31,11 @@ def command() -> None:
     if config.sweep:
         raise UserError("sweep: train.py trains one run; scripts/<experiment>/run.sh goes through a sweep")
     (config,) = expand_sweep(config)
-    setup_logging()
     check(config)
-    from utils.training.run import train
+    if not flags["force"] and finished(config, run_folder(config)):
+        log.info("%s is finished: nothing to do (--force trains it again)", run_folder(config))
+        return
+    from utils.training.run import train  # takes seconds to import
 
     train(config, flags["force"])
 

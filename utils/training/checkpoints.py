@@ -13,14 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from utils.errors import UserError
 from utils.files import atomic_write, read_json, sha256_file, write_json
 from utils.log import log
+from utils.training.settings import require_same
 
 MANIFEST = "manifest.json"
 INITIAL = "initial_lora.safetensors"
-# Settings that may differ between the start of a run and its resumption: they leave the result as it is.
-FREE = ("train.report_to", "train.logging_steps", "train.save_steps", "train.forgetting")
 
 
 def write_manifest(folder: Path, settings: dict[str, Any], step: int) -> None:
@@ -53,25 +51,6 @@ def last_complete(folder: Path, settings: dict[str, Any]) -> Path | None:
 def clear(folder: Path) -> None:
     """Remove what an earlier, discarded attempt left."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def require_same(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
-    """Raise a `UserError` that names the first setting that changed since `where` was written."""
-    for key in sorted({*before, *now} - set(FREE)):
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{where} was made with {key}={before.get(key)!r}, now {now.get(key)!r}: "
-                "give this run another name (--run=...) or start it over (--force)"
-            )
-
-
-def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        flat.update(nested)
-    return flat
 
 
 def save_initial(path: Path, initial: dict[str, tuple[Tensor, Tensor]], scalings: dict[str, float]) -> None:

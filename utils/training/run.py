@@ -15,15 +15,16 @@ from astra.methods import METHODS
 from utils.calibrations import require_store
 from utils.config import Config
 from utils.distributed import is_main
-from utils.files import read_json, write_json
+from utils.files import write_json
 from utils.log import log
-from utils.models import load_tokenizer, model_fingerprint, resolve_model
+from utils.models import load_tokenizer
 from utils.runs import run_folder, stage, start_run
 from utils.training import report
 from utils.training.callbacks import MetricsFile, StepProgress, StopOnSignal, read_lines
-from utils.training.checkpoints import clear, flat_settings, last_complete, require_same
+from utils.training.checkpoints import clear, last_complete
 from utils.training.data import Collator
 from utils.training.export import base_name, export, exported_folder, is_plain, measure_export
+from utils.training.settings import DATA, run_settings, without_calibration
 from utils.training.setup import (
     Examples,
     build_model,
@@ -39,7 +40,7 @@ STOPPED = 143  # what a shell reports for a process ended by SIGTERM: the run is
 
 
 def train(config: Config, force: bool = False) -> None:
-    """Train one run, or go on with it, or do nothing if it is finished.
+    """Train one run, or go on with it.
 
     Raises:
         UserError: whatever the user can put right, in one line.
@@ -48,9 +49,8 @@ def train(config: Config, force: bool = False) -> None:
     started = time.monotonic()
     folder = run_folder(config)
     settings = run_settings(config)
-    if not force and finished(config, folder, settings):
-        log.info("%s is finished: nothing to do (--force trains it again)", folder)
-        return
+    if METHODS[config.method.name].needs == "nothing":
+        settings = without_calibration(settings)
     store = require_store(config) if needs_store(config) else None
     args = training_arguments(config, folder)
     checkpoints = folder / "checkpoints"
@@ -62,7 +62,7 @@ def train(config: Config, force: bool = False) -> None:
     tokenizer = load_tokenizer(config.model)
     report.warn_of_pitfalls(config, tokenizer)
     examples = load_examples(config, tokenizer, args)
-    settings["data.fingerprint"] = examples.train.fingerprint
+    settings[DATA] = examples.train.fingerprint
     checkpoint = last_complete(checkpoints, settings)
     request = build_request(config, store, tokenizer, examples, args.device)
     model, measured = build_model(config, request, checkpoints, checkpoint is not None, args.device, examples.probe())
@@ -79,35 +79,9 @@ def train(config: Config, force: bool = False) -> None:
         _fit_and_export(config, folder, trainer, tokenizer, examples, measured, checkpoint)
 
 
-def run_settings(config: Config) -> dict[str, Any]:
-    """Return what a run's result depends on, flat: its checkpoints and its result belong to these values."""
-    values = config.model_dump(include={"model", "data", "method", "train"})
-    if METHODS[config.method.name].needs != "nothing":
-        values["calibration"] = config.calibration.model_dump()
-    values["model"]["fingerprint"] = model_fingerprint(resolve_model(config.model))
-    return flat_settings(values)
-
-
 def needs_store(config: Config) -> bool:
     """Whether the run reads a calibration store."""
     return METHODS[config.method.name].needs == "calibration"
-
-
-def finished(config: Config, folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the run has its result.
-
-    Raises:
-        UserError: it was made with other settings.
-    """
-    if not ((folder / "metrics.json").is_file() and exported_folder(config, folder).is_dir()):
-        return False
-    before = {
-        key: value
-        for key, value in read_json(folder / "metrics.json")["settings"].items()
-        if key != "data.fingerprint"
-    }
-    require_same(before, settings, str(folder))
-    return True
 
 
 def make_trainer(
