@@ -35,8 +35,8 @@ def attach(
     """Return `model` with Astra adapters, which leave what it computes unchanged.
 
     For each target layer with weight W (m x n): B0 = Q, A0 = Q^T W / s with Q (m x r) from the calibration, or the
-    same product with balanced norms; W becomes W - s B0 A0, formed in float32 and rounded to the dtype of W. The model is
-    changed in place; weights that another module shares are given a copy of their own first.
+    same product with balanced norms; W becomes W - s B0 A0, formed in float32 and rounded to the dtype of W. The
+    model is changed in place; weights that another module shares are given a copy of their own first.
 
     Args:
         model: a transformers model; `nn.Linear` and `Conv1D` layers can be targets.

@@ -17,7 +17,8 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from peft.utils.integrations import gather_params_ctx
-from safetensors.torch import save_file
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from astra.adapter import PREFIX, Factors, lora_layers
@@ -58,7 +59,7 @@ def to_lora(peft_model: PeftModel, max_rank: int = MAX_RANK) -> LoraWeights:
     for name, layer in lora_layers(peft_model):
         if layer.use_dora.get("default"):
             raise AstraError(f"layer {name}: a DoRA has no plain LoRA form; export it merged")
-        found[name] = _compress(*current_factors(layer), layer.scaling["default"], initial.get(name))
+        found[name] = decompose_change(*current_factors(layer), layer.scaling["default"], initial.get(name))
     if not found:
         raise AstraError("the model has no LoRA layers to convert")
     return assemble(found, max_rank)
@@ -86,8 +87,10 @@ def assemble(found: dict[str, tuple[Tensor, Tensor, Tensor]], max_rank: int) -> 
     return LoraWeights(layers, rank, worst)
 
 
-def _compress(a: Tensor, b: Tensor, scaling: float, initial: Factors | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The SVD of s (B A - B0 A0) in its own at most 2r dimensions: computed in float64, returned as float32."""
+def decompose_change(
+    a: Tensor, b: Tensor, scaling: float, initial: Factors | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, V^T, float32, of s (B A - B0 A0) in its own at most 2r dimensions; computed in float64."""
     left, right, signs = b.double(), a.double().T, torch.ones(a.shape[0], dtype=torch.float64)
     if initial is not None:
         a0, b0 = initial
@@ -131,11 +134,50 @@ def save_lora(
     extra = _other_weights(peft_model)
     if not write:
         return {}
-    tensors = {f"{PREFIX}{name}.lora_A.weight": a for name, (a, _) in weights.layers.items()}
-    tensors |= {f"{PREFIX}{name}.lora_B.weight": b for name, (_, b) in weights.layers.items()}
     config = plain_config(peft_model.peft_config["default"], weights, base_model_name, revision)
-    size = write_lora(folder, tensors | extra, config)
+    size = write_lora(folder, lora_state(weights) | extra, config)
     return {"rank": weights.rank, "truncation_error": weights.truncation_error, "bytes": size}
+
+
+def compress_lora(adapter: str | Path, source: LoraConfig, max_rank: int, folder: str | Path) -> dict[str, Any]:
+    """Write a LoRA of at most `max_rank` that is the nearest to a saved adapter in every layer.
+
+    Args:
+        adapter: the folder of a plain LoRA or an rsLoRA.
+        source: its config.
+        max_rank: cut the rank here.
+        folder: where to write.
+
+    Returns:
+        As `save_lora`.
+
+    Raises:
+        AstraError: the adapter is a DoRA.
+    """
+    if source.use_dora:
+        raise AstraError("a DoRA cannot be compressed: its magnitudes are no part of the product B A")
+    state = load_file(Path(adapter) / "adapter_model.safetensors")
+    names = [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
+    found = {}
+    for name in names:
+        a, b = state.pop(f"{name}.lora_A.weight"), state.pop(f"{name}.lora_B.weight")
+        found[name.removeprefix(PREFIX)] = decompose_change(a, b, _scaling(source, name, a.shape[0]))
+    weights = assemble(found, max_rank)
+    config = plain_config(source, weights, str(source.base_model_name_or_path), source.revision)
+    size = write_lora(folder, lora_state(weights) | state, config)
+    return {"rank": weights.rank, "truncation_error": weights.truncation_error, "bytes": size}
+
+
+def lora_state(weights: LoraWeights) -> dict[str, Tensor]:
+    """The tensors of a LoRA under the names PEFT saves them by."""
+    state = {f"{PREFIX}{name}.lora_A.weight": a for name, (a, _) in weights.layers.items()}
+    return state | {f"{PREFIX}{name}.lora_B.weight": b for name, (_, b) in weights.layers.items()}
+
+
+def _scaling(config: LoraConfig, name: str, rank: int) -> float:
+    key = get_pattern_key(config.alpha_pattern.keys(), name)
+    alpha = config.alpha_pattern.get(key, config.lora_alpha)
+    return alpha / (rank**0.5 if config.use_rslora else rank)
 
 
 def plain_config(source: LoraConfig, weights: LoraWeights, base_model_name: str, revision: str | None) -> LoraConfig:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from peft import LoraConfig
-from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
 
 from astra.adapter import attach, lora_layers
 from astra.errors import AstraError
+from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
 
 
 def config(family="llama", **options):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
 
 from astra.adapter import attach, lora_layers, plain_lora
 from astra.convert import save_lora, to_lora
 from astra.errors import AstraError
+from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
 
 
 def trained(family="llama", size=0.02, **options):

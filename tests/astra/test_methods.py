@@ -3,12 +3,12 @@
 import pytest
 import torch
 from peft import PeftModel
-from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
 
 from astra.adapter import lora_layers
 from astra.convert import save_lora
 from astra.errors import AstraError
 from astra.methods import METHODS, Request, build, restore, usual_rates
+from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
 
 ADAPTERS = [name for name in METHODS if name != "full"]
 PLAIN = [name for name, method in METHODS.items() if method.plain]

@@ -83,7 +83,17 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.stopped = False
         self._asked = False
-        signal.signal(signal.SIGTERM, self._note)
+        self._before: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, *_: object) -> None:
         self._asked = True

@@ -1,0 +1,225 @@
+"""Compare this project's train step with a plain Trainer and PEFT LoRA step, alternating, on real records.
+
+    python -m benchmarks.training --data-dir ../data --json
+
+Both take the same examples a step through the same adapter. Plain: random micro-batches padded to the longest of
+them, logits and loss at every position. Ours: micro-batches of similar length, logits only where a label is. The last
+line is one JSON object: `speedup_examples` (examples a second, ours over plain, the median over rounds),
+`peak_memory_ratio` (ours over plain, each in a process of its own) and `startup_overhead` (what making an astra
+adapter takes longer than a lora one, as a share of 100 of our steps; calibration apart).
+"""
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from astra.adapter import attach
+from astra.store import Calibration, LayerInfo
+from dataset.sources import load_training
+from dataset.tokens import encode_records
+from utils.config import DataConfig, ModelConfig
+from utils.models import load_tokenizer, resolve_model
+from utils.runs import commit
+from utils.training.data import BucketSampler, Collator
+from utils.training.trainer import RunTrainer, peak_memory
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+RANK = 16
+
+
+class Examples(torch.utils.data.Dataset):
+    """Tokenised records in a fixed order."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+        self.lengths = [len(row["input_ids"]) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
+class Clock(TrainerCallback):
+    """Seconds from the first step's start to the last step's end."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds = time.perf_counter() - self.started
+
+
+def arguments(folder: str, flags: argparse.Namespace) -> TrainingArguments:
+    """The same arguments for both."""
+    return TrainingArguments(
+        output_dir=folder, per_device_train_batch_size=flags.micro_batch,
+        gradient_accumulation_steps=flags.batch // flags.micro_batch, max_steps=flags.steps, learning_rate=1e-4,
+        save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        train_sampling_strategy="sequential", use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
+
+
+def run_steps(kind: str, model: Any, rows: list[dict[str, Any]], flags: argparse.Namespace) -> float:
+    """Train some steps one way or the other and return the seconds they took."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        args, collate = arguments(folder, flags), Collator(flags.pad_id)
+        common: dict[str, Any] = {"model": model, "args": args, "data_collator": collate, "callbacks": [clock]}
+        trainer: Trainer
+        if kind == "ours":
+            trainer = RunTrainer(settings={}, train_dataset=Examples(rows), **common)
+        else:
+            trainer = Trainer(train_dataset=Examples(same_steps(rows, flags, args.seed)), **common)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return clock.seconds
+
+
+def same_steps(rows: list[dict[str, Any]], flags: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """The examples in the order our sampler draws them, step by step, but shuffled within each step."""
+    order = list(BucketSampler([len(row["input_ids"]) for row in rows], flags.batch, seed))
+    shuffled = random.Random(0)
+    for start in range(0, len(order), flags.batch):
+        step = order[start : start + flags.batch]
+        shuffled.shuffle(step)
+        order[start : start + flags.batch] = step
+    return [rows[index] for index in order]
+
+
+def load_rows(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Real GSM8K training records, a fresh share of them for every round."""
+    data = DataConfig(train="gsm8k", dir=flags.data_dir, limit=flags.rounds * flags.steps * flags.batch)
+    encoded = encode_records(load_training(data), flags.tokenizer, "alpaca", 512)
+    return [{key: value.tolist() for key, value in feature.items()} for feature in encoded.features]
+
+
+def base_model(flags: argparse.Namespace) -> Any:
+    """The base model, its first layers only if asked."""
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(flags.model, dtype=dtype)
+    if flags.layers:
+        model.model.layers = model.model.layers[: flags.layers]
+        model.config.num_hidden_layers = flags.layers
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def lora(model: Any) -> Any:
+    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, task_type="CAUSAL_LM"))
+
+
+def startup_seconds(flags: argparse.Namespace) -> tuple[float, float]:
+    """Seconds to make an astra adapter from a store on disk, and a lora adapter, the least of three each."""
+    model = base_model(flags)
+    with tempfile.TemporaryDirectory() as folder:
+        random_store(model).save(folder)
+        astra, plain = [], []
+        for _ in range(3):
+            model, started = base_model(flags), time.perf_counter()
+            attach(model, Calibration.load(folder), LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
+            astra.append(time.perf_counter() - started)
+            model, started = base_model(flags), time.perf_counter()
+            lora(model)
+            plain.append(time.perf_counter() - started)
+    return min(astra), min(plain)
+
+
+def random_store(model: Any) -> Calibration:
+    """A calibration of random orthonormal vectors: making an adapter of it costs what a real one's does."""
+    layers, table, spectra = {}, {}, {}
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in TARGETS:
+            m, n = module.weight.shape
+            layers[name] = LayerInfo(name, (m, n), False, "input", name, 1, min(m, n), min(m, n), 1.0, 1.0)
+            table[name] = torch.linalg.qr(torch.randn(m, RANK))[0]
+            spectra[name] = torch.zeros(m, dtype=torch.float64)
+    return Calibration(layers, RANK, ("tail",), {}, {"tail": table, "spectra": spectra})
+
+
+def peak_of(kind: str) -> int:
+    """Peak memory of a process that only loads the model and trains one way."""
+    command = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--worker", kind]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return int(json.loads(output.splitlines()[-1])["peak_memory_bytes"])
+
+
+def worker(flags: argparse.Namespace) -> dict[str, Any]:
+    rows = load_rows(flags)[: flags.steps * flags.batch]
+    run_steps(flags.worker, lora(base_model(flags)), rows, flags)
+    return {"peak_memory_bytes": peak_memory()}
+
+
+def compare(flags: argparse.Namespace) -> dict[str, Any]:
+    """Alternate the two over fresh records and put the figures together."""
+    rows, model = load_rows(flags), lora(base_model(flags))
+    share, ratios, seconds = flags.steps * flags.batch, [], {"ours": [], "plain": []}
+    for turn in range(flags.rounds):
+        part = rows[turn * share : (turn + 1) * share]
+        for kind in ("plain", "ours") if turn % 2 else ("ours", "plain"):
+            seconds[kind].append(run_steps(kind, model, part, flags))
+        ratios.append(seconds["plain"][-1] / seconds["ours"][-1])
+        print(
+            f"round {turn + 1}: plain {seconds['plain'][-1]:.1f} s, ours {seconds['ours'][-1]:.1f} s", file=sys.stderr
+        )
+    del model
+    step = statistics.median(seconds["ours"]) / flags.steps
+    astra, plain = startup_seconds(flags)
+    memory = {kind: peak_of(kind) for kind in ("plain", "ours")}
+    return {
+        "speedup_examples": round(statistics.median(ratios), 3),
+        "speedup_spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        "peak_memory_ratio": round(memory["ours"] / memory["plain"], 3),
+        "peak_memory_bytes": memory,
+        "startup_overhead": round((astra - plain) / (100 * step), 5),
+        "startup_seconds": {"astra": round(astra, 3), "lora": round(plain, 3)},
+        "seconds_a_step": {kind: round(statistics.median(found) / flags.steps, 3) for kind, found in seconds.items()},
+        "settings": {"batch": flags.batch, "micro_batch": flags.micro_batch, "steps": flags.steps,
+                     "rounds": flags.rounds, "layers": flags.layers or "all", "rank": RANK},
+        "machine": machine(),
+        "commit": commit(),
+        "command": "python -m benchmarks.training " + " ".join(sys.argv[1:]),
+    }  # fmt: skip
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()}-core {torch.backends.cpu.get_cpu_capability()} {platform.machine()} CPU"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
+    parser.add_argument("--model", default="smollm2", help="model folder, hub id, or smollm2")
+    parser.add_argument("--data-dir", help="local mirror of GSM8K; default: the hub")
+    parser.add_argument("--batch", type=int, default=16, help="examples a step")
+    parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=1, help="steps in a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument("--layers", type=int, default=0, help="keep the first N layers of the model (0: all)")
+    parser.add_argument("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    source = ModelConfig(name=flags.model)
+    flags.model, flags.tokenizer = str(resolve_model(source)), load_tokenizer(source)
+    flags.pad_id = flags.tokenizer.pad_token_id
+    print(json.dumps(worker(flags) if flags.worker else compare(flags)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Second moments of small random models of every supported kind, against the definition in float64."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.modeling_utils import PreTrainedModel
+
+from astra import AstraError, calibrate
+from astra.moments import collect
+from tests.astra.oracle import excesses, second_moments
+
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SMALL = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+GPT2 = {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def build(name: str) -> tuple[PreTrainedModel, list[str] | str]:
+    torch.manual_seed(0)
+    made: dict[str, tuple[type, object, list[str] | str]] = {
+        "llama": (LlamaForCausalLM, LlamaConfig(**SMALL, **HEADS), LLAMA),
+        "qwen": (Qwen2ForCausalLM, Qwen2Config(**SMALL, **HEADS), LLAMA),
+        "mistral": (MistralForCausalLM, MistralConfig(**SMALL, **HEADS, sliding_window=8), LLAMA),
+        "gemma": (Gemma2ForCausalLM, Gemma2Config(**SMALL, **HEADS, head_dim=8), LLAMA),
+        "gpt2": (GPT2LMHeadModel, GPT2Config(**GPT2), ["c_attn", "c_proj", "c_fc"]),
+        "bert": (BertModel, BertConfig(**SMALL, num_attention_heads=4), "all-linear"),
+    }
+    cls, config, targets = made[name]
+    model = cls(config).eval()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("bias"):  # transformers starts them at zero, which would hide mistakes
+            nn.init.normal_(parameter, std=0.1)
+    return model, targets
+
+
+def tokens(rows: int = 6, length: int = 40) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 100, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 30:] = 0
+    mask[3, 5:] = 0
+    half = rows // 2
+    return [{"input_ids": ids[part], "attention_mask": mask[part]} for part in (slice(0, half), slice(half, rows))]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen", "mistral", "gemma", "gpt2", "bert"])
+def test_energies_meet_the_criterion(name: str) -> None:
+    model, targets = build(name)
+    batches = tokens()
+    found = calibrate(model, batches, targets, 8, ("tail", "principal", "nullspace"))
+    worst = excesses(found, second_moments(model, batches, list(found.layers)), 8)
+    assert worst["tail"] < 1e-2
+    assert worst["principal"] < 1e-4
+    assert worst["nullspace"] < 1e-10
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen"])
+def test_layers_that_read_the_same_tensor_share_one_moment(name: str) -> None:
+    model, targets = build(name)
+    moments = collect(model, tokens(), targets)
+    attention, mlp = "model.layers.1.self_attn.", "model.layers.1.mlp."
+    assert {moments.groups[attention + x] for x in ("q_proj", "k_proj", "v_proj")} == {attention + "q_proj"}
+    assert moments.groups[mlp + "up_proj"] == mlp + "gate_proj"
+    assert moments.kinds[mlp + "down_proj"] == "output"  # its input is the wider side
+    assert len(moments.matrices) == 2 * 4
+
+
+def regroup(batches: list[dict[str, Tensor]], size: int, side: str) -> list[dict[str, Tensor]]:
+    """The same sequences in batches of another size, padded on another side."""
+    rows = [ids[mask.bool()] for batch in batches for ids, mask in zip(*batch.values(), strict=True)]
+    result = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        padded = [
+            nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_side=side)
+            for tensors in (part, [torch.ones_like(row) for row in part])
+        ]
+        result.append({"input_ids": padded[0], "attention_mask": padded[1]})
+    return result
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "gemma"])
+@pytest.mark.parametrize(("size", "side"), [(1, "right"), (6, "right"), (6, "left")])
+def test_padding_and_batch_size_change_nothing(name: str, size: int, side: str) -> None:
+    model, targets = build(name)
+    expected = collect(model, tokens(), targets)
+    found = collect(model, regroup(tokens(), size, side), targets)
+    for key, matrix in expected.matrices.items():
+        if "pooler" in key and side == "left":
+            continue  # BERT pools the first position, which is padding then
+        assert found.tokens[key] == expected.tokens[key]
+        assert (found.matrices[key] - matrix).abs().max() < 1e-5 * matrix.abs().max()
+
+
+def test_packed_sequences_count_every_token() -> None:
+    model, targets = build("llama")
+    rows = [torch.arange(5, 25), torch.arange(30, 42)]
+    apart = collect(model, [{"input_ids": row[None]} for row in rows], targets)
+    packed = {
+        "input_ids": torch.cat(rows)[None],
+        "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
+    }
+    together = collect(model, [packed], targets)
+    for key, matrix in apart.matrices.items():
+        assert together.tokens[key] == 32
+        assert (together.matrices[key] - matrix).abs().max() < 1e-4 * matrix.abs().max()
+
+
+class Forked(nn.Module):
+    """Two layers that read one tensor in most batches, and different ones when the batch is odd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 9, bias=False), nn.Linear(6, 9, bias=False)
+        self.odd = 0
+
+    def forward(self, x: Tensor, odd: bool = False) -> Tensor:
+        self.odd += odd
+        y = self.a(x)
+        return y + self.b(x + 1 if odd else x)
+
+
+def test_a_broken_pattern_gives_the_layer_a_sum_of_its_own() -> None:
+    model, xs = Forked(), torch.randn(3, 2, 5, 6)
+    batches = [{"x": xs[0]}, {"x": xs[1], "odd": True}, {"x": xs[2]}]
+    moments = collect(model, iter(batches), ["a", "b"])
+    assert moments.groups == {"a": "a", "b": "b"}
+    for key, rows in (("a", xs), ("b", torch.stack([xs[0], xs[1] + 1, xs[2]]))):
+        flat = rows.reshape(-1, 6).double()
+        torch.testing.assert_close(moments.matrices[key], flat.T @ flat / len(flat))
+
+
+class Repeated(nn.Module):
+    """One layer called twice, one called never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.never = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.tied = self.twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(self.twice(x))
+
+
+def test_a_layer_called_twice_sums_both_calls() -> None:
+    model, x = Repeated(), torch.randn(2, 5, 6)
+    moments = collect(model, [{"x": x}], ["twice"])
+    rows = torch.cat([x.reshape(-1, 6), model.twice(x).detach().reshape(-1, 6)]).double()
+    rows = torch.cat([rows, torch.ones(20, 1, dtype=torch.float64)], dim=1)
+    assert moments.tokens == {"twice": 20}
+    torch.testing.assert_close(moments.matrices["twice"], rows.T @ rows / 20)
+
+
+def test_a_layer_never_called_is_named() -> None:
+    with pytest.raises(AstraError, match="target layer never is never called"):
+        collect(Repeated(), [{"x": torch.randn(1, 5, 6)}], ["twice", "never"])
+
+
+def test_the_head_and_all_after_the_last_target_are_not_computed() -> None:
+    model, _ = build("llama")
+    ran = []
+    for name in ("lm_head", "model.norm", "model.layers.1.self_attn.o_proj"):
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    collect(model, tokens(), ["q_proj"])
+    assert ran == []
+
+
+def test_modes_are_restored() -> None:
+    model, targets = build("llama")
+    model.train()
+    model.model.layers[0].eval()
+    collect(model, tokens(), targets)
+    assert model.training and not model.model.layers[0].training
+
+
+def test_experts_in_one_parameter_are_refused_by_name() -> None:
+    model, _ = build("llama")
+    model.model.layers[0].mlp.experts = nn.ParameterDict({"w13": nn.Parameter(torch.zeros(2, 3, 4))})
+    with pytest.raises(AstraError, match=r"model.layers.0.mlp.experts.w13 .*3-D"):
+        collect(model, tokens(), ["w13"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_activation_names_layer_and_batch(value: float) -> None:
+    model, targets = build("llama")
+    batches = [{"inputs_embeds": torch.randn(2, 7, 32)} for _ in range(3)]
+    batches[2]["inputs_embeds"][1, 3] = value
+    with pytest.raises(AstraError, match=r"layer model.layers.0.self_attn.q_proj: NaN or Inf .* batch 2"):
+        collect(model, batches, targets)
+
+
+def test_no_tokens() -> None:
+    model, targets = build("llama")
+    with pytest.raises(AstraError, match="calibration set is empty"):
+        collect(model, [], targets)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [(["q_prj"], "'q_prj' is not in LlamaForCausalLM; linear layers: .*q_proj"), (["embed_tokens"], "is Embedding")],
+)
+def test_wrong_targets_are_named(targets: list[str], message: str) -> None:
+    with pytest.raises(AstraError, match=message):
+        collect(build("llama")[0], tokens(), targets)
+
+
+def test_half_precision_outputs_are_recomputed() -> None:
+    model, targets = build("llama")
+    model.to(torch.bfloat16)
+    batches = tokens()
+    found = calibrate(model, batches, targets, 8, ("tail", "principal", "nullspace"))
+    worst = excesses(found, second_moments(model, batches, list(found.layers)), 8)
+    assert worst["tail"] < 1e-2 and worst["principal"] < 1e-4 and worst["nullspace"] < 1e-10

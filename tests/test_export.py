@@ -1,0 +1,74 @@
+"""An exported adapter can be merged, cut to a rank with its error, and is refused in one line where it can't."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+
+import export
+from astra.adapter import attach
+from astra.convert import save_lora
+from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
+from utils.errors import UserError
+
+
+@pytest.fixture
+def adapter(tmp_path, smollm2):
+    """A trained adapter's folder beside its base model's, with a tokenizer in both."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    base, folder = tmp_path / "base", tmp_path / "lora"
+    tiny_model().save_pretrained(base)
+    model = tiny_model()
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets(), task_type="CAUSAL_LM")
+    adapted = attach(model, calibration(model, targets()), config).eval()
+    disturb(adapted)
+    save_lora(adapted, folder, str(base))
+    tokenizer.save_pretrained(base)
+    tokenizer.save_pretrained(folder)
+    return folder, adapted
+
+
+def test_a_merged_model_is_the_adapted_one_in_safetensors(adapter, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder, adapted = adapter
+    export.merge(folder, tmp_path / "merged", None, "float32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert relative_difference(merged(tokens()).logits, adapted(tokens()).logits) < 1e-5
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+
+
+def test_compressing_to_the_full_rank_loses_nothing_and_to_less_states_the_error(adapter, tmp_path):
+    folder, adapted = adapter
+    whole = export.compress(folder, 8, tmp_path / "whole")
+    cut = export.compress(folder, 2, tmp_path / "cut")
+    assert whole["truncation_error"] == 0 and cut["rank"] == 2 and 0 < cut["truncation_error"] < 1
+    loaded = PeftModel.from_pretrained(tiny_model(), tmp_path / "whole")
+    assert relative_difference(loaded(tokens()).logits, adapted(tokens()).logits) < 1e-5
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (folder, tmp_path / "cut"))
+    name = next(key for key in before if key.endswith("up_proj.lora_A.weight")).removesuffix("lora_A.weight")
+    exact, found = (s[f"{name}lora_B.weight"] @ s[f"{name}lora_A.weight"] for s in (before, after))
+    best = torch.linalg.svdvals(exact)[2:].norm() / exact.norm()
+    assert float((found - exact).norm() / exact.norm()) == pytest.approx(float(best), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--merge"], "--out"),
+        (["--out", "x"], "one of"),
+        (["--rank", "0", "--out", "x"], "at least 1"),
+        (["--rank", "two", "--out", "x"], "invalid int"),
+        (["--shrink"], "unrecognized"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(adapter, words, message):
+    with pytest.raises(UserError, match=message):
+        export.parse(["--adapter", str(adapter[0]), *words])
+
+
+def test_a_folder_without_an_adapter_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no adapter_config"):
+        export.parse(["--adapter", str(tmp_path), "--merge", "--out", "x"])

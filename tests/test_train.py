@@ -1,0 +1,374 @@
+"""Training runs from a config to an exported adapter: every method, interrupted and resumed, in one process or two."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from astra.methods import METHODS
+from utils.config import Config, validate
+from utils.errors import UserError
+from utils.training import run as training
+from utils.training.callbacks import read_lines
+from utils.training.data import BucketSampler, Collator
+from utils.training.trainer import RunTrainer, TargetLogits, accumulation
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, smollm2) -> Path:
+    """A tiny random Llama with SmolLM2's real tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    torch.manual_seed(0)
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory) -> Path:
+    """A few short records of different lengths."""
+    path = tmp_path_factory.mktemp("data") / "own.jsonl"
+    rows = [{"instruction": f"Add {k} and {k}.", "output": f"{k} + {k} = {2 * k}. " * (1 + k % 4)} for k in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, base, records):
+    """Makes a config for a run of 6 steps in a fresh output folder; dotted keys change it."""
+
+    def make(**changes) -> Config:
+        values = {
+            "output_dir": str(tmp_path / "out"),
+            "model": {"name": str(base), "dtype": "float32"},
+            "data": {"train": str(records), "max_length": 128},
+            "calibration": {"samples": 8, "batch_size": 4, "max_length": 128},
+            "method": {"name": "lora", "rank": 4, "alpha": 8},
+            "train": {
+                "learning_rate": 1e-2, "global_batch_size": 4, "micro_batch_size": 2, "max_steps": 6, "save_steps": 2,
+            },
+        }  # fmt: skip
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            if name:
+                values.setdefault(section, {})[name] = value
+            else:
+                values[section] = value
+        values.setdefault("run", values["method"]["name"])
+        return validate(values)
+
+    return make
+
+
+def calibrate(config: Config) -> None:
+    """Make the calibration store that a run of the method astra reads."""
+    import calibrate as command
+    from utils.calibrations import stores
+
+    for folder, (run, need) in stores(config).items():
+        command.calibrate_store(folder, run, need, False)
+
+
+def losses(config: Config) -> list[float]:
+    return [line["loss"] for line in read_lines(folder_of(config) / "metrics.jsonl") if "loss" in line]
+
+
+def folder_of(config: Config) -> Path:
+    return Path(config.output_dir) / str(config.run)
+
+
+def metrics(config: Config) -> dict:
+    return json.loads((folder_of(config) / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_trains_and_leaves_something_to_take_away(config, name):
+    this = config(method__name=name, train__forgetting=name == "astra")
+    calibrate(this)
+    training.train(this)
+    found = metrics(this)
+    assert len(losses(this)) == found["steps"] == 6 and losses(this)[-1] < losses(this)[0]
+    assert found["step0_deviation"] < 1e-4 and found["export"]["difference_from_trained"] < 1e-4
+    folder = folder_of(this)
+    assert (folder / "loss.png").stat().st_size > 0
+    assert (folder / ("lora" if METHODS[name].plain else "merged") / "README.md").is_file()
+    assert not list((folder / "checkpoints").rglob("adapter_config.json"))
+    assert all(
+        {"grad_norm", "learning_rate", "tokens_per_second"} <= set(line)
+        for line in read_lines(folder / "metrics.jsonl")
+    )
+    if name == "astra":
+        assert found["forgetting"]["text"] and math.isfinite(found["forgetting"]["rise"])
+
+
+def test_the_exported_adapter_and_the_merged_model_load_with_the_libraries_alone(config, base):
+    lora, dora = config(), config(method__name="dora")
+    training.train(lora)
+    training.train(dora)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder_of(lora) / "lora")
+    merged = AutoModelForCausalLM.from_pretrained(folder_of(dora) / "merged")
+    ids = torch.arange(5, 15)[None]
+    assert torch.isfinite(adapted(ids).logits).all() and torch.isfinite(merged(ids).logits).all()
+    assert any((folder_of(dora) / "merged").glob("*.safetensors"))
+
+
+def test_a_finished_run_is_left_alone_unless_forced(config):
+    this = config()
+    training.train(this)
+    before = (folder_of(this) / "metrics.json").stat().st_mtime_ns
+    training.train(this)
+    assert (folder_of(this) / "metrics.json").stat().st_mtime_ns == before
+    training.train(this, force=True)
+    assert (folder_of(this) / "metrics.json").stat().st_mtime_ns > before
+
+
+def test_a_finished_run_with_other_settings_names_the_one_that_differs(config):
+    training.train(config())
+    with pytest.raises(UserError, match=r"train\.learning_rate=0\.01, now 0\.02"):
+        training.train(config(train__learning_rate=2e-2))
+
+
+class Crash(Exception):
+    """Stands for whatever ends a process in the middle of a step."""
+
+
+def crash_at(monkeypatch, step: int) -> None:
+    class Crasher(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise Crash
+
+    make = training.make_trainer
+
+    def crashing(*args):
+        trainer = make(*args)
+        trainer.add_callback(Crasher())
+        return trainer
+
+    monkeypatch.setattr(training, "make_trainer", crashing)
+
+
+@pytest.mark.parametrize("name", ["astra", "pissa", "dora", "full"])
+def test_a_resumed_run_ends_with_the_curve_of_an_uninterrupted_one(config, monkeypatch, name):
+    whole, broken = (
+        config(method__name=name, run="whole"),
+        config(method__name=name, run="broken", method__dropout=0.1),
+    )
+    whole = config(method__name=name, run="whole", method__dropout=0.1)
+    calibrate(whole)
+    training.train(whole)
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        crash_at(patched, 5)
+        training.train(broken)
+    assert not (folder_of(broken) / "metrics.json").exists()
+    training.train(broken)
+    assert losses(broken) == pytest.approx(losses(whole), abs=1e-4)
+    target = "merged/model.safetensors" if name in ("dora", "full") else "lora/adapter_model.safetensors"
+    left, right = (load_file(folder_of(run) / target) for run in (whole, broken))
+    products = [{k: v for k, v in side.items() if "lora_" not in k} for side in (left, right)]
+    for key, tensor in products[0].items():
+        torch.testing.assert_close(tensor, products[1][key], atol=1e-5, rtol=1e-4)
+
+
+def test_an_incomplete_or_altered_checkpoint_does_not_count(config, monkeypatch):
+    this = config()
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        crash_at(patched, 5)
+        training.train(this)
+    newest = folder_of(this) / "checkpoints" / "checkpoint-4"
+    weights = newest / "trainable.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    settings = json.loads((newest / "manifest.json").read_text())["settings"]
+    assert training.last_complete(newest.parent, settings).name == "checkpoint-2"
+    (newest.parent / "checkpoint-2" / "manifest.json").unlink()
+    assert training.last_complete(newest.parent, settings) is None
+
+
+def test_a_checkpoint_of_other_settings_names_the_one_that_differs(config, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        crash_at(patched, 5)
+        training.train(config())
+    with pytest.raises(UserError, match=r"checkpoint-4 was made with method\.dropout=0\.0, now 0\.1"):
+        training.train(config(method__dropout=0.1))
+
+
+def test_sigterm_checkpoints_first_and_the_run_goes_on_later(config, monkeypatch):
+    class Terminate(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    this, make = config(train__save_steps=100), training.make_trainer
+
+    def terminated(*args):
+        trainer = make(*args)
+        trainer.add_callback(Terminate())
+        return trainer
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
+        patched.setattr(training, "make_trainer", terminated)
+        training.train(this)
+    assert ended.value.code == 143
+    assert (folder_of(this) / "checkpoints" / "checkpoint-3" / "manifest.json").is_file()
+    training.train(this)
+    assert [line["step"] for line in read_lines(folder_of(this) / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_good_checkpoint(config, monkeypatch):
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:
+                next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    make = training.make_trainer
+
+    def poisoned(*args):
+        trainer = make(*args)
+        trainer.add_callback(Poison())
+        return trainer
+
+    monkeypatch.setattr(training, "make_trainer", poisoned)
+    this = config()
+    with pytest.raises(UserError, match="not a number at step 4"):
+        training.train(this)
+    assert [path.name for path in (folder_of(this) / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_validation_is_logged_and_the_best_checkpoint_is_kept(config):
+    this = config(data__validation=0.25)
+    training.train(this)
+    lines = [line["eval_loss"] for line in read_lines(folder_of(this) / "metrics.jsonl") if "eval_loss" in line]
+    assert len(lines) == 3 and metrics(this)["validation_loss"] == min(lines)
+
+
+def test_nf4_is_trained_merged_and_its_error_stated(config):
+    pytest.importorskip("bitsandbytes")
+    this = config(method__name="pissa", model__quantization="nf4")
+    training.train(this)
+    found = metrics(this)
+    assert 0 < found["nf4_error_residual"] < found["nf4_error_plain"] < 0.2
+    assert found["export"]["difference_from_trained"] < 1e-3
+    assert (folder_of(this) / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method__name": "astra"}, "run calibrate.py"),
+        ({"train__global_batch_size": 3, "method__rank_allocation": "effective_rank"}, "effective_rank"),
+        ({"data__max_length": 16}, "max_length"),
+    ],
+)
+def test_bad_input_is_one_line(config, changes, words):
+    with pytest.raises(UserError, match=words):
+        training.train(config(**changes))
+
+
+def test_cuda_asked_for_and_absent_is_one_line(config, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
+        training.train(config())
+
+
+@pytest.mark.parametrize(("batch", "micro", "processes", "expected"), [(128, 4, 1, (4, 32)), (12, 8, 2, (6, 1))])
+def test_accumulation_follows_from_the_processes(monkeypatch, batch, micro, processes, expected):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert accumulation(batch, micro) == expected
+
+
+def test_a_global_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="global_batch_size"):
+        accumulation(16, 4)
+
+
+def test_each_step_draws_at_random_and_is_sorted_by_length_within():
+    lengths = [(7 * k) % 50 + 1 for k in range(40)]
+    sampler = BucketSampler(lengths, 8, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(40)) and first == list(sampler)
+    for start in range(0, 40, 8):
+        chosen = [lengths[index] for index in first[start : start + 8]]
+        assert chosen == sorted(chosen, reverse=True)
+    assert max(lengths) == lengths[first[0]]
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_cheap_loss_is_the_models_own(base, packing):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    rows = [list(range(10, 22)), list(range(30, 35))]
+    features = [{"input_ids": row, "labels": [-100, -100, *row[2:]]} for row in rows]
+    padded = Collator(0)(features)
+    expected = model(**padded).loss
+    trainer = RunTrainer.__new__(RunTrainer)
+    trainer.target_logits = TargetLogits(model)
+    total, count = trainer.summed_loss(model, Collator(0, packing)(features))
+    torch.testing.assert_close(total / count, expected)
+
+
+def launch(config: Config, tmp_path: Path, *command: str) -> None:
+    import yaml
+
+    path = tmp_path / f"{config.run}.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump()), encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, "train.py", "--config", str(path)], cwd=ROOT, env=environment, check=True)
+
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+
+
+@pytest.mark.parametrize(
+    "engine", [pytest.param(None, marks=pytest.mark.slow), "zero2", pytest.param("zero3", marks=pytest.mark.slow)]
+)
+def test_two_processes_end_with_the_loss_of_one(config, tmp_path, engine):
+    method = {"method__name": "astra", "train__forgetting": False}
+    alone = config(run="alone", **method)
+    path = f"configs/deepspeed/{engine}.json" if engine else None
+    both = config(run=f"both-{engine}", train__deepspeed=path, **method)
+    calibrate(alone)
+    training.train(alone)
+    launch(both, tmp_path, *TORCHRUN)
+    assert losses(both) == pytest.approx(losses(alone), abs=1e-3)
+    assert metrics(both)["export"]["difference_from_trained"] < 1e-4
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_goes_on_and_ends_the_same(config, tmp_path):
+    whole, killed = config(run="whole", train__max_steps=30), config(run="killed", train__max_steps=30)
+    training.train(whole)
+    import yaml
+
+    path = tmp_path / "killed.yaml"
+    path.write_text(yaml.safe_dump(killed.model_dump()), encoding="utf-8")
+    process = subprocess.Popen([sys.executable, "train.py", "--config", str(path)], cwd=ROOT)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not list((folder_of(killed) / "checkpoints").glob("checkpoint-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder_of(killed) / "metrics.json").exists()
+    training.train(killed)
+    assert losses(killed) == pytest.approx(losses(whole), abs=1e-4)
