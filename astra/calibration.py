@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from astra import parallel
@@ -15,7 +18,7 @@ from astra.forward import Batch
 from astra.moments import Moments, collect
 from astra.progress import Checkpoint
 from astra.store import Calibration, LayerInfo
-from astra.targets import find_targets, layer_shape, layer_weight
+from astra.targets import layer_shape, layer_weight
 
 Decomposed = tuple[LayerInfo, LayerSpectrum]
 
@@ -83,17 +86,44 @@ def from_moments(
     on_layer: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Decompose the second moments of a model's layers; see `calibrate`. Moments that are not kept are freed."""
-    targets = find_targets(model, list(moments.groups))
+    modules = dict(model.named_modules())
+    targets = {name: modules[name] for name in moments.groups}
     kept = {name: matrix.cpu() for name, matrix in moments.matrices.items()} if keep_moments else {}
-    mine: list[Decomposed] = []
-    for number, (name, key) in enumerate(moments.groups.items()):
-        if number % parallel.world_size() == parallel.rank():
-            mine.append(decompose_layer(name, targets[name], moments, rank, subspaces, spectrum=spectrum, seed=seed))
-        if not any(other == key for other in list(moments.groups.values())[number + 1 :]):
-            del moments.matrices[key]
+    left = Counter(moments.groups.values())
+    own = list(moments.groups)[parallel.rank() :: parallel.world_size()]
+    for name in set(moments.groups) - set(own):
+        _done_with(moments, left, name)
+
+    def one(name: str) -> Decomposed:
+        found = decompose_layer(name, targets[name], moments, rank, subspaces, spectrum=spectrum, seed=seed)
+        _done_with(moments, left, name)
         if on_layer is not None:
             on_layer(name)
+        return found
+
+    mine = _map(one, own, next(iter(moments.matrices.values())).device)
     return assemble(mine, list(moments.groups), rank, subspaces, {"moments": kept} if kept else {})
+
+
+def _done_with(moments: Moments, left: Counter[str], name: str) -> None:
+    """Free a layer's moment after its last use."""
+    key = moments.groups[name]
+    left[key] -= 1
+    if not left[key]:
+        del moments.matrices[key]
+
+
+def _map(one: Callable[[str], Decomposed], names: list[str], device: torch.device) -> list[Decomposed]:
+    """Decompose layers, on a CPU one a core: such small problems gain little from threads of their own."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return [one(name) for name in names]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(one, names))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def extend(

@@ -134,7 +134,9 @@ class _Problem:
 class _Picker:
     """Chooses eigenvectors by index; columns are ordered so that the first r of them serve rank r."""
 
-    def __init__(self, problem: _Problem, solved: Eigen, numerical: int, rank: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, problem: _Problem, solved: Eigen, numerical: int, rank: int, generator: torch.Generator
+    ) -> None:
         self.problem, self.solved, self.numerical = problem, solved, numerical
         self.rank, self.generator = rank, generator
         self.first = len(solved.values) - numerical  # index of the smallest eigenvalue inside the numerical range

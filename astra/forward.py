@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,13 @@ Batch = Mapping[str, Any]
 
 class StopForward(Exception):
     """Raised in a hook to end a forward pass when all is seen."""
+
+
+class Run(Protocol):
+    """Whatever takes a batch through the targets."""
+
+    def __call__(self, batch: Batch) -> None:
+        """Run the batch until its end or `StopForward`."""
 
 
 class Forward:
@@ -45,8 +52,8 @@ class Forward:
         if "use_cache" in self._accepts:
             inputs["use_cache"] = False
         mask = inputs.get("attention_mask")
-        shifted = mask is not None and mask.dim() == 2 and bool((mask[:, 0] == 0).any())
-        if shifted and "position_ids" in self._accepts and "position_ids" not in inputs and not self._own_positions:
+        takes = "position_ids" in self._accepts and "position_ids" not in inputs and not self._own_positions
+        if takes and isinstance(mask, Tensor) and mask.dim() == 2 and bool((mask[:, 0] == 0).any()):
             inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         return inputs
 

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from astra import parallel
 from astra.errors import AstraError
-from astra.forward import Batch, Forward, StopForward, TokenRows, evaluation
+from astra.forward import Batch, Forward, Run, StopForward, TokenRows, evaluation
 from astra.progress import Checkpoint
 from astra.sharing import Plan, Seen, layer_input, make_plan
-from astra.sums import OuterSum, outer_sum
+from astra.sums import OuterSum
 from astra.targets import find_targets, layer_shape, layer_weight
 
 _OUTPUT_ROWS = 4096  # rows of an output recomputed at a time
@@ -92,7 +92,7 @@ class Pass:
     def __init__(
         self,
         targets: dict[str, nn.Module],
-        forward: Callable[[Batch], Any],
+        forward: Run,
         batches: Iterable[Batch],
         separate: set[str],
         checkpoint: Checkpoint | None = None,
@@ -162,7 +162,7 @@ class Pass:
             if tokens == 0:
                 raise AstraError(f"target layer {key} is never called in a forward pass over the calibration set")
             moments.tokens[key] = tokens
-            moments.matrices[key] = parallel.reduce_sum(total.matrix()).div_(tokens)
+            moments.matrices[key] = parallel.reduce_sum(total.release()).div_(tokens)
             del self.sums[key]
         return moments
 
@@ -228,9 +228,9 @@ class Pass:
         if name not in self.sums:
             m, n = layer_shape(self.targets[name])
             if self.plan.kinds[name] == "input":
-                self.sums[name] = outer_sum(n, self.plan.augmented[name], device)
+                self.sums[name] = OuterSum(n, self.plan.augmented[name], device)
             else:
-                self.sums[name] = outer_sum(m, False, device)
+                self.sums[name] = OuterSum(m, False, device)
         return self.sums[name]
 
     def _check_finite(self, number: int) -> None:

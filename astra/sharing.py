@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from astra.forward import Batch, Forward, first_sample
+from astra.forward import Batch, Run, first_sample
 from astra.targets import layer_shape
 
 
@@ -65,7 +65,7 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def make_plan(forward: Forward, targets: dict[str, nn.Module], batch: Batch, separate: set[str]) -> Plan:
+def make_plan(forward: Run, targets: dict[str, nn.Module], batch: Batch, separate: set[str]) -> Plan:
     """Run the first sample of `batch` and see who reads what; layers in `separate` are not to share."""
     seen, leader, order = Seen(), {name: name for name in targets}, []
 

@@ -45,14 +45,15 @@ def is_linear(module: nn.Module) -> bool:
 
 def layer_shape(module: nn.Module) -> tuple[int, int]:
     """(m, n): outputs and inputs."""
-    rows, columns = module.weight.shape
-    return (columns, rows) if type(module).__name__ == "Conv1D" else (rows, columns)
+    m, n = layer_weight(module)[0].shape
+    return m, n
 
 
 def layer_weight(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """W (m, n) and b (m,) or None, without a copy."""
-    weight = module.weight.detach()
-    bias = None if module.bias is None else module.bias.detach()
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
     return (weight.T if type(module).__name__ == "Conv1D" else weight), bias
 
 
@@ -83,5 +84,6 @@ def _heads(model: nn.Module) -> set[int]:
 def _check_layer(name: str, module: nn.Module) -> None:
     if not is_linear(module):
         raise AstraError(f"target module {name} is {type(module).__name__}; only Linear and Conv1D can be targets")
-    if not torch.is_floating_point(module.weight) or module.weight.dim() != 2:
+    weight = layer_weight(module)[0]
+    if not torch.is_floating_point(weight) or weight.dim() != 2:
         raise AstraError(f"target module {name} is quantised; calibrate the model in its original precision")

@@ -74,12 +74,12 @@ def _spectra(axis: Axes, calibration: Calibration, kind: str, names: list[str], 
 
 def _effective_ranks(axis: Axes, calibration: Calibration, types: dict[str, list[str]]) -> None:
     """Share of the dimensions that each layer's activations use, by depth."""
-    if any(info.effective_rank is None for info in calibration.layers.values()):
+    found = {name: info.effective_rank for name, info in calibration.layers.items() if info.effective_rank}
+    if len(found) < len(calibration.layers):
         axis.text(0.5, 0.5, "effective ranks need\ncalibration.spectrum: full", ha="center", va="center")
         axis.axis("off")
         return
     for kind, names in types.items():
-        ranks = [calibration.layers[name].effective_rank for name in names]
-        axis.plot(range(len(ranks)), ranks, marker=".", lw=1, label=kind)
+        axis.plot(range(len(names)), [found[name] for name in names], marker=".", lw=1, label=kind)
     axis.set(title="effective rank", xlabel="depth", yscale="log")
     axis.legend(fontsize=6)

@@ -1,0 +1,74 @@
+"""Print what a calibration found: python -m astra.inspect FOLDER."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from astra.errors import AstraError
+from astra.store import Calibration, LayerInfo
+
+TOKENS_PER_DIMENSION = 4  # fewer tokens than this times the width leave the small eigenvalues biased towards zero
+HEADER = ("layer", "shape", "rank bound", "numerical rank", "effective rank", "tail energy", "condition")
+
+
+def table(calibration: Calibration) -> str:
+    """One line a layer: tail energy is the share of the trace in the stored tail, condition the largest eigenvalue
+    over the smallest inside the numerical range.
+    """
+    rows = [HEADER, *(_row(calibration, info) for info in calibration.layers.values())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = []
+    for row in rows:
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]))
+    return "\n".join(lines)
+
+
+def warnings(calibration: Calibration) -> Iterator[str]:
+    """What to mind before trusting the tails: too few tokens for a dimension, by distinct width."""
+    widths: dict[tuple[int, int], list[str]] = {}
+    for info in calibration.layers.values():
+        needed = TOKENS_PER_DIMENSION * min(info.shape[0], info.shape[1])
+        if info.tokens < needed:
+            widths.setdefault((info.tokens, needed), []).append(info.name)
+    for (tokens, needed), names in widths.items():
+        yield (
+            f"warning: {len(names)} layers ({names[0]}, ...) have {tokens:,} calibration tokens; {needed:,} would do"
+            f" ({needed / max(tokens, 1):.1f} times calibration.samples)"
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Print the table and the warnings; 2 if the folder holds no calibration."""
+    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
+        print("usage: python -m astra.inspect FOLDER, a calibration store", file=sys.stderr)
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    try:
+        calibration = Calibration.load(arguments[0])
+        print(table(calibration))
+        for warning in warnings(calibration):
+            print(warning)
+    except AstraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _row(calibration: Calibration, info: LayerInfo) -> tuple[str, ...]:
+    values = calibration.eigenvalues(info.name)
+    inside = values[len(values) - info.numerical_rank :]
+    tail = inside[: min(calibration.max_rank, info.numerical_rank)]
+    return (
+        info.name,
+        f"{info.shape[0]} x {info.shape[1]}{' + b' if info.bias else ''}",
+        str(info.rank_bound),
+        str(info.numerical_rank),
+        "-" if info.effective_rank is None else f"{info.effective_rank:.1f}",
+        f"{float(tail.sum()) / info.trace:.2e}",
+        f"{float(inside[-1] / inside[0]):.2e}",
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
