@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.templates import format_prompt
-from eval.engines import encode, open_engine, serving_dtype
+from eval.engines import encode, open_engine
 from eval.likelihood import LikelihoodTask, score_task
 from eval.records import TaskRecord
 from eval.targets import Target, servable
@@ -15,6 +15,7 @@ from eval.texts import Job, generate_task
 from utils.config import Config
 from utils.files import fingerprint, write_json
 from utils.log import log
+from utils.models import usable_dtype
 from utils.runs import stage
 
 Results = dict[str, dict[str, dict[str, Any]]]
@@ -36,7 +37,7 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False) -> 
             other settings.
     """
     check_tasks(config)
-    dtype = config.eval.dtype or serving_dtype(config.model.dtype)
+    dtype = config.eval.dtype or usable_dtype(config.model.dtype)
     results: Results = {target.name: {} for target in targets}
     jobs = []
     for name in expand(config):

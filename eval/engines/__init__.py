@@ -128,15 +128,3 @@ def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[
 def encode(tokenizer: Any, prompt: str) -> list[int]:
     """Return a prompt's token ids, with the special tokens that the tokenizer adds by itself."""
     return tokenizer(prompt)["input_ids"]
-
-
-def serving_dtype(dtype: str) -> str:
-    """Return the data type to serve a model of `dtype` in on this machine.
-
-    A CPU without AVX-512 has no fast product in bfloat16 or float16: oneDNN falls back to a reference loop, measured
-    at less than half of float32's speed.
-    """
-    import torch
-
-    slow = not torch.cuda.is_available() and "AVX512" not in torch.backends.cpu.get_cpu_capability()
-    return "float32" if slow else dtype

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eval.adapters import check_base, padded_rank, read_adapter
-from eval.engines import Sampling, open_engine, serving_dtype
+from eval.engines import Sampling, open_engine
 from tests.eval.engine_fixtures import PROMPTS, save_adapter
 from utils.config import EvalConfig, ModelConfig
 from utils.errors import UserError
@@ -161,14 +161,6 @@ def test_ranks_are_padded_to_what_vllm_accepts():
     assert [padded_rank(rank) for rank in (1, 2, 8, 9, 64, 65, 512)] == [1, 8, 8, 16, 64, 128, 512]
     with pytest.raises(UserError, match="rank 513 is above vLLM's limit of 512"):
         padded_rank(513)
-
-
-def test_half_precision_is_served_in_float32_where_the_cpu_is_slow_at_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for capability, served in (("AVX2", "float32"), ("AVX512", "bfloat16")):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-        assert serving_dtype("bfloat16") == served
-        assert serving_dtype("float32") == "float32"
 
 
 def test_adapters_that_vllm_cannot_serve_are_told_apart(smollm2, tmp_path):

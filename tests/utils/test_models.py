@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils.config import ModelConfig
 from utils.errors import UserError
-from utils.models import check_model, load_model, load_tokenizer, model_bytes, model_fingerprint
+from utils.models import check_model, load_model, load_tokenizer, model_bytes, model_fingerprint, usable_dtype
 
 
 def test_smollm2_is_a_real_model_without_a_hub(smollm2: Path) -> None:
@@ -49,3 +50,13 @@ def test_the_size_of_a_local_model_is_known(smollm2: Path) -> None:
 def test_a_model_that_cannot_be_had_is_named(name: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         check_model(ModelConfig(name=name))
+
+
+@pytest.mark.parametrize(("capability", "used"), [("AVX2", "float32"), ("AVX512", "bfloat16")])
+def test_half_precision_becomes_float32_where_the_cpu_is_slow_at_it(
+    monkeypatch: pytest.MonkeyPatch, capability: str, used: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert usable_dtype("bfloat16") == used
+    assert usable_dtype("float32") == "float32"
