@@ -1,0 +1,113 @@
+"""The scripts people run: what they start, what they refuse, and, in the slow tier, whole experiments."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = ("demo", "metamath", "code", "commonsense")
+
+
+def run_script(experiment: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run an experiment's script in the environment that runs the tests."""
+    variables = {**os.environ, "ASTRA_VENV": sys.prefix, **environment}
+    command = ["bash", f"scripts/{experiment}/run.sh", *words]
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=1800)
+
+
+def small(tmp_path: Path, *words: str) -> tuple[str, ...]:
+    """Overrides that make any experiment one of a few steps on a machine without a hub."""
+    return (f"--output_dir={tmp_path}/out", "--model.name=smollm2", "--model.dtype=float32", *words)
+
+
+def test_set_up_changes_nothing_when_nothing_changed() -> None:
+    variables = {**os.environ, "ASTRA_VENV": sys.prefix}
+    run = subprocess.run(["bash", "scripts/setup.sh"], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_a_dry_run_prints_the_stages_in_order(tmp_path: Path) -> None:
+    run = run_script("demo", "--dry-run", f"--output_dir={tmp_path}/out", "--sweep.method.rank=[4,8]")
+    assert run.returncode == 0, run.stderr
+    stages = [line.split(" --config")[0] for line in run.stdout.splitlines()]
+    assert stages == [
+        "python calibrate.py", "python train.py", "python train.py", "python -m eval", "python -m eval.report",
+    ]  # fmt: skip
+    assert not list(tmp_path.glob("out/calibration"))
+
+
+def test_several_processes_are_started_by_torchrun(tmp_path: Path) -> None:
+    run = run_script("demo", "--dry-run", f"--output_dir={tmp_path}/out", ASTRA_PROCESSES="2")
+    assert "torchrun --standalone --nproc-per-node 2 train.py" in run.stdout
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS[1:])
+def test_an_experiment_stops_before_it_starts_when_the_hub_is_out_of_reach(experiment: str, tmp_path: Path) -> None:
+    run = run_script(experiment, f"--output_dir={tmp_path}/out", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: model.name: the hub can't be reached for meta-llama/Llama-2-7b-hf")
+    assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("stray", "unexpected word 'stray'"),
+        ("--method.rnk=3", "unknown key method.rnk"),
+        ("--method.rank=0", "method.rank"),
+        ("--eval.tasks=gsm9k", "gsm9k"),
+        ("--data.train=nowhere.jsonl", "nowhere.jsonl"),
+        ("--train.deepspeed=nowhere.json", "nowhere.json"),
+        ("--output_dir=/proc/out", "output_dir: /proc/out can't be written"),
+        ("--model.name=./nowhere", "model.name: ./nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(tmp_path: Path, word: str, named: str) -> None:
+    run = run_script("demo", f"--output_dir={tmp_path}/out", word)
+    assert run.returncode == 2
+    assert named in run.stderr and len(run.stderr.splitlines()) == 1
+    assert run.stdout == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "words", "task"),
+    [
+        ("metamath", ("--data.train=gsm8k", "--eval.tasks=gsm8k"), "gsm8k"),
+        ("code", ("--eval.tasks=humaneval",), "humaneval"),
+        ("commonsense", ("--eval.tasks=commonsense",), "commonsense"),
+    ],
+)
+def test_each_experiment_runs_through_all_stages(
+    tmp_path: Path, mirror: Path, experiment: str, words: tuple[str, ...], task: str
+) -> None:
+    few = (
+        f"--data.dir={mirror}", "--data.limit=64", "--calibration.samples=8", "--method.rank=8", "--train.max_steps=2",
+        "--train.global_batch_size=2", "--eval.limit=2", "--eval.max_new_tokens=16",
+    )  # fmt: skip
+    run = run_script(experiment, *small(tmp_path, *few, *words))
+    assert run.returncode == 0, run.stderr[-2000:]
+    summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+    assert set(summary["seconds"]) == {"calibrate", "train", "evaluate"}
+    assert (Path(summary["lora"]) / "adapter_model.safetensors").is_file()
+    assert list((tmp_path / "out").glob(f"*/eval/{task}*.json"))
+
+
+@pytest.mark.slow
+def test_a_sweep_calibrates_once_and_ends_with_a_report(tmp_path: Path) -> None:
+    words = (
+        f"--output_dir={tmp_path}/out", "--sweep.method.rank=[4,8,16]", "--sweep.method.name=[astra,lora]",
+        "--calibration.samples=16", "--train.max_steps=8", "--eval.limit=16", "--eval.base=false",
+        "--train.forgetting=false",
+    )  # fmt: skip
+    run = run_script("demo", *words)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert len(list((tmp_path / "out").glob("calibration/*/manifest.json"))) == 1
+    assert len(list((tmp_path / "out").glob("*/eval/arithmetic.json"))) == 6
+    assert (tmp_path / "out/arithmetic-rank.png").is_file()
+    again = run_script("demo", *words)
+    assert again.returncode == 0 and "finished: nothing to do" in again.stderr
