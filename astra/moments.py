@@ -8,7 +8,7 @@ that, and when a layer turns out to share only in some batches the pass starts a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,7 +87,10 @@ def collect(
 
 
 class Pass:
-    """One pass over batches, in which the layers of `separate` sum for themselves."""
+    """One pass over batches, in which the layers of `separate` sum for themselves.
+
+    With `stop`, each forward pass ends at the last target.
+    """
 
     def __init__(
         self,
@@ -96,10 +99,12 @@ class Pass:
         batches: Iterable[Batch],
         separate: set[str],
         checkpoint: Checkpoint | None = None,
+        stop: bool = True,
     ) -> None:
         self.targets, self.forward, self.batches = targets, forward, batches
         self.separate, self.checkpoint = set(separate), checkpoint
         self.sums: dict[str, OuterSum] = {}
+        self.stop = stop
         self.error: AstraError | None = None
         self.broken = False
         self.plan = self._plan()
@@ -121,7 +126,7 @@ class Pass:
         plans = [plan for plan in parallel.gather(plan) if plan is not None]
         if not plans:
             raise AstraError("no calibration tokens: the calibration set is empty")
-        return plans[0]
+        return plans[0] if self.stop else replace(plans[0], last=None)
 
     def attempt(self, on_batch: Callable[[int, int], None] | None = None) -> None:
         """Sum over all batches, up to the first error or broken pattern."""
