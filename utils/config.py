@@ -42,7 +42,7 @@ class DataConfig(Section):
     dir: str | None = Field(None, description="local mirror of the upstream files, for machines without a hub")
     fields: dict[str, str] = Field(
         default_factory=lambda: {"instruction": "instruction", "output": "output"},
-        description="which key of your own records holds what: instruction and output, or messages",
+        description="which key of your own records holds what: instruction, output and perhaps input; or messages",
     )
     template: Literal["alpaca", "chat"] = Field("alpaca", description="prompt template; chat: the tokenizer's own")
     limit: int | None = Field(None, ge=1, description="use the first N records")
