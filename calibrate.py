@@ -1,12 +1,13 @@
 """Measure the activations of a model on examples of its task, for the adapters that start from their eigenvectors.
 
-    python calibrate.py --config configs/demo.yaml
+python calibrate.py --config configs/demo.yaml
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,9 +141,11 @@ def run_calibration(
     mine = batches[rank() :: world_size()]
     progress = folder / PROGRESS / f"{rank()}-of-{world_size()}-by-{wanted.batch_size}.safetensors"
     if force:
-        progress.unlink(missing_ok=True)
+        shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+    if wanted.stream:
+        return run_streamed(folder, config, need, settings, batches)
     model = load(config)
-    with Progress("calibration", sum(int(batch["attention_mask"].sum()) for batch in mine), "token") as bar:
+    with Progress("calibration", count_tokens(mine), "token") as bar:
         return calibrate(
             model,
             mine,
@@ -156,6 +159,39 @@ def run_calibration(
             checkpoint=progress,
             on_batch=lambda _, tokens: bar.update(tokens),
         )
+
+
+def run_streamed(
+    folder: Path, config: Config, need: Need, settings: dict[str, Any], batches: list[dict[str, Tensor]]
+) -> Calibration:
+    """Calibrate with one decoder layer on the device at a time, read from disk."""
+    from astra.stream import calibrate_streamed
+    from utils.streaming import open_streamed
+
+    wanted = config.calibration
+    model, source = open_streamed(config.model)
+    total = count_tokens(batches) * model.config.num_hidden_layers
+    with Progress("calibration, layer by layer", total, "token") as bar:
+        return calibrate_streamed(
+            model,
+            batches,
+            config.method.target_modules,
+            need.rank,
+            need.subspaces,
+            device=device(),
+            source=source,
+            spectrum=wanted.spectrum,
+            seed=wanted.seed,
+            keep_moments=wanted.keep_moments,
+            settings=settings,
+            folder=folder / PROGRESS,
+            on_batch=lambda _, tokens: bar.update(tokens),
+        )
+
+
+def count_tokens(batches: list[dict[str, Tensor]]) -> int:
+    """Tokens of the batches, padding not counted."""
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
 def extend_store(config: Config, old: Calibration, need: Need) -> Calibration:
@@ -177,8 +213,6 @@ def load(config: Config) -> nn.Module:
 
 def finish(folder: Path, result: Calibration, need: Need, seconds: float) -> None:
     """Write the store and its figure, and drop the progress files."""
-    import shutil
-
     from utils.plots import plot_spectra
 
     result.save(folder)

@@ -1,5 +1,7 @@
 """Second moments of small random models of every supported kind, against the definition in float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from astra import AstraError, calibrate
 from astra.moments import collect
+from astra.progress import Checkpoint
 from tests.astra.oracle import excesses, second_moments
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -225,3 +228,37 @@ def test_half_precision_outputs_are_recomputed() -> None:
     found = calibrate(model, batches, targets, 8, ("tail", "principal", "nullspace"))
     worst = excesses(found, second_moments(model, batches, list(found.layers)), 8)
     assert worst["tail"] < 1e-2 and worst["principal"] < 1e-4 and worst["nullspace"] < 1e-10
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_pass_continues_with_the_same_bytes(tmp_path: Path) -> None:
+    model, targets = build("llama")
+    batches = regroup(tokens(), 1, "right")
+    whole = collect(model, batches, targets)
+    seen = []
+
+    def kill(number: int, count: int) -> None:
+        seen.append(number)
+        if len(seen) == 4:
+            raise Killed
+
+    path = tmp_path / "progress.safetensors"
+    with pytest.raises(Killed):
+        collect(model, batches, targets, checkpoint=Checkpoint(path, "key", seconds=0), on_batch=kill)
+    again = collect(model, batches, targets, checkpoint=Checkpoint(path, "key", seconds=0), on_batch=kill)
+    assert seen == [0, 1, 2, 3, 4, 5]  # nothing twice
+    for key, matrix in whole.matrices.items():
+        assert torch.equal(again.matrices[key], matrix) and again.tokens[key] == whole.tokens[key]
+
+
+def test_progress_of_something_else_is_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "progress.safetensors"
+    Checkpoint(path, "one", seconds=0).maybe_save(3, lambda: ({"a": torch.ones(2)}, {}))
+    assert Checkpoint(path, "two").load() is None
+    found = Checkpoint(path, "one").load()
+    assert found is not None and found[0] == 3
+    path.write_bytes(path.read_bytes()[:-1])
+    assert Checkpoint(path, "one").load() is None

@@ -1,0 +1,148 @@
+"""`calibrate.py` as a user runs it, on a small random model: resume, reuse, torchrun, streaming, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from astra import Calibration
+
+ROOT = Path(__file__).parent.parent
+RECORDS = [{"instruction": f"What is {k} plus {k}?", "output": f"It is {2 * k}, twice {k}."} for k in range(60)]
+
+
+@pytest.fixture(scope="module")
+def model_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=48, intermediate_size=112, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config(model_folder: Path, tmp_path: Path) -> Path:
+    data = tmp_path / "records.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"""
+output_dir: {tmp_path / "out"}
+model: {{name: {model_folder}, dtype: float32}}
+data: {{train: {data}}}
+calibration: {{samples: 40, batch_size: 4}}
+method: {{rank: 4, target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}}
+"""
+    )
+    return path
+
+
+def start(config: Path, *words: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(ROOT / "calibrate.py"), "--config", str(config), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def run(config: Path, *words: str, status: int = 0, launcher: tuple[str, ...] = (sys.executable,)) -> str:
+    process = start(config, *words, launcher=launcher)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == status, err
+    return err
+
+
+def the_store(config: Path) -> Path:
+    (folder,) = (config.parent / "out" / "calibration").iterdir()
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".safetensors")}
+
+
+def test_a_store_is_made_reused_and_extended(config: Path) -> None:
+    run(config, "--calibration.keep_moments=true")
+    folder = the_store(config)
+    assert (folder / "spectrum.png").stat().st_size > 0 and not (folder / ".progress").exists()
+    before = contents(folder)
+    assert "is complete" in run(config)
+    assert contents(folder) == before
+    assert "second moments kept" in run(config, "--method.rank=6", "--method.subspace=nullspace")
+    wider = Calibration.load(the_store(config))
+    assert wider.max_rank == 6 and wider.subspaces == ("tail", "nullspace")
+
+
+def test_asking_for_more_without_moments_calibrates_again(config: Path) -> None:
+    run(config)
+    assert "calibrating again for rank 6, more than the 4 stored" in run(config, "--method.rank=6")
+    assert Calibration.load(the_store(config)).max_rank == 6
+
+
+def test_two_processes_find_the_same_energies(config: Path, tmp_path: Path) -> None:
+    run(config)
+    alone = Calibration.load(the_store(config))
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    run(config, f"--output_dir={tmp_path / 'two'}", launcher=torchrun)
+    (folder,) = (tmp_path / "two" / "calibration").iterdir()
+    both = Calibration.load(folder)
+    for name, info in alone.layers.items():
+        assert both.layers[name].tokens == info.tokens
+        largest = float(alone.eigenvalues(name)[-1])
+        torch.testing.assert_close(both.eigenvalues(name), alone.eigenvalues(name), rtol=1e-6, atol=1e-13 * largest)
+
+
+def test_streaming_finds_the_same(config: Path, tmp_path: Path) -> None:
+    run(config)
+    run(config, f"--output_dir={tmp_path / 'streamed'}", "--calibration.stream=true")
+    (folder,) = (tmp_path / "streamed" / "calibration").iterdir()
+    whole, streamed = Calibration.load(the_store(config)), Calibration.load(folder)
+    for name in whole.layers:
+        torch.testing.assert_close(streamed.eigenvalues(name), whole.eigenvalues(name), rtol=1e-6, atol=1e-15)
+
+
+def test_killed_and_started_again_ends_with_the_same_bytes(config: Path, tmp_path: Path) -> None:
+    run(config)
+    whole = contents(the_store(config))
+    words = (f"--output_dir={tmp_path / 'killed'}",)
+    process = start(config, *words)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if any((tmp_path / "killed").glob("calibration/*")):
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.01)
+    process.communicate()
+    run(config, *words)
+    (folder,) = (tmp_path / "killed" / "calibration").iterdir()
+    assert contents(folder) == whole
+
+
+def test_another_model_or_data_set_under_the_same_name_is_an_error(config: Path) -> None:
+    run(config)
+    data = config.parent / "records.jsonl"
+    data.write_text(data.read_text().replace("twice", "thrice"))
+    err = run(config, status=2)
+    assert err.count("\n") == 1 and "made with data.fingerprint" in err and "--force" in err
+    run(config, "--force")
+
+
+def test_a_truncated_file_is_one_line(config: Path) -> None:
+    run(config)
+    path = the_store(config) / "tail.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    err = run(config, status=2)
+    assert err.count("\n") == 1 and "tail.safetensors is cut short" in err
+
+
+def test_other_methods_need_no_calibration(config: Path) -> None:
+    assert "nothing to calibrate: method.name is lora" in run(config, "--method.name=lora")
