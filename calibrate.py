@@ -83,7 +83,8 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
         if need.met_by(manifest):
             log.info("%s is complete: nothing to do (--force calibrates again)", folder)
             return
-        need = Need(max(need.rank, old.max_rank), tuple(dict.fromkeys((*old.subspaces, *need.subspaces))))
+        subspaces = tuple(dict.fromkeys((*old.subspaces, *need.subspaces)))
+        need = Need(max(need.rank, old.max_rank), subspaces, need.trained)
     started = time.monotonic()
     if old is not None and old.has_moments:
         log.info("%s: more vectors from the second moments kept there", folder)
@@ -145,6 +146,7 @@ def run_calibration(
     if wanted.stream:
         return run_streamed(folder, config, need, settings, batches)
     model = load(config)
+    check_rank(model, config, need.trained)
     with Progress("calibration", count_tokens(mine), "token") as bar:
         return calibrate(
             model,
@@ -192,6 +194,16 @@ def run_streamed(
 def count_tokens(batches: list[dict[str, Tensor]]) -> int:
     """Tokens of the batches, padding not counted."""
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
+
+
+def check_rank(model: nn.Module, config: Config, rank: int) -> None:
+    """Raise a `UserError` that names the first target layer too small for the rank."""
+    from astra.targets import find_targets, layer_shape
+
+    for name, module in find_targets(model, config.method.target_modules).items():
+        m, n = layer_shape(module)
+        if rank > min(m, n):
+            raise UserError(f"method.rank: {rank} is larger than the layer {name} ({m} x {n}): at most {min(m, n)}")
 
 
 def extend_store(config: Config, old: Calibration, need: Need) -> Calibration:

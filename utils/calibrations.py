@@ -22,10 +22,12 @@ class Need:
     Attributes:
         rank: the largest rank asked for.
         subspaces: the subspaces asked for, in the order of their first use.
+        trained: the largest `method.rank` of a run, which every target layer must have.
     """
 
     rank: int
     subspaces: tuple[str, ...]
+    trained: int
 
     def met_by(self, manifest: dict[str, Any]) -> bool:
         """Whether a store with this manifest has it all."""
@@ -58,7 +60,7 @@ def need(runs: Sequence[Config]) -> Need:
             raise UserError(f"calibration.max_rank: {most} is less than method.rank, {run.method.rank}")
         rank = max(rank, wanted if most is None else most)
         subspaces += [run.method.subspace, *(run.calibration.subspaces or [])]
-    return Need(rank, tuple(dict.fromkeys(subspaces)))
+    return Need(rank, tuple(dict.fromkeys(subspaces)), max(run.method.rank for run in runs))
 
 
 def store_folder(config: Config) -> Path:
@@ -89,7 +91,7 @@ def require_store(config: Config) -> Path:
         raise UserError(f"{folder}: no calibration for these settings; {command}")
     manifest = read_json(folder / "manifest.json")
     check_settings(folder, manifest, {"model.fingerprint": model_fingerprint(resolve_model(config.model))})
-    missing = Need(config.method.rank, (config.method.subspace,))
+    missing = Need(config.method.rank, (config.method.subspace,), config.method.rank)
     if not missing.met_by(manifest):
         raise UserError(
             f"{folder}: has rank {manifest['max_rank']} of {', '.join(manifest['subspaces'])}, "
