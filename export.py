@@ -65,9 +65,14 @@ def merge(adapter: Path, out: Path, base: str | None, dtype: str) -> None:
     from utils.models import load_model
 
     config = PeftConfig.from_pretrained(str(adapter))
-    task = "SEQ_CLS" if config.task_type == "SEQ_CLS" else "CAUSAL_LM"
     name = base or str(config.base_model_name_or_path)
-    source = ModelConfig(name=name, revision=config.revision, dtype="float32", task_type=task)
+    values = {
+        "name": name,
+        "revision": config.revision,
+        "dtype": "float32",
+        "task_type": config.task_type or "CAUSAL_LM",
+    }
+    source = ModelConfig.model_validate(values)
     model = PeftModel.from_pretrained(load_model(source), str(adapter)).merge_and_unload()
     with atomic_write(out) as temporary:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)

@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.files import read_json
 from utils.log import log
 from utils.runs import run_folder
-from utils.training.settings import finished
+from utils.training.settings import check_combination, finished
 
 USAGE = """
 Train a model with the method of a config and write the adapter to <output_dir>/<run>/lora.
@@ -42,15 +42,20 @@ def command() -> None:
 
 def check(config: Config) -> None:
     """Raise a `UserError` for what can be known before anything heavy is imported."""
+    from dataset.glue import check_glue
     from dataset.sources import check_training
     from utils.models import check_model
     from utils.runs import check_writable
 
     check_writable(config)
+    check_combination(config)
     if config.train.deepspeed is not None:
         read_json(config.train.deepspeed)
     check_model(config.model)
-    check_training(config.data)
+    if config.model.task_type == "SEQ_CLS":
+        check_glue(config.data.train, config.data.dir)
+    else:
+        check_training(config.data)
 
 
 if __name__ == "__main__":

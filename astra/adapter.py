@@ -7,6 +7,7 @@ is kept as `model.initial_lora`, because the trained change of the layer is s (B
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -101,7 +102,7 @@ def plain_lora(model: nn.Module, peft_config: LoraConfig, seed: int = 42) -> Pef
     return get_peft_model(model, peft_config)
 
 
-def lora_layers(peft_model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def lora_layers(peft_model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the dotted name in the base model and the PEFT layer of every adapted module, in the model's order.
 
     Raises:
@@ -115,7 +116,7 @@ def lora_layers(peft_model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
             yield name.removeprefix(PREFIX), module
 
 
-def as_matrix(base: nn.Module) -> Tensor:
+def as_matrix(base: Any) -> Tensor:
     """A view of a linear layer's weight as (outputs x inputs); `Conv1D` stores the transpose."""
     weight = base.weight.data
     return weight.T if isinstance(base, Conv1D) else weight
@@ -127,7 +128,7 @@ def residual(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     return torch.addmm(weight.float(), b, a, alpha=-scaling)
 
 
-def set_factors(layer: LoraLayer, a: Tensor, b: Tensor) -> None:
+def set_factors(layer: Any, a: Tensor, b: Tensor) -> None:
     """Copy A (r x n) and B (m x r) into a PEFT layer."""
     layer.lora_A["default"].weight.data.copy_(a)
     layer.lora_B["default"].weight.data.copy_(b)
@@ -135,9 +136,13 @@ def set_factors(layer: LoraLayer, a: Tensor, b: Tensor) -> None:
 
 def with_initial(peft_model: PeftModel, initial: Mapping[str, Factors]) -> PeftModel:
     """Keep what the adapters started from on the CPU, as `peft_model.initial_lora`."""
-    peft_model.initial_lora = {name: (a.detach().cpu().clone(), b.detach().cpu().clone()) for name, (a, b) in
-                               initial.items()}  # fmt: skip
+    kept: Any = {name: (_kept(a), _kept(b)) for name, (a, b) in initial.items()}
+    peft_model.initial_lora = kept
     return peft_model
+
+
+def _kept(factor: Tensor) -> Tensor:
+    return factor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def balance(name: str, a: Tensor, b: Tensor, weight: Tensor) -> Factors:
@@ -155,7 +160,7 @@ def balance(name: str, a: Tensor, b: Tensor, weight: Tensor) -> Factors:
     return root[:, None] * vh, b @ (u * root)
 
 
-def untie_targets(model: nn.Module, peft_config: LoraConfig) -> None:
+def untie_targets(model: Any, peft_config: LoraConfig) -> None:
     """Give target layers that share their weight, such as an LM head with the embedding, their own copy."""
     owners: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
@@ -164,7 +169,7 @@ def untie_targets(model: nn.Module, peft_config: LoraConfig) -> None:
     for name, module in model.named_modules():
         named = not isinstance(names, str) and names and (name in names or name.rsplit(".", 1)[-1] in names)
         weight = getattr(module, "weight", None)
-        if named and isinstance(module, LINEAR) and owners.get(id(weight), 0) > 1:
+        if weight is not None and named and isinstance(module, LINEAR) and owners.get(id(weight), 0) > 1:
             if hasattr(weight, "ds_id"):
                 raise AstraError(
                     f"layer {name} shares its weight, which ZeRO-3 cannot undo; leave it out or use ZeRO-2"
@@ -173,7 +178,7 @@ def untie_targets(model: nn.Module, peft_config: LoraConfig) -> None:
             model.config.tie_word_embeddings = False
 
 
-def _check_rank(name: str, layer: LoraLayer, rank: int) -> None:
+def _check_rank(name: str, layer: Any, rank: int) -> None:
     smallest = min(layer.in_features, layer.out_features)
     if rank > smallest:
         raise AstraError(f"layer {name}: rank {rank} is above {smallest}, the smaller side of its weight")

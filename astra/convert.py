@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from peft.utils.integrations import gather_params_ctx
 from peft.utils.other import get_pattern_key
@@ -65,7 +64,7 @@ def to_lora(peft_model: PeftModel, max_rank: int = MAX_RANK) -> LoraWeights:
     return assemble(found, max_rank)
 
 
-def current_factors(layer: LoraLayer) -> Factors:
+def current_factors(layer: Any) -> Factors:
     """A (r x n) and B (m x r) of a PEFT layer as they are now, on the CPU, gathered if ZeRO-3 has split them."""
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     with gather_params_ctx([a, b], modifier_rank=None):
@@ -110,7 +109,7 @@ def _numerical_rank(singular_values: Tensor) -> int:
 
 
 def save_lora(
-    peft_model: PeftModel,
+    peft_model: Any,
     folder: str | Path,
     base_model_name: str,
     revision: str | None = None,
@@ -175,8 +174,8 @@ def lora_state(weights: LoraWeights) -> dict[str, Tensor]:
 
 
 def _scaling(config: LoraConfig, name: str, rank: int) -> float:
-    key = get_pattern_key(config.alpha_pattern.keys(), name)
-    alpha = config.alpha_pattern.get(key, config.lora_alpha)
+    pattern = config.alpha_pattern or {}
+    alpha = pattern.get(get_pattern_key(list(pattern), name), config.lora_alpha)
     return alpha / (rank**0.5 if config.use_rslora else rank)
 
 
@@ -213,7 +212,7 @@ def _as_list(names: Any) -> Any:
     return sorted(names) if isinstance(names, set | frozenset | list | tuple) else names
 
 
-def _other_weights(peft_model: PeftModel) -> dict[str, Tensor]:
+def _other_weights(peft_model: Any) -> dict[str, Tensor]:
     """What PEFT saves besides the factors: modules trained in full, such as a classification head."""
     if not peft_model.peft_config["default"].modules_to_save:
         return {}

@@ -56,7 +56,7 @@ class Request:
         scaling = self.alpha / self.rank
         return LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT takes fractions too
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
             task_type=self.task_type,

@@ -1,6 +1,6 @@
 """Compare this project's train step with a plain Trainer and PEFT LoRA step, alternating, on real records.
 
-    python -m benchmarks.training --data-dir ../data --json
+    python benchmarks/training.py --data-dir ../data --json
 
 Both take the same examples a step through the same adapter. Plain: random micro-batches padded to the longest of
 them, logits and loss at every position. Ours: micro-batches of similar length, logits only where a label is. The last
@@ -18,22 +18,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from astra.adapter import attach
-from astra.store import Calibration, LayerInfo
-from dataset.sources import load_training
-from dataset.tokens import encode_records
-from utils.config import DataConfig, ModelConfig
-from utils.models import load_tokenizer, resolve_model
-from utils.runs import commit
-from utils.training.data import BucketSampler, Collator
-from utils.training.trainer import RunTrainer, peak_memory
+import torch  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+from transformers.trainer_callback import PrinterCallback  # noqa: E402
+
+from astra.adapter import attach  # noqa: E402
+from astra.store import Calibration, LayerInfo  # noqa: E402
+from dataset.sources import load_training  # noqa: E402
+from dataset.tokens import encode_records  # noqa: E402
+from utils.config import DataConfig, ModelConfig  # noqa: E402
+from utils.models import load_tokenizer, resolve_model  # noqa: E402
+from utils.runs import commit  # noqa: E402
+from utils.training.data import BucketSampler, Collator  # noqa: E402
+from utils.training.trainer import RunTrainer, peak_memory  # noqa: E402
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RANK = 16
@@ -104,7 +107,8 @@ def same_steps(rows: list[dict[str, Any]], flags: argparse.Namespace, seed: int)
 
 def load_rows(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Real GSM8K training records, a fresh share of them for every round."""
-    data = DataConfig(train="gsm8k", dir=flags.data_dir, limit=flags.rounds * flags.steps * flags.batch)
+    limit = flags.rounds * flags.steps * flags.batch
+    data = DataConfig.model_validate({"train": "gsm8k", "dir": flags.data_dir, "limit": limit})
     encoded = encode_records(load_training(data), flags.tokenizer, "alpaca", 512)
     return [{key: value.tolist() for key, value in feature.items()} for feature in encoded.features]
 
@@ -116,7 +120,8 @@ def base_model(flags: argparse.Namespace) -> Any:
     if flags.layers:
         model.model.layers = model.model.layers[: flags.layers]
         model.config.num_hidden_layers = flags.layers
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    placed: Any = model
+    return placed.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def lora(model: Any) -> Any:
@@ -153,7 +158,7 @@ def random_store(model: Any) -> Calibration:
 
 def peak_of(kind: str) -> int:
     """Peak memory of a process that only loads the model and trains one way."""
-    command = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--worker", kind]
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", kind]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(json.loads(output.splitlines()[-1])["peak_memory_bytes"])
 
@@ -167,7 +172,8 @@ def worker(flags: argparse.Namespace) -> dict[str, Any]:
 def compare(flags: argparse.Namespace) -> dict[str, Any]:
     """Alternate the two over fresh records and put the figures together."""
     rows, model = load_rows(flags), lora(base_model(flags))
-    share, ratios, seconds = flags.steps * flags.batch, [], {"ours": [], "plain": []}
+    share, ratios = flags.steps * flags.batch, []
+    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     for turn in range(flags.rounds):
         part = rows[turn * share : (turn + 1) * share]
         for kind in ("plain", "ours") if turn % 2 else ("ours", "plain"):
@@ -192,7 +198,7 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
                      "rounds": flags.rounds, "layers": flags.layers or "all", "rank": RANK},
         "machine": machine(),
         "commit": commit(),
-        "command": "python -m benchmarks.training " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/training.py " + " ".join(sys.argv[1:]),
     }  # fmt: skip
 
 
@@ -215,7 +221,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="keep the first N layers of the model (0: all)")
     parser.add_argument("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    source = ModelConfig(name=flags.model)
+    source = ModelConfig.model_validate({"name": flags.model})
     flags.model, flags.tokenizer = str(resolve_model(source)), load_tokenizer(source)
     flags.pad_id = flags.tokenizer.pad_token_id
     print(json.dumps(worker(flags) if flags.worker else compare(flags)))

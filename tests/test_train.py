@@ -15,12 +15,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
+import train as command
 from astra.methods import METHODS
 from utils.config import Config, validate
 from utils.errors import UserError
 from utils.training import run as training
 from utils.training.callbacks import read_lines
 from utils.training.data import BucketSampler, Collator
+from utils.training.settings import finished
 from utils.training.trainer import RunTrainer, TargetLogits, accumulation
 
 ROOT = Path(__file__).parent.parent
@@ -80,11 +82,11 @@ def config(tmp_path, base, records):
 
 def calibrate(config: Config) -> None:
     """Make the calibration store that a run of the method astra reads."""
-    import calibrate as command
+    import calibrate as calibration
     from utils.calibrations import stores
 
     for folder, (run, need) in stores(config).items():
-        command.calibrate_store(folder, run, need, False)
+        calibration.calibrate_store(folder, run, need, False)
 
 
 def losses(config: Config) -> list[float]:
@@ -130,12 +132,12 @@ def test_the_exported_adapter_and_the_merged_model_load_with_the_libraries_alone
     assert any((folder_of(dora) / "merged").glob("*.safetensors"))
 
 
-def test_a_finished_run_is_left_alone_unless_forced(config):
+def test_a_finished_run_is_known_and_can_be_forced(config):
     this = config()
+    assert not finished(this, folder_of(this))
     training.train(this)
+    assert finished(this, folder_of(this))
     before = (folder_of(this) / "metrics.json").stat().st_mtime_ns
-    training.train(this)
-    assert (folder_of(this) / "metrics.json").stat().st_mtime_ns == before
     training.train(this, force=True)
     assert (folder_of(this) / "metrics.json").stat().st_mtime_ns > before
 
@@ -143,7 +145,7 @@ def test_a_finished_run_is_left_alone_unless_forced(config):
 def test_a_finished_run_with_other_settings_names_the_one_that_differs(config):
     training.train(config())
     with pytest.raises(UserError, match=r"train\.learning_rate=0\.01, now 0\.02"):
-        training.train(config(train__learning_rate=2e-2))
+        finished(config(train__learning_rate=2e-2), folder_of(config()))
 
 
 class Crash(Exception):
@@ -273,13 +275,19 @@ def test_nf4_is_trained_merged_and_its_error_stated(config):
     ("changes", "words"),
     [
         ({"method__name": "astra"}, "run calibrate.py"),
-        ({"train__global_batch_size": 3, "method__rank_allocation": "effective_rank"}, "effective_rank"),
         ({"data__max_length": 16}, "max_length"),
+        ({"method__rank_allocation": "effective_rank"}, "effective_rank"),
+        ({"model__quantization": "nf4", "method__name": "dora"}, "nf4"),
+        ({"train__early_stopping": 2}, "data.validation"),
+        ({"train__deepspeed": "nowhere.json"}, "nowhere.json"),
+        ({"data__train": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )
 def test_bad_input_is_one_line(config, changes, words):
+    this = config(**changes)
     with pytest.raises(UserError, match=words):
-        training.train(config(**changes))
+        command.check(this)
+        training.train(this)
 
 
 def test_cuda_asked_for_and_absent_is_one_line(config, monkeypatch):
@@ -372,3 +380,31 @@ def test_a_run_killed_at_any_moment_goes_on_and_ends_the_same(config, tmp_path):
     assert not (folder_of(killed) / "metrics.json").exists()
     training.train(killed)
     assert losses(killed) == pytest.approx(losses(whole), abs=1e-4)
+
+
+def test_a_classifier_learns_a_task_of_glue(config, tmp_path, monkeypatch):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path / "glue" / "CoLA"
+    folder.mkdir(parents=True)
+    rows = [f"x\t{k % 2}\t\t{'it runs' if k % 2 else 'runs it it'} {k}" for k in range(16)]
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(config().model.name)
+    bert = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    BertForSequenceClassification(bert).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    this = config(
+        data={"train": "cola", "dir": str(tmp_path), "max_length": 32},
+        model={"name": str(tmp_path / "bert"), "dtype": "float32", "task_type": "SEQ_CLS"},
+        method__name="pissa",
+        method__target_modules=["query", "value"],
+    )
+    command.check(this)
+    training.train(this)
+    assert metrics(this)["validation_accuracy"] is not None
+    assert metrics(this)["export"]["difference_from_trained"] < 1e-4
+    state = load_file(folder_of(this) / "lora" / "adapter_model.safetensors")
+    assert any("classifier" in key for key in state)

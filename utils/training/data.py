@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from dataset.templates import Record
-from dataset.tokens import encode_records
+from dataset.tokens import Encoded, encode_records
 from utils.config import DataConfig
 from utils.files import atomic_write
 from utils.log import progress
@@ -53,7 +53,7 @@ def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache:
     """Encode records, or read them back from `cache` if the same ones were encoded before.
 
     Args:
-        records: as `dataset.sources.load_training` returns them.
+        records: as `dataset.sources.load_splits` or, with classes for labels, `dataset.glue.load_glue` returns them.
         tokenizer: a transformers tokenizer.
         data: `template` and `max_length` are read.
         cache: folder of `<fingerprint>.safetensors` files.
@@ -67,12 +67,16 @@ def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache:
         _write(path, records, tokenizer, data)
     with safe_open(path, framework="pt") as file:
         counts = {name: int(count) for name, count in file.metadata().items()}
-        return TokenDataset(*(file.get_tensor(name) for name in ("input_ids", "labels", "offsets")), counts, key)
+        ids, labels, offsets = (file.get_tensor(name) for name in ("input_ids", "labels", "offsets"))
+        return TokenDataset(ids, labels, offsets, counts, key)
 
 
 def _write(path: Path, records: Sequence[Record], tokenizer: Any, data: DataConfig) -> None:
     stream = progress(records, "tokenizing", len(records), "record")
-    encoded = encode_records(stream, tokenizer, data.template, data.max_length)
+    if "label" in records[0]:
+        encoded = _encode_classes(stream, tokenizer, data.max_length)
+    else:
+        encoded = encode_records(stream, tokenizer, data.template, data.max_length)
     lengths = [len(feature["input_ids"]) for feature in encoded.features]
     tensors = {
         "input_ids": torch.cat([feature["input_ids"] for feature in encoded.features]),
@@ -82,6 +86,17 @@ def _write(path: Path, records: Sequence[Record], tokenizer: Any, data: DataConf
     counts = {"dropped": str(encoded.dropped), "truncated": str(encoded.truncated)}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=counts)
+
+
+def _encode_classes(records: Iterable[Record], tokenizer: Any, max_length: int) -> Encoded:
+    """One text or two a record, cut at the longer one's end, with the class as the only label."""
+    encoded = Encoded()
+    for record in records:
+        texts = [record["text"], *([record["text_pair"]] if record["text_pair"] else [])]
+        ids = tokenizer(*texts, truncation=True, max_length=max_length, return_overflowing_tokens=False)["input_ids"]
+        label = torch.tensor(record["label"], dtype=torch.int32)
+        encoded.features.append({"input_ids": torch.tensor(ids, dtype=torch.int32), "labels": label})
+    return encoded
 
 
 def _fingerprint(records: Sequence[Record], tokenizer: Any, data: DataConfig) -> str:

@@ -15,7 +15,7 @@ from utils.config import Config
 from utils.files import atomic_write
 from utils.models import load_model, resolve_model
 from utils.training.quantize import dequantized
-from utils.training.setup import deviation, logits
+from utils.training.setup import deviation, load_base, logits
 from utils.training.trainer import trainable_state
 
 HUB_LESS = ("smollm2", "minilm")
@@ -37,7 +37,7 @@ def base_name(config: Config) -> str:
     return str(resolve_model(config.model)) if name in HUB_LESS or Path(name).is_dir() else name
 
 
-def export(config: Config, model: nn.Module, tokenizer: Any, folder: Path, card: str, write: bool) -> dict[str, Any]:
+def export(config: Config, model: Any, tokenizer: Any, folder: Path, card: str, write: bool) -> dict[str, Any]:
     """Write the result of a trained model; under ZeRO-3 every process must call it, and one has `write`.
 
     Returns:
@@ -50,7 +50,7 @@ def export(config: Config, model: nn.Module, tokenizer: Any, folder: Path, card:
     if not write:
         return {}
     unset_hf_deepspeed_config()
-    merged = merge_quantized(config, model) if config.model.quantization else merge_state(config, model, state)
+    merged: Any = merge_quantized(config, model) if config.model.quantization else merge_state(config, model, state)
     with atomic_write(target) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -58,9 +58,7 @@ def export(config: Config, model: nn.Module, tokenizer: Any, folder: Path, card:
     return {}
 
 
-def _export_lora(
-    config: Config, model: nn.Module, tokenizer: Any, target: Path, card: str, write: bool
-) -> dict[str, Any]:
+def _export_lora(config: Config, model: Any, tokenizer: Any, target: Path, card: str, write: bool) -> dict[str, Any]:
     if not write:
         return save_lora(model, target, base_name(config), config.model.revision, write=False)
     with atomic_write(target) as temporary:
@@ -70,9 +68,9 @@ def _export_lora(
     return report
 
 
-def merge_state(config: Config, trained: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+def merge_state(config: Config, trained: Any, state: dict[str, Tensor]) -> nn.Module:
     """Return a fresh base model with trained parameters in it: all of them (full), or a DoRA's, merged."""
-    base = load_model(config.model)
+    base = load_base(config)
     if not isinstance(trained, PeftModel):
         base.load_state_dict(state, strict=False)  # a tied weight is one parameter and two names
         return base
@@ -84,9 +82,9 @@ def merge_state(config: Config, trained: nn.Module, state: dict[str, Tensor]) ->
 
 
 @torch.no_grad()
-def merge_quantized(config: Config, trained: PeftModel) -> nn.Module:
+def merge_quantized(config: Config, trained: Any) -> nn.Module:
     """Return a fresh base model whose weights are what the quantised, adapted layers stand for."""
-    base = load_model(config.model)
+    base = load_base(config)
     modules = dict(base.named_modules())
     adapters = dict(lora_layers(trained))
     for name, layer in trained.base_model.model.named_modules():
@@ -111,7 +109,7 @@ def measure_export(config: Config, folder: Path, reference: Tensor, probe: Tenso
     unset_hf_deepspeed_config()
     target = exported_folder(config, folder)
     if is_plain(config):
-        model = PeftModel.from_pretrained(load_model(config.model), target)
+        model = PeftModel.from_pretrained(load_base(config), target)
     else:
         model = load_model(config.model.model_copy(update={"name": str(target), "quantization": None}))
     return {"difference_from_trained": deviation(reference, logits(model.to(device), probe))}

@@ -1,5 +1,7 @@
 """Quantise the frozen weights after the adapter has taken its part out of them (QLoRA, arXiv 2305.14314)."""
 
+from typing import Any
+
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -34,14 +36,14 @@ def quantize_base(model: nn.Module) -> dict[str, float]:
     return {"nf4_error_residual": ours / total, "nf4_error_plain": plain / total}
 
 
-def dequantized(layer: nn.Module) -> Tensor:
+def dequantized(layer: Any) -> Tensor:
     """Return the weight that a quantised layer stands for, float32 (m x n)."""
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
 
 
-def _linears(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+def _linears(model: Any) -> list[tuple[nn.Module, str, nn.Linear]]:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     trained = {
         id(module) for module in model.modules() if any(p.requires_grad for p in module.parameters(recurse=False))
@@ -66,7 +68,7 @@ def _nf4(layer: nn.Linear, kind: type) -> nn.Module:
     return replaced.to(layer.weight.device)
 
 
-def _errors(parent: LoraLayer, layer: nn.Linear, replaced: nn.Module, kind: type) -> Tensor:
+def _errors(parent: Any, layer: nn.Linear, replaced: nn.Module, kind: type) -> Tensor:
     """Squared norms: of the error at step 0, of plain NF4's error, and of the original weight."""
     a, b = (side["default"].weight.data.float() for side in (parent.lora_A, parent.lora_B))
     residual = layer.weight.data.float()

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from astra.methods import METHODS, usual_rates
@@ -16,7 +15,7 @@ from utils.training.callbacks import read_lines
 from utils.training.setup import Examples
 
 
-def announce(config: Config, model: nn.Module, examples: Examples, measured: dict[str, float], steps: int) -> None:
+def announce(config: Config, model: Any, examples: Examples, measured: dict[str, float], steps: int) -> None:
     """State what is about to be trained, on what, for how long."""
     method = config.method
     trainable, total = count_parameters(model)
@@ -67,7 +66,7 @@ def warn_of_pitfalls(config: Config, tokenizer: Any) -> None:
         log.info("the pad token is the end token: padding is masked by position, so the end token is still learnt")
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
+def count_parameters(model: Any) -> tuple[int, int]:
     """Return how many parameters train, and how many there are; ZeRO-3 keeps the true count in `ds_numel`."""
     counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)

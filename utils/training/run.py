@@ -168,6 +168,9 @@ def _figures(config: Config, folder: Path, trainer: RunTrainer, seconds: float) 
         "steps": trainer.state.global_step,
         "final_loss": sum(last) / len(last) if last else None,
         "validation_loss": min(validation, default=None),
+        "validation_accuracy": next(
+            (line["eval_accuracy"] for line in reversed(lines) if "eval_accuracy" in line), None
+        ),
         "trainable_parameters": trainable,
         "parameters": total,
         "train_seconds": seconds,

@@ -57,3 +57,19 @@ def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         flat.update(nested)
     return flat
+
+
+def check_combination(config: Config) -> None:
+    """Raise a `UserError` for settings that are each allowed and make no sense together."""
+    if config.model.quantization is not None:
+        if config.method.name in ("full", "dora"):
+            raise UserError(
+                f"model.quantization: nf4 freezes the weights that {config.method.name} trains or rescales"
+            )
+        if config.train.deepspeed and read_json(config.train.deepspeed)["zero_optimization"]["stage"] == 3:
+            raise UserError("model.quantization: ZeRO-3 can't split nf4 weights; use configs/deepspeed/zero2.json")
+    validated = config.data.validation > 0 or config.model.task_type == "SEQ_CLS"
+    if config.train.early_stopping and not validated:
+        raise UserError("train.early_stopping: needs validation examples (data.validation)")
+    if config.method.rank_allocation == "effective_rank" and config.method.name != "astra":
+        raise UserError(f"method.rank_allocation: effective_rank needs method.name=astra, not {config.method.name}")

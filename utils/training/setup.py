@@ -3,7 +3,7 @@
 import os
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from astra.adapter import Factors, lora_layers
 from astra.allocation import allocate
 from astra.methods import METHODS, Batch, Request, build, restore
 from astra.store import Calibration
+from dataset.glue import GLUE, load_glue
 from dataset.sources import load_splits
 from dataset.templates import Record
 from dataset.tokens import collate, encode_records
@@ -38,7 +39,7 @@ class Examples:
 
     train: TokenDataset
     validation: TokenDataset | None
-    records: list[Record]
+    records: Sequence[Record]
 
     def probe(self) -> Tensor:
         """The beginning of the first example, int64 (1, <= 64), on which two models are compared."""
@@ -52,7 +53,7 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
     if train.deepspeed is not None:
         _start_deepspeed(cpu)
     lower = not cpu and config.model.dtype != "float32"
-    validated = config.data.validation > 0
+    validated = config.data.validation > 0 or config.model.task_type == "SEQ_CLS"
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=micro,
@@ -123,7 +124,7 @@ def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Ex
     Raises:
         UserError: no example has an answer, or there are fewer examples than processes.
     """
-    records, held = load_splits(config.data)
+    records, held = load_records(config)
     cache = Path(config.output_dir) / "tokens"
     with args.main_process_first(desc="tokenizing"):
         train = tokenize(records, tokenizer, config.data, cache)
@@ -136,6 +137,21 @@ def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Ex
     if len(train) < args.world_size:
         raise UserError(f"data.train: {len(train)} examples are fewer than the {args.world_size} processes")
     return Examples(train, validation, records)
+
+
+def load_records(config: Config) -> tuple[Sequence[Record], Sequence[Record]]:
+    """Return training and validation records; a classifier learns a GLUE task and is validated on its own split."""
+    data = config.data
+    if config.model.task_type == "CAUSAL_LM":
+        return load_splits(data)
+    return load_glue(data.train, "train", data.dir)[: data.limit], load_glue(data.train, "validation", data.dir)
+
+
+def load_base(config: Config) -> Any:
+    """Load the base model, with a head for the classes of the task if it is a classifier."""
+    if config.model.task_type == "CAUSAL_LM":
+        return load_model(config.model)
+    return load_model(config.model, num_labels=GLUE[config.data.train].num_labels)
 
 
 def build_request(config: Config, store: Path | None, tokenizer: Any, examples: Examples, device: Any) -> Request:
@@ -177,7 +193,7 @@ def rank_pattern(config: Config, calibration: Calibration | None) -> dict[str, i
 
 
 def calibration_samples(
-    config: Config, records: list[Record], tokenizer: Any, size: int, device: Any
+    config: Config, records: Sequence[Record], tokenizer: Any, size: int, device: Any
 ) -> Iterator[Batch]:
     """Yield batches of the examples that `calibrate.py` would choose, with their labels."""
     settings = config.calibration
@@ -200,7 +216,8 @@ def build_model(
         The model to train, and what was measured on the way: `step0_deviation`, the largest difference of its logits
         from the base model's as a share of their range, and with nf4 the errors of the quantised residual.
     """
-    model = load_model(config.model)
+    torch.manual_seed(config.method.seed)  # of a new classification head
+    model = load_base(config)
     sharded = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
     name = config.method.name
     if sharded and METHODS[name].needs == "samples":
@@ -229,7 +246,7 @@ def keep_initial(model: nn.Module, checkpoints: Path) -> None:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, ids: Tensor) -> Tensor:
+def logits(model: Any, ids: Tensor) -> Tensor:
     """Return a model's logits for some tokens, float32 on the CPU."""
     was_training = model.training
     model.eval()

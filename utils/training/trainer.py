@@ -29,7 +29,7 @@ class TargetLogits:
     model does to its logits afterwards, such as Gemma's soft cap, happens to the rest.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self._positions: Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._pick)
 
@@ -61,10 +61,11 @@ class RunTrainer(Trainer):
         # Tell the Trainer that `compute_loss` divides by the labels of the whole global batch.
         self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, causal
         self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        self.correct = torch.zeros_like(self._tokens)
         self._clock = time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return BucketSampler(dataset.lengths, batch, self.args.seed)
 
@@ -87,9 +88,9 @@ class RunTrainer(Trainer):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         if self.target_logits is None:
-            return F.cross_entropy(model(**inputs).logits.float(), labels, reduction="sum"), labels.new_tensor(
-                len(labels)
-            )
+            logits = model(**inputs).logits.float()
+            self.correct += (logits.argmax(-1) == labels).sum()
+            return F.cross_entropy(logits, labels, reduction="sum"), labels.new_tensor(len(labels))
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         positions = targets != IGNORED
         logits = self.target_logits(model, inputs, positions)
@@ -99,16 +100,20 @@ class RunTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Log and return the mean loss per label over the validation examples."""
+        """Log and return the mean loss per label over the validation examples, and for classes the accuracy."""
         model = self.model_wrapped
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
+        self.correct.zero_()
         for batch in self.get_eval_dataloader(eval_dataset):
             total, count = self.summed_loss(model, self._prepare_inputs(batch))
-            sums += torch.stack([total.double(), count.double()])
-        total, count = self.accelerator.reduce(sums, "sum").tolist()
+            sums[:2] += torch.stack([total.double(), count.double()])
+        sums[2] = self.correct
+        total, count, correct = self.accelerator.reduce(sums, "sum").tolist()
         model.train()
         metrics = {f"{metric_key_prefix}_loss": total / count}
+        if not self.causal:
+            metrics[f"{metric_key_prefix}_accuracy"] = correct / count
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -139,7 +144,7 @@ class RunTrainer(Trainer):
 
         Under DeepSpeed its own checkpoint holds that.
         """
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
         if not self.is_deepspeed_enabled and self.args.should_save:
@@ -152,13 +157,13 @@ class RunTrainer(Trainer):
         if self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            load_trainable(self.model, Path(self.state.best_model_checkpoint))
+            load_trainable(self.model, Path(str(self.state.best_model_checkpoint)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             write_manifest(folder, self.settings, self.state.global_step)
         self.accelerator.wait_for_everyone()
 
@@ -168,7 +173,7 @@ class RunTrainer(Trainer):
         return inputs["input_ids"].numel() if mask is None else mask.sum()
 
 
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+def trainable_state(model: Any) -> dict[str, Tensor]:
     """Return a copy on the CPU of every trainable parameter, by name; under ZeRO-3 every process must call it."""
     state = {}
     for name, parameter in model.named_parameters():
@@ -178,7 +183,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def load_trainable(model: nn.Module, checkpoint: Path) -> None:
+def load_trainable(model: Any, checkpoint: Path) -> None:
     """Copy the parameters of a checkpoint into a model that has them."""
     state = load_file(checkpoint / WEIGHTS)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
