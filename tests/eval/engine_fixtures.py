@@ -23,7 +23,7 @@ def save_adapter(model: Path, folder: Path, rank: int, seed: int, **settings) ->
     peft = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, **settings))
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.01)
+            torch.nn.init.normal_(parameter, std=0.04)
     peft.peft_config["default"].base_model_name_or_path = str(model)
     peft.save_pretrained(folder)
     return folder

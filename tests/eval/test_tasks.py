@@ -98,8 +98,8 @@ def test_choices_are_read_back_from_every_record_of_the_mirror(mirror, name):
 
 def test_choices_of_one_record():
     record = {
-        "instruction": "Please choose the correct answer to the question: Why: a or b?\n\nAnswer1: it 2 Answer2: that.\n\n"
-        "Answer format: answer1/answer2",
+        "instruction": "Please choose the correct answer to the question: Why: a or b?\n\n"
+        "Answer1: it 2 Answer2: that.\n\nAnswer format: answer1/answer2",
         "answer": "answer2",
         "type": "openbookqa",
     }
