@@ -23,10 +23,10 @@ import torch  # noqa: E402
 
 from dataset.sources import load_evaluation  # noqa: E402
 from dataset.templates import format_prompt  # noqa: E402
-from eval.engines import Engine, Sampling, open_engine, serving_dtype  # noqa: E402
+from eval.engines import Engine, Sampling, open_engine  # noqa: E402
 from eval.tasks import STOP, get_task  # noqa: E402
 from utils.config import EvalConfig, ModelConfig  # noqa: E402
-from utils.models import resolve_model  # noqa: E402
+from utils.models import resolve_model, usable_dtype  # noqa: E402
 from utils.runs import commit  # noqa: E402
 
 CONTEXT = 512
@@ -62,7 +62,7 @@ def batch_size_rates(
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """Measure both engines in turn and return the figures."""
     model = resolve_model(ModelConfig.model_validate({"name": given.model}))
-    dtype = given.dtype or serving_dtype("bfloat16")
+    dtype = given.dtype or usable_dtype("bfloat16")
     problems = load_evaluation("gsm8k", given.data_dir)[: given.prompts]
     prompts = {k: format_prompt(problem["instruction"], "alpaca") for k, problem in enumerate(problems)}
     sizes = batch_size_rates(model, dtype, prompts, given.batch_sizes, given.trial_tokens)
