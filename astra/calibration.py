@@ -53,7 +53,8 @@ def calibrate(
         seed: of `random` and of the basis of null spaces.
         keep_moments: keep the second moments too, for `extend`.
         settings: kept with the result, to tell what it was made of.
-        checkpoint: a file to save progress in, and to continue from; it belongs to these `settings` and this process.
+        checkpoint: a file of this process to save progress in and to continue from; of these `settings` and targets.
+            Whoever has saved the result deletes it.
         on_batch: called after each batch with its number and tokens.
         on_layer: called after each decomposition with the layer's name.
 
@@ -65,7 +66,7 @@ def calibrate(
     """
     if rank < 1:
         raise AstraError(f"rank {rank} is not a positive number")
-    progress = Checkpoint(checkpoint, repr(settings)) if checkpoint is not None else None
+    progress = Checkpoint(checkpoint, repr((settings, target_modules))) if checkpoint is not None else None
     moments = collect(model, batches, target_modules, checkpoint=progress, on_batch=on_batch)
     result = from_moments(
         model, moments, rank, subspaces, spectrum=spectrum, seed=seed, keep_moments=keep_moments, on_layer=on_layer

@@ -29,7 +29,7 @@ class Eigen(Protocol):
 
 def eigen(matrix: Tensor) -> Eigen:
     """All eigenvalues, and vectors on demand, of a symmetric float64 (k, k) matrix, on its device."""
-    return TridiagonalEigen(matrix) if matrix.device.type == "cpu" else DenseEigen(matrix)
+    return TridiagonalEigen(matrix) if matrix.device.type == "cpu" and len(matrix) > 2 else DenseEigen(matrix)
 
 
 class DenseEigen:
@@ -65,7 +65,7 @@ class TridiagonalEigen:
     def vectors(self, low: int, high: int) -> Tensor:
         """See `Eigen`."""
         size = len(self.values)
-        if self._dense is not None or high - low > _WHOLE * size or size < 3:
+        if self._dense is not None or high - low > _WHOLE * size:
             return self._whole().vectors(low, high)
         if high <= low:
             return torch.zeros(size, 0, dtype=torch.float64)

@@ -174,8 +174,10 @@ def _on_device(layer: nn.Module, name: str, device: torch.device | str, source: 
     """The layer's weights on the device, from main memory or from disk, and away again."""
     if source is None:
         layer.to(device)
-        yield
-        layer.to("cpu")
+        try:
+            yield
+        finally:
+            layer.to("cpu")
         return
     state = {key: tensor.to(device) for key, tensor in source(name).items()}
     missing = set(layer.state_dict()) - set(state)
@@ -185,8 +187,10 @@ def _on_device(layer: nn.Module, name: str, device: torch.device | str, source: 
     for buffer_name, buffer in layer.named_buffers():
         owner, _, last = buffer_name.rpartition(".")
         layer.get_submodule(owner)._buffers[last] = buffer.to(device)
-    yield
-    layer.to("meta")
+    try:
+        yield
+    finally:
+        layer.to("meta")
 
 
 def _decoder_layers(model: nn.Module, targets: Mapping[str, nn.Module]) -> tuple[str, nn.ModuleList]:
