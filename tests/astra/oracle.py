@@ -40,12 +40,12 @@ def _moment(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def excesses(calibration: Calibration, moments: dict[str, Tensor], rank: int) -> dict[str, float]:
-    """The worst layer's deviation from the best energy, by subspace: relative for tail and principal, over the trace
-    for nullspace (where the layer has that large a null space).
+    """The worst deviation from the best energy among the layers of `moments`, by subspace: relative for tail and
+    principal, over the trace for nullspace (where the layer has that large a null space).
     """
     worst = dict.fromkeys(calibration.subspaces, 0.0)
-    for name, info in calibration.layers.items():
-        c, k = moments[name], info.numerical_rank
+    for name, c in moments.items():
+        k = calibration.layers[name].numerical_rank
         values = torch.linalg.eigvalsh(c)
         m = len(values)
         for subspace in calibration.subspaces:
