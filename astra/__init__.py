@@ -1,9 +1,9 @@
 """Astra: low-rank adapters initialised from eigenvectors of a layer's output activations (arXiv 2602.19111).
 
-    calibration = calibrate(model, batches, target_modules, rank)
-    peft_model = attach(model, calibration, LoraConfig(...))
-    ...                                                         # train it with anything
-    save_lora(peft_model, folder, base_model_name)              # a plain LoRA on the untouched base model
+calibration = calibrate(model, batches, target_modules, rank)
+peft_model = attach(model, calibration, LoraConfig(...))
+...                                                         # train it with anything
+save_lora(peft_model, folder, base_model_name)              # a plain LoRA on the untouched base model
 """
 
 from astra.adapter import attach

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,10 @@ def save_figures(rows: Sequence[Row], curves: dict[str, list[dict[str, float]]],
     for task in dict.fromkeys(row["task"] for row in rows if row["task"]):
         of_task = [row for row in rows if row["task"] == task and row["accuracy"] is not None]
         tuned = [row for row in of_task if row["method"] != "base"]
-        draw(f"{task}: accuracy and rank", f"{task}-rank.png", lambda axes, r=tuned: _lines(axes, r, "rank"))
-        draw(
-            f"{task}: accuracy and learning rate",
-            f"{task}-learning-rate.png",
-            lambda axes, r=tuned: _lines(axes, r, "learning_rate"),
-        )
-        draw(f"{task}: accuracy and forgetting", f"{task}-forgetting.png", lambda axes, r=tuned: _scatter(axes, r))
+        draw(f"{task}: accuracy and rank", f"{task}-rank.png", partial(_lines, rows=tuned, key="rank"))
+        rate = partial(_lines, rows=tuned, key="learning_rate")
+        draw(f"{task}: accuracy and learning rate", f"{task}-learning-rate.png", rate)
+        draw(f"{task}: accuracy and forgetting", f"{task}-forgetting.png", partial(_scatter, rows=tuned))
     return figures
 
 

@@ -73,14 +73,11 @@ def _run_rows(run: Path) -> list[Row]:
 
 
 def _row(run: str, error: str | None, settings: Row, metrics: Row, result: Row) -> Row:
-    low, high = result.get("interval") or (None, None)
     return {
         "run": run,
         **{key: settings.get(key) for key in ("label", *KEYS, "seed")},
-        **{key: result.get(key) for key in ("task", "accuracy", "n", "lenient", "length_stops")},
-        "low": low,
-        "high": high,
-        "lenient_interval": result.get("lenient_interval"),
+        **{key: result.get(key) for key in ("task", "accuracy", "interval", "n")},
+        **{key: result.get(key) for key in ("lenient", "lenient_interval", "length_stops")},
         **{key: metrics.get(key) for key in ("validation_loss", "trainable_parameters", "peak_memory_bytes")},
         "forgetting": (metrics.get("forgetting") or {}).get("rise"),
         "train_seconds": metrics.get("train_seconds"),
@@ -143,8 +140,8 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 
 def _cell(row: Row, key: str) -> str:
     if key in ("interval", "lenient_interval"):
-        low, high = (row["low"], row["high"]) if key == "interval" else row["lenient_interval"] or (None, None)
-        return f"{100 * low:.1f} to {100 * high:.1f}" if low is not None and row["seeds"] == 1 else ""
+        interval = row.get(key) if row["seeds"] == 1 else None
+        return "{:.1f} to {:.1f}".format(*(100 * bound for bound in interval)) if interval else ""
     value = row.get(key)
     if value is None:
         return ""
@@ -214,7 +211,7 @@ def summary(folder: Path, rows: Sequence[Row]) -> Row:
     stages = {
         path.stem: read_json(path) for place in (folder, run) for path in sorted((place / "stages").glob("*.json"))
     }
-    names = ("accuracy", "low", "high", "lenient", "lenient_interval", "length_stops")
+    names = ("accuracy", "interval", "lenient", "lenient_interval", "length_stops")
     return {
         "task": adapted["task"],
         "n": adapted["n"],

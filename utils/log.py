@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TypeVar
 
@@ -79,7 +79,7 @@ class Progress:
 
 def progress(iterable: Iterable[T], desc: str, total: int | None = None, unit: str = "step") -> Iterator[T]:
     """Yield from `iterable`, counting each item as one unit of progress."""
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     with Progress(desc, total, unit) as bar:
         for item in iterable:
