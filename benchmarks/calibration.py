@@ -4,7 +4,7 @@
 
 `plain` hooks every output, sums in float32 and decomposes every sum in full; `published` is the authors' procedure:
 one record at a time, each padded to 512 tokens. Prints one JSON object as its last line. Needs torch, transformers,
-safetensors and SciPy only. Without --data the tokens are random; without --model the weights of a Llama of --shape are.
+safetensors and SciPy only. Without --data the tokens are random; without --model the weights are, of --shape.
 """
 
 from __future__ import annotations
