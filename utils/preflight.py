@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 from dataset.sources import check_training
-
 from eval.tasks import check_tasks
 from utils.cli import main, parse
 from utils.config import Config, expand_sweep
