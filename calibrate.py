@@ -30,7 +30,7 @@ USAGE = """
 Compute the spectra and eigenvectors that the runs of a config start from: <output_dir>/calibration/<fingerprint>/.
 
   python calibrate.py --config configs/demo.yaml [--calibration.samples=64 ...] [--force]
-  torchrun --nproc-per-node 4 calibrate.py --config configs/metamath.yaml
+  torchrun --nproc-per-node 4 -- calibrate.py --config configs/metamath.yaml
 
 One calibration serves all ranks and subspaces of a sweep. An interrupted one continues; a complete one is kept.
 

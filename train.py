@@ -17,7 +17,7 @@ USAGE = """
 Train a model with the method of a config and write the adapter to <output_dir>/<run>/lora.
 
   python train.py --config configs/demo.yaml [--train.max_steps=20 ...] [--force]
-  torchrun --nproc-per-node 4 train.py --config configs/metamath.yaml
+  torchrun --nproc-per-node 4 -- train.py --config configs/metamath.yaml
   deepspeed --no_local_rank train.py --config configs/metamath.yaml --train.deepspeed=configs/deepspeed/zero2.json
 
 A run that was interrupted goes on from its last complete checkpoint; a finished one is left as it is.

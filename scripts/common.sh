@@ -17,7 +17,7 @@ launch() { # start a script on all processes: deepspeed over nodes, torchrun ove
     if [ -n "${HOSTFILE:-}" ]; then
         run deepspeed --hostfile "$HOSTFILE" --no_local_rank "$@"
     elif [ "${processes:-0}" -gt 1 ]; then
-        run torchrun --standalone --nproc-per-node "$processes" "$@"
+        run torchrun --standalone --nproc-per-node "$processes" -- "$@" # torchrun has a --run of its own
     else
         run python "$@"
     fi

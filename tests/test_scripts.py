@@ -42,7 +42,7 @@ def test_a_dry_run_prints_the_stages_in_order(tmp_path: Path) -> None:
 
 def test_several_processes_are_started_by_torchrun(tmp_path: Path) -> None:
     run = run_script("demo", "--dry-run", f"--output_dir={tmp_path}/out", ASTRA_PROCESSES="2")
-    assert "torchrun --standalone --nproc-per-node 2 train.py" in run.stdout
+    assert "torchrun --standalone --nproc-per-node 2 -- train.py" in run.stdout
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS[1:])
