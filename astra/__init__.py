@@ -6,13 +6,17 @@ peft_model = attach(model, calibration, LoraConfig(...))
 save_lora(peft_model, folder, base_model_name)              # a plain LoRA on the untouched base model
 """
 
-from astra.adapter import attach
-from astra.allocation import allocate
-from astra.calibration import calibrate, extend
-from astra.convert import save_lora, to_lora
-from astra.errors import AstraError
-from astra.store import SUBSPACES, Calibration, LayerInfo
-from astra.stream import calibrate_streamed
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from astra.adapter import attach
+    from astra.allocation import allocate
+    from astra.calibration import calibrate, extend
+    from astra.convert import save_lora, to_lora
+    from astra.errors import AstraError
+    from astra.store import SUBSPACES, Calibration, LayerInfo
+    from astra.stream import calibrate_streamed
 
 __all__ = [
     "SUBSPACES",
@@ -27,3 +31,21 @@ __all__ = [
     "save_lora",
     "to_lora",
 ]
+
+# Imported when first asked for: peft takes seconds, and reading a store does not need it.
+_MODULES = {
+    "adapter": ("attach",),
+    "allocation": ("allocate",),
+    "calibration": ("calibrate", "extend"),
+    "convert": ("save_lora", "to_lora"),
+    "errors": ("AstraError",),
+    "store": ("SUBSPACES", "Calibration", "LayerInfo"),
+    "stream": ("calibrate_streamed",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"astra.{module}"), name)
+    raise AttributeError(f"module 'astra' has no attribute {name!r}")

@@ -75,6 +75,7 @@ class VllmEngine(Engine):
         self, prompts: Mapping[int, str], sampling: Sampling, adapter: Adapter | None = None
     ) -> Iterator[tuple[int, list[Output]]]:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         requests = {}
         for number, prompt in prompts.items():
@@ -89,6 +90,8 @@ class VllmEngine(Engine):
                 max_tokens=min(sampling.max_new_tokens, room),
                 stop=list(sampling.stop),
                 seed=sampling.seed_of(number) if sampling.temperature else None,
+                # The n texts of a prompt come together, when the last is done; otherwise each comes by itself.
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
             requests[number] = (ids, params)
         for number, finished in self._finish(requests, adapter):
