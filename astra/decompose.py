@@ -14,8 +14,10 @@ from astra.eigen import Eigen, eigen
 from astra.errors import AstraError
 from astra.store import SUBSPACES
 from astra.subspace import EndsEigen, NotConverged
+from astra.sums import OuterSum, congruence
 
 CUTOFF = 8 * torch.finfo(torch.float64).eps  # times max(m, n) times the largest eigenvalue
+_CONDITION = 1e-3  # smallest over largest pivot of a Cholesky factor to rely on
 LARGE = 2048  # below this size a full decomposition is as fast as its ends
 
 
@@ -102,33 +104,42 @@ def effective_rank(eigenvalues: Tensor) -> float:
 
 
 class _Problem:
-    """C as Q blockdiag(core, 0) Q^T, with a core of at most n + 1 rows and an orthogonal Q (m x m), never formed.
+    """C = Q core Q^T, with a core of at most n + 1 rows and orthonormal columns Q (m x k), never formed.
 
-    For m > n, W~ = Q [R; 0] gives C = Q [R G R^T, 0; 0, 0] Q^T: no m x m problem, no squared condition number.
+    For m > n, the Cholesky factor R of W~^T W~ gives Q = W~ R^-1 and core = R G R^T: no m x m problem, and products
+    in place of Householder reflections. Q is orthonormal to eps cond(W~)^2, so that an ill-conditioned W~ gets them.
     """
 
     def __init__(self, moment: Tensor, kind: str, weight: Tensor, bias: Tensor | None) -> None:
         self.rows = weight.shape[0]
-        self._factor: tuple[Tensor, Tensor] | None = None
+        self._tall: Tensor | None = None
+        self._triangle: Tensor | None = None
         if kind == "output":
             self.core = _symmetric(moment)
             return
         w = weight.to(device=moment.device, dtype=torch.float64)
         if bias is not None:
             w = torch.cat([w, bias.to(w)[:, None]], dim=1)
-        g = moment[: w.shape[1], : w.shape[1]]
         if w.shape[0] > w.shape[1]:
-            self._factor = torch.geqrf(w)
-            w = self._factor[0][: w.shape[1]].triu()
-        self.core = _symmetric(w @ g @ w.T)
+            self._tall, self._triangle = w, _triangle(w)
+            if self._triangle is None:
+                self._tall, w = torch.linalg.qr(w)
+            else:
+                w = self._triangle
+        self.core = congruence(w, moment[: w.shape[1], : w.shape[1]], upper=self._tall is not None)
 
     def lift(self, coordinates: Tensor) -> Tensor:
-        """Q times coordinates (m, c), or (k, c) for those in the core alone."""
-        if self._factor is None:
-            return coordinates
-        missing = self.rows - coordinates.shape[0]
-        padded = torch.cat([coordinates, coordinates.new_zeros(missing, coordinates.shape[1])])
-        return torch.ormqr(*self._factor, padded)
+        """Q times coordinates (k, c): (m, c)."""
+        if self._triangle is not None:
+            coordinates = torch.linalg.solve_triangular(self._triangle, coordinates, upper=True)
+        return coordinates if self._tall is None else self._tall @ coordinates
+
+    def coordinates(self, vectors: Tensor) -> Tensor:
+        """Q^T times vectors (m, c): (k, c)."""
+        found = vectors if self._tall is None else self._tall.T @ vectors
+        if self._triangle is None:
+            return found
+        return torch.linalg.solve_triangular(self._triangle.T, found, upper=False)
 
 
 class _Picker:
@@ -174,20 +185,20 @@ class _Picker:
 
     def _nullspace(self) -> Tensor:
         """A random orthonormal basis of the complement of the numerical range, then the tail if that is too small."""
-        rows, size = self.problem.rows, len(self.solved.values)
-        null = rows - self.numerical
-        count = min(self.rank, null)
-        draw = self._orthonormal(null, count)
-        low = self.solved.vectors(0, self.first) @ draw[: self.first]
-        basis = self.problem.lift(torch.cat([low, draw[self.first :]]) if rows > size else low)
+        count = min(self.rank, self.problem.rows - self.numerical)
+        low = self.solved.vectors(0, self.first)
+        basis = self._gaussian(self.problem.rows, count)
+        for _ in range(2):  # once leaves the rounding of the first time
+            inside = self.problem.coordinates(basis)
+            basis = torch.linalg.qr(basis - self.problem.lift(inside - low @ (low.T @ inside))).Q
         return torch.cat([basis, self._tail(self.rank - count)], dim=1)
 
     def _random(self) -> Tensor:
-        return self._orthonormal(self.problem.rows, self.rank)
+        return torch.linalg.qr(self._gaussian(self.problem.rows, self.rank)).Q
 
-    def _orthonormal(self, rows: int, columns: int) -> Tensor:
-        gaussian = torch.randn(rows, columns, dtype=torch.float64, generator=self.generator)
-        return torch.linalg.qr(gaussian).Q.to(self.problem.core.device)
+    def _gaussian(self, rows: int, columns: int) -> Tensor:
+        draw = torch.randn(rows, columns, dtype=torch.float64, generator=self.generator)
+        return draw.to(self.problem.core.device)
 
 
 def _solve(core: Tensor, rank: int, bound: int, spectrum: str, subspaces: Sequence[str], width: int) -> Eigen:
@@ -198,6 +209,15 @@ def _solve(core: Tensor, rank: int, bound: int, spectrum: str, subspaces: Sequen
         except NotConverged:
             pass  # singular, or no gap between what is wanted and the rest: the full solver always works
     return eigen(core)
+
+
+def _triangle(w: Tensor) -> Tensor | None:
+    """Upper triangular R with w^T w = R^T R, or None if w is too ill-conditioned for that."""
+    total = OuterSum(w.shape[1], False, w.device)
+    total.add(w)
+    factor, failed = torch.linalg.cholesky_ex(total.release())
+    diagonal = factor.diagonal().abs()
+    return None if int(failed) or float(diagonal.min()) < _CONDITION * float(diagonal.max()) else factor.T
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal, lapack
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from astra.errors import AstraError
+from astra import lapack
 
 _WHOLE = 0.4  # above this share of vectors one full decomposition is cheaper than selected ones
 
@@ -52,14 +52,14 @@ class TridiagonalEigen:
     def __init__(self, matrix: Tensor) -> None:
         self._matrix = matrix
         size = len(matrix)
-        work = int(lapack.dsytrd_lwork(size, lower=1)[0])
-        # LAPACK wants columns first: the transpose of a symmetric matrix is itself.
-        reduced, self._diagonal, self._below, self._tau, info = lapack.dsytrd(matrix.numpy().T, lower=1, lwork=work)
-        values, failed = lapack.dsterf(self._diagonal, self._below)
-        if info or failed:
-            raise AstraError("LAPACK could not decompose a second moment (dsterf did not converge)")
+        self._reflectors = matrix.numpy().copy()  # a symmetric matrix is the same in rows and in columns
+        self._diagonal, self._below, self._tau = np.empty(size), np.empty(size - 1), np.empty(size - 1)
+        reduction = (b"L", size, self._reflectors, size, self._diagonal, self._below, self._tau)
+        work = lapack.workspace("dsytrd", *reduction)
+        lapack.call("dsytrd", *reduction, work, len(work))
+        values = self._diagonal.copy()
+        lapack.call("dsterf", size, values, self._below.copy())
         self.values = torch.from_numpy(values)
-        self._reflectors = reduced
         self._dense: DenseEigen | None = None
 
     def vectors(self, low: int, high: int) -> Tensor:
@@ -76,11 +76,13 @@ class TridiagonalEigen:
         return torch.from_numpy(self._back(small))
 
     def _back(self, small: np.ndarray) -> np.ndarray:
-        """Q times vectors of the tridiagonal form; Q acts on all coordinates but the first."""
-        q, rest = self._reflectors[1:, :-1], np.asfortranarray(small[1:])
-        work = lapack.dormqr("L", "N", q, self._tau, rest, -1)[1]
-        rest, _, _ = lapack.dormqr("L", "N", q, self._tau, rest, int(work[0]))
-        return np.concatenate([small[:1], rest])
+        """Q times vectors (k, c) of the tridiagonal form, Q being the product of the reflections."""
+        size, count = small.shape
+        vectors = np.array(small, order="F")
+        product = (b"L", b"L", b"N", size, count, self._reflectors, size, self._tau, vectors, size)
+        work = lapack.workspace("dormtr", *product)
+        lapack.call("dormtr", *product, work, len(work))
+        return vectors
 
     def _whole(self) -> DenseEigen:
         if self._dense is None:

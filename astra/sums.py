@@ -23,9 +23,8 @@ class OuterSum:
 
     def __init__(self, size: int, augmented: bool, device: torch.device) -> None:
         width = size + augmented
-        count = max(1, min(_BLOCKS, width // _BLOCK))
         self.rows, self._size = 0, size
-        self._edges = [width * k // count for k in range(count + 1)]
+        self._blocks = blocks(width)
         self._step = _ROWS if device.type == "cpu" else 8 * _ROWS
         self._sum = torch.zeros(width, width, dtype=torch.float64, device=device)
 
@@ -34,7 +33,7 @@ class OuterSum:
         for part in x.split(self._step):
             block = part.new_ones(len(part), len(self._sum), dtype=torch.float64, device=self._sum.device)
             block[:, : self._size] = part
-            for low, high in zip(self._edges, self._edges[1:], strict=False):
+            for low, high in self._blocks:
                 self._sum[low:high, :high].addmm_(block[:, low:high].T, block[:, :high])
         self.rows += len(x)
 
@@ -53,6 +52,29 @@ class OuterSum:
 
     def release(self) -> Tensor:
         """`matrix()` in the memory of the sum itself, which is not to be added to any more."""
-        for low, high in zip(self._edges, self._edges[1:], strict=False):
-            self._sum[:low, low:high] = self._sum[low:high, :low].T
-        return self._sum
+        return _mirror(self._sum, self._blocks)
+
+
+def congruence(w: Tensor, g: Tensor, upper: bool = False) -> Tensor:
+    """W G W^T, float64 (m, m), of float64 W (m, n), upper triangular if `upper`, and symmetric G (n, n)."""
+    result = g.new_empty(len(w), len(w))
+    edges = blocks(len(w))
+    for low, high in edges:
+        start = low if upper else 0  # what is left of it is zero
+        half = w[low:high, start:] @ g[start:, start:]
+        result[low:, low:high] = w[low:, start:] @ half.T
+    return _mirror(result, edges)
+
+
+def blocks(width: int) -> list[tuple[int, int]]:
+    """Ranges that divide 0 .. width, wide enough for fast products."""
+    count = max(1, min(_BLOCKS, width // _BLOCK))
+    edges = [width * k // count for k in range(count + 1)]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def _mirror(matrix: Tensor, edges: list[tuple[int, int]]) -> Tensor:
+    """The same memory with everything above the diagonal blocks a copy of what is below them."""
+    for low, high in edges:
+        matrix[:low, low:high] = matrix[low:high, :low].T
+    return matrix

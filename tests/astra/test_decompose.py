@@ -69,6 +69,25 @@ def test_a_null_space_that_is_too_small_is_filled_from_the_tail() -> None:
     torch.testing.assert_close(null[:, 4:], tail[:, :2])
 
 
+@pytest.mark.parametrize("smallest", [1e-3, 1e-4, 0.0], ids=["poor", "very poor", "singular"])
+def test_an_ill_conditioned_tall_weight_keeps_the_criterion(smallest: float) -> None:
+    g, _, _, _ = problem(40, 12, decay=2)
+    g = g[:12, :12]
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.linalg.qr(torch.randn(k, 12, generator=generator, dtype=torch.float64)).Q for k in (40, 12))
+    scale = torch.logspace(0, -3, 12, dtype=torch.float64)
+    scale[-1] = smallest
+    weight = left * scale @ right.T
+    c = weight @ g @ weight.T
+    found = decompose(g, "input", 500, weight, None, 3, ("tail", "nullspace"))
+    values = torch.linalg.eigvalsh(c)[40 - found.numerical_rank :]
+    tail, null = (found.vectors[subspace].double() for subspace in ("tail", "nullspace"))
+    assert found.numerical_rank == (12 if smallest else 11)
+    assert (tail * (c @ tail)).sum() == pytest.approx(float(values[:3].sum()), rel=1e-2)
+    assert (null * (c @ null)).sum() < 1e-10 * c.trace()
+    assert (tail.T @ tail - torch.eye(3)).abs().max() < 1e-6
+
+
 def test_few_tokens_bound_the_rank() -> None:
     g, weight, bias, c = problem(40, 20, tokens=7)
     found = decompose(g, "input", 7, weight, bias, 10, ("tail", "nullspace"))
