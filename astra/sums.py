@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _ROWS = 1024  # rows converted to float64 at a time: bounds the copy, and keeps it in a CPU's cache
-_BLOCK = 192  # narrower blocks make slower products
+_BLOCK = 128  # narrower blocks make slower products
 _BLOCKS = 8
 
 
@@ -30,8 +30,10 @@ class OuterSum:
 
     def add(self, x: Tensor) -> None:
         """Add the outer products of the rows of x (k, size), any floating type."""
+        rows = min(self._step, len(x))
+        buffer = torch.ones(rows, len(self._sum), dtype=torch.float64, device=self._sum.device)
         for part in x.split(self._step):
-            block = part.new_ones(len(part), len(self._sum), dtype=torch.float64, device=self._sum.device)
+            block = buffer[: len(part)]
             block[:, : self._size] = part
             for low, high in self._blocks:
                 self._sum[low:high, :high].addmm_(block[:, low:high].T, block[:, :high])

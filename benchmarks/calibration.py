@@ -2,8 +2,9 @@
 
     python benchmarks/calibration.py --model FOLDER --data train.jsonl --tokens 16384 --json
 
-`plain` hooks every output, sums in float32 and decomposes every sum in full; `published` is the authors' procedure:
-one record at a time, each padded to 512 tokens. Prints one JSON object as its last line. Needs torch, transformers,
+`plain` hooks every output, sums in float32 and decomposes every sum in full; `published` is the authors' procedure
+(LyoAI/Astra, `init_astra.py`): one record at a time, padded to 512 tokens, through the whole model with its loss, each
+output divided by its maximum, checked, multiplied and added. Prints one JSON object as its last line. Needs torch, transformers,
 safetensors and SciPy only. Without --data the tokens are random; without --model the weights are, of --shape.
 """
 
@@ -211,6 +212,31 @@ def plain_sums(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
     return sums
 
 
+def published_sums(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """What the authors' hooks sum: the first sample's outputs, padding included, over their maximum."""
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, y: Tensor) -> None:
+        rows = y.detach()[0].float()
+        rows = rows / rows.max().abs()
+        product = rows.T @ rows
+        for tensor in (rows, product):
+            if bool(tensor.isnan().any()) or bool(tensor.isinf().any()):
+                raise ValueError(name)
+        sums[name] = sums[name].add_(product) if name in sums else product
+
+    handles = [
+        module.register_forward_hook(lambda _m, _a, y, name=name: add(name, y))
+        for name, module in find_targets(model, TARGETS).items()
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch, labels=batch["input_ids"])
+    for handle in handles:
+        handle.remove()
+    return sums
+
+
 def report(
     model: nn.Module, ours: Timing, plain: Timing, floor: list[float], arguments: argparse.Namespace
 ) -> dict[str, Any]:
@@ -283,7 +309,7 @@ def against_published(
     mine = [padded(rows[k : k + size], len(rows[k])) for k in range(0, len(rows), size)]
 
     def published() -> None:
-        for total in plain_sums(model, theirs).values():
+        for total in published_sums(model, theirs).values():
             torch.linalg.eigh(total)
 
     seconds = [
