@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-FLOOR = 1e-12  # what a logarithmic axis can show of an excess that rounding made negative
+FLOOR = 1e-12  # below this an excess is rounding
 
 
 def main(source: str, target: str) -> None:
@@ -20,19 +20,18 @@ def main(source: str, target: str) -> None:
     types: dict[str, list[dict]] = {}
     for layer in layers:
         types.setdefault(layer["name"].rsplit(".", 1)[-1], []).append(layer)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for colour, (kind, found) in zip(plt.get_cmap("tab10").colors, types.items(), strict=False):  # type: ignore[attr-defined]
         depth = range(len(found))
         left.semilogy(depth, [1 / layer["condition"] for layer in found], ".-", color=colour, lw=1, label=kind)
         for key, style in (("tail_excess", "-"), ("float32_outputs_tail_excess", "--")):
-            right.semilogy(depth, [max(layer[key], FLOOR) for layer in found], style, color=colour, lw=1)
+            right.semilogy(depth, [max(abs(layer[key]), FLOOR) for layer in found], style, color=colour, lw=1)
     left.set(title="smallest / largest eigenvalue inside the numerical range", xlabel="depth")
-    left.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncols=len(types), frameon=False)
     right.axhline(0.01, color="black", lw=0.8)
     right.set(
-        title="tail energy over the optimum\n(solid: float64 sums; dashed: float32 sums of outputs)", xlabel="depth"
+        title="tail energy, distance from the optimum\n(solid: float64 sums; dashed: float32 sums of outputs)", xlabel="depth"
     )
-    figure.tight_layout()
     figure.savefig(target, dpi=110)
 
 
