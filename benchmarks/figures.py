@@ -30,7 +30,8 @@ def main(source: str, target: str) -> None:
     figure.legend(loc="outside lower center", ncols=len(types), frameon=False)
     right.axhline(0.01, color="black", lw=0.8)
     right.set(
-        title="tail energy, distance from the optimum\n(solid: float64 sums; dashed: float32 sums of outputs)", xlabel="depth"
+        title="tail energy, distance from the optimum\n(solid: float64 sums; dashed: float32 sums of outputs)",
+        xlabel="depth",
     )
     figure.savefig(target, dpi=110)
 

@@ -198,7 +198,7 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
                      "rounds": flags.rounds, "layers": flags.layers or "all", "rank": RANK},
         "machine": machine(),
         "commit": commit(),
-        "command": "python benchmarks/training.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python benchmarks/training.py", *(word.rsplit("/", 1)[-1] for word in sys.argv[1:])]),
     }  # fmt: skip
 
 

@@ -29,14 +29,16 @@ FLAGS = {"run": "", "adapter": "", "base": False, "force": False}
 def command() -> None:
     """Parse, find the models to score, and score them."""
     config, flags = parse(USAGE, FLAGS)
-    # Threads that wait by spinning take the cores from each other when anything else runs beside them: 2.5 times
-    # slower on two busy cores. OpenMP reads this once, before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from eval.tasks import check_tasks
 
     check_tasks(config)
     targets = find_targets(config, flags)
+    if config.model.task_type == "SEQ_CLS":
+        from eval.classification import score_classifiers
+
+        score_classifiers(config, targets, flags["force"])
+        return
     from eval.evaluate import evaluate
 
     evaluate(config, targets, flags["force"])
