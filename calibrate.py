@@ -59,7 +59,7 @@ def check(config: Config) -> None:
 
     check_writable(config)
     check_model(config.model)
-    check_training(config.data)
+    check_training(config.data, config.model.task_type)
     if config.calibration.stream and world_size() > 1:
         raise UserError("calibration.stream: true runs in one process; start it without torchrun")
 
@@ -216,11 +216,11 @@ def extend_store(config: Config, old: Calibration, need: Need) -> Calibration:
 
 def load(config: Config) -> nn.Module:
     """The base model, on this process's device or spread over all of them."""
-    from utils.models import load_model
+    from utils.models import load_base
 
     if config.model.device_map is not None:
-        return load_model(config.model, device_map=config.model.device_map)
-    return load_model(config.model).to(device())
+        return load_base(config, device_map=config.model.device_map)
+    return load_base(config).to(device())
 
 
 def finish(folder: Path, result: Calibration, need: Need, seconds: float) -> None:

@@ -42,7 +42,6 @@ def command() -> None:
 
 def check(config: Config) -> None:
     """Raise a `UserError` for what can be known before anything heavy is imported."""
-    from dataset.glue import check_glue
     from dataset.sources import check_training
     from utils.models import check_model
     from utils.runs import check_writable
@@ -52,10 +51,7 @@ def check(config: Config) -> None:
     if config.train.deepspeed is not None:
         read_json(config.train.deepspeed)
     check_model(config.model)
-    if config.model.task_type == "SEQ_CLS":
-        check_glue(config.data.train, config.data.dir)
-    else:
-        check_training(config.data)
+    check_training(config.data, config.model.task_type)
 
 
 if __name__ == "__main__":

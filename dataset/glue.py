@@ -30,6 +30,7 @@ class GlueTask:
         texts: The TSV's columns of the texts, and `label` its column of the label.
         columns: Names of the TSV's columns where the file has no header line.
         numbered: Whether the TSV gives classes as numbers.
+        metric: What GLUE ranks the task by.
         validation: Suffix of the split's name on the hub and of the TSV file (MNLI has two validation sets).
     """
 
@@ -42,6 +43,7 @@ class GlueTask:
     columns: tuple[str, ...] = ()
     numbered: bool = True
     validation: str = ""
+    metric: Literal["accuracy", "matthews_correlation", "pearson"] = "accuracy"
 
     @property
     def num_labels(self) -> int:
@@ -56,7 +58,7 @@ _ENTAILMENT = ("entailment", "not_entailment")
 GLUE: dict[str, GlueTask] = {
     "cola": GlueTask(
         (8_551, 1_043), ("sentence",), ("unacceptable", "acceptable"), "CoLA", ("sentence",), "label",
-        columns=("source", "label", "mark", "sentence"),
+        columns=("source", "label", "mark", "sentence"), metric="matthews_correlation",
     ),
     "sst2": GlueTask((67_349, 872), ("sentence",), ("negative", "positive"), "SST-2", ("sentence",), "label"),
     "mrpc": GlueTask(
@@ -65,7 +67,7 @@ GLUE: dict[str, GlueTask] = {
     "qqp": GlueTask(
         (363_846, 40_430), _QUESTIONS, ("not_duplicate", "duplicate"), "QQP", _QUESTIONS, "is_duplicate"
     ),
-    "stsb": GlueTask((5_749, 1_500), _PAIR, (), "STS-B", _PAIR, "score"),
+    "stsb": GlueTask((5_749, 1_500), _PAIR, (), "STS-B", _PAIR, "score", metric="pearson"),
     "mnli": GlueTask(
         (392_702, 9_815), ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "MNLI", _PAIR,
         "gold_label", numbered=False, validation="_matched",

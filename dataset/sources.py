@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dataset.arithmetic import generate
 from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Mirror, Source
+from dataset.glue import GLUE, check_glue, load_glue
 from dataset.hub import check_hub, fetch
 from dataset.overlap import TestQuestions
 from dataset.records import Record, check_fields, own_record, read_rows
@@ -33,7 +34,7 @@ def load_splits(data: DataConfig) -> tuple[list[Record], list[Record]]:
     """The training records of a configuration, and the validation records it holds out of them.
 
     `data.limit` keeps the first records; `data.decontaminate` then drops those that contain a test question;
-    `data.validation` is held out last. `arithmetic` has a validation split of its own.
+    `data.validation` is held out last. `arithmetic` and the tasks of GLUE have a validation split of their own.
 
     Raises:
         UserError: see `check_training`.
@@ -41,6 +42,8 @@ def load_splits(data: DataConfig) -> tuple[list[Record], list[Record]]:
     if data.train == ARITHMETIC:
         n = data.limit or ARITHMETIC_TRAIN
         return generate("train", n, data.seed), generate("validation", round(n * data.validation), data.seed)
+    if data.train in GLUE:
+        return load_glue(data.train, "train", data.dir)[: data.limit], load_glue(data.train, "validation", data.dir)
     records = list(islice(_training_records(data), data.limit))
     if not records:
         raise UserError(f"data.train: {data.train} holds no records")
@@ -70,14 +73,23 @@ def split_validation(records: list[Record], fraction: float, seed: int) -> tuple
     )
 
 
-def check_training(data: DataConfig) -> None:
+def check_training(data: DataConfig, task_type: str = "CAUSAL_LM") -> None:
     """Stop early when the training data can't be loaded. Own files are read in full, named tasks in part.
 
     Raises:
-        UserError: an unknown task, a missing file or folder, a malformed record (file and line), fields that the
-            records lack, a conversation with the template alpaca, or a hub that can't be reached.
+        UserError: an unknown task, one that is not of `task_type` (a classifier learns a task of GLUE), a missing file
+            or folder, a malformed record (file and line), fields that the records lack, a conversation with the
+            template alpaca, or a hub that can't be reached.
     """
+    if (task_type == "SEQ_CLS") != (data.train in GLUE):
+        wanted = "SEQ_CLS" if data.train in GLUE else "CAUSAL_LM"
+        raise UserError(
+            f"model.task_type: {data.train} needs {wanted}, not {task_type}; SEQ_CLS goes with {', '.join(GLUE)}"
+        )
     if data.train == ARITHMETIC:
+        return
+    if data.train in GLUE:
+        check_glue(data.train, data.dir)
         return
     if data.train in TRAINING:
         _check_source(data.train, "train", TRAINING, data.dir, key="data.train")
@@ -139,7 +151,7 @@ def _training_records(data: DataConfig) -> Iterator[Record]:
 def _own_records(data: DataConfig) -> Iterator[Record]:
     if not data.train.endswith((".json", ".jsonl", ".jsonl.gz")):
         raise UserError(
-            f"data.train: no task {data.train!r}; allowed: {', '.join([*TRAINING, ARITHMETIC])}, "
+            f"data.train: no task {data.train!r}; allowed: {', '.join([*TRAINING, ARITHMETIC, *GLUE])}, "
             "or the path of a .json or .jsonl file"
         )
     check_fields(data.fields)

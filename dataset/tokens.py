@@ -23,7 +23,7 @@ class Encoded:
 
     Attributes:
         features: Per record `input_ids` and `labels`, int32 tensors of one shape (tokens,); the prompt's labels
-            are -100.
+            are -100. For a classifier `labels` is the class, or a float32 score, of shape ().
         dropped: Records left out because their prompt leaves no room for a target.
         truncated: Records whose target was cut (they then have no end-of-sequence token).
     """
@@ -36,10 +36,10 @@ class Encoded:
 def encode_records(
     records: Iterable[Record], tokenizer: Any, template: TemplateName, max_length: int, limit: int | None = None
 ) -> Encoded:
-    """Tokenise prompt + target of every record, at most `max_length` tokens.
+    """Tokenise prompt + target of every record, or the text or two of a record with a `label`.
 
-    The prompt is never cut: a record whose prompt alone reaches `max_length` is dropped, and a longer target is cut at
-    the end. So no example lacks a target.
+    Of at most `max_length` tokens the prompt is never cut: a record whose prompt alone reaches that is dropped, and a
+    longer target is cut at the end. So no example lacks a target.
 
     Args:
         limit: Stop after this many features.
@@ -50,7 +50,10 @@ def encode_records(
     encoded = Encoded()
     source = iter(records)
     while chunk := list(islice(source, _CHUNK if limit is None else limit)):
-        _encode_chunk(chunk, tokenizer, template, max_length, encoded)
+        if "label" in chunk[0]:
+            _encode_classes(chunk, tokenizer, max_length, encoded)
+        else:
+            _encode_chunk(chunk, tokenizer, template, max_length, encoded)
         if limit is not None and len(encoded.features) >= limit:
             del encoded.features[limit:]
             break
@@ -84,6 +87,20 @@ def _encode_chunk(
         into.features.append({"input_ids": input_ids, "labels": labels})
 
 
+def _encode_classes(records: Sequence[Record], tokenizer: Any, max_length: int, into: Encoded) -> None:
+    """One text or two a record, the longer one cut at its end."""
+    texts = [record["text"] for record in records]
+    pairs = [record["text_pair"] for record in records] if records[0]["text_pair"] is not None else None
+    rows = tokenizer(texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    for record, ids in zip(records, rows, strict=True):
+        kind = torch.float32 if isinstance(record["label"], float) else torch.int32
+        features = {
+            "input_ids": torch.tensor(ids, dtype=torch.int32),
+            "labels": torch.tensor(record["label"]).to(kind),
+        }
+        into.features.append(features)
+
+
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two texts begin with alike; where a token spans prompt and target, it counts as target."""
     if list(second[: len(first)]) == list(first):
@@ -98,17 +115,23 @@ def collate(
 
     Returns:
         `input_ids`, `attention_mask` and `labels`, int64 tensors of shape (batch, tokens); padding has mask 0 and
-        label -100.
+        label -100. Classes and scores are of shape (batch,), scores float32.
     """
     rows = [feature["input_ids"].long() for feature in features]
 
     def pad(sequences: list[Tensor], value: int) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value, padding_side=side)
 
+    labels = [feature["labels"] for feature in features]
+    if labels[0].dim() == 0:
+        stacked = torch.stack(labels)
+        together = stacked if stacked.is_floating_point() else stacked.long()
+    else:
+        together = pad([label.long() for label in labels], IGNORE_INDEX)
     return {
         "input_ids": pad(rows, pad_id),
         "attention_mask": pad([torch.ones_like(row) for row in rows], 0),
-        "labels": pad([feature["labels"].long() for feature in features], IGNORE_INDEX),
+        "labels": together,
     }
 
 

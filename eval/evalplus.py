@@ -12,11 +12,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dataset.hub import PREPARED
 from eval.code import complete_part, extract_code, humaneval_candidate
 from eval.sandbox import Program
 from utils.errors import UserError
 
+PLUS_FILES = {"humaneval": ("HumanEvalPlus", "{}"), "mbpp": ("MbppPlus", "Mbpp/{}")}  # file and form of its task ids
 FIELDS = {"task_id", "canonical_solution", "entry_point", "base_input", "plus_input"}
+
+
+def with_plus(task: str, problems: list[dict[str, Any]], data_dir: str | None) -> list[dict[str, Any]]:
+    """The problems, each with its evalplus record as `plus` where the data has one.
+
+    The data is `<folder>/<task>/HumanEvalPlus.jsonl[.gz]` or `MbppPlus.jsonl[.gz]`, as evalplus releases them; the
+    folder is the mirror, or `dataset/` without one.
+
+    Raises:
+        UserError: see `read_plus`.
+    """
+    name, form = PLUS_FILES[task]
+    records = read_plus(PREPARED / task if data_dir is None else Path(data_dir) / task, name) or {}
+    found = [(problem, records.get(form.format(problem["task_id"]))) for problem in problems]
+    return [problem if record is None else {**problem, "plus": record} for problem, record in found]
 
 
 def read_plus(folder: Path, name: str) -> dict[str, dict[str, Any]] | None:

@@ -176,12 +176,16 @@ def describe(result: dict[str, Any]) -> str:
     text = f"{result['target']}, {result['task']}: "
     if "loss" in result:
         return text + f"loss {result['loss']:.4f} a token on {result['text']}"
+    if result.get("metric", "accuracy") != "accuracy":
+        return text + f"{result['metric'].replace('_', ' ')} {result['score']:.4f} of {result['n']}"
     text += f"{result['accuracy']:.1%}"
     if "interval" in result:
         text += f" [{result['interval'][0]:.1%}, {result['interval'][1]:.1%}]"
     text += f" of {result['n']}"
     if "lenient" in result:
         text += f", last number {result['lenient']:.1%}"
+    if "plus" in result:
+        text += f", with evalplus's tests {result['plus']:.1%} of {result['plus_n']}"
     if "acc_norm" in result:
         text += f", acc_norm {result['acc_norm']:.1%}"
     counts = ("unparsable", "length_stops", "too_long")

@@ -39,10 +39,11 @@ def save_figures(rows: Sequence[Row], curves: dict[str, list[dict[str, float]]],
     for task in dict.fromkeys(row["task"] for row in rows if row["task"]):
         of_task = [row for row in rows if row["task"] == task and row["accuracy"] is not None]
         tuned = [row for row in of_task if row["method"] != "base"]
-        draw(f"{task}: accuracy and rank", f"{task}-rank.png", partial(_lines, rows=tuned, key="rank"))
+        name = tuned[0]["metric"] if tuned else "accuracy"
+        draw(f"{task}: {name} and rank", f"{task}-rank.png", partial(_lines, rows=tuned, key="rank"))
         rate = partial(_lines, rows=tuned, key="learning_rate")
-        draw(f"{task}: accuracy and learning rate", f"{task}-learning-rate.png", rate)
-        draw(f"{task}: accuracy and forgetting", f"{task}-forgetting.png", partial(_scatter, rows=tuned))
+        draw(f"{task}: {name} and learning rate", f"{task}-learning-rate.png", rate)
+        draw(f"{task}: {name} and forgetting", f"{task}-forgetting.png", partial(_scatter, rows=tuned))
     return figures
 
 
@@ -78,18 +79,20 @@ def _lines(axes: Axes, rows: Sequence[Row], key: str) -> bool:
     if key == "rank":
         ranks = sorted({row[key] for row in rows})
         axes.set_xticks(ranks, [str(rank) for rank in ranks])
-    axes.set(xlabel=key.replace("_", " "), ylabel="accuracy (%); bars: lowest and highest")
+    axes.set(xlabel=key.replace("_", " "), ylabel=f"{rows[0]['metric']} (%); bars: lowest and highest")
     return _legend(axes)
 
 
 def _scatter(axes: Axes, rows: Sequence[Row]) -> bool:
     rows = [row for row in rows if row["forgetting"] is not None]
+    if not rows:
+        return False
     for label in dict.fromkeys(row["label"] for row in rows):
         of_label = [row for row in rows if row["label"] == label]
         axes.scatter(
             [row["forgetting"] for row in of_label], [100 * row["accuracy"] for row in of_label], label=label, s=36
         )
-    axes.set(xlabel="forgetting (rise of loss on general text, nats a token)", ylabel="accuracy (%)")
+    axes.set(xlabel="forgetting (rise of loss on general text, nats a token)", ylabel=f"{rows[0]['metric']} (%)")
     return _legend(axes)
 
 

@@ -30,7 +30,8 @@ KEYS = ("method", "subspace", "rank", "alpha", "learning_rate")  # runs that sha
 COLUMNS = {
     "label": "method", "rank": "rank", "learning_rate": "learning rate", "seeds": "seeds",
     "accuracy": "accuracy (%)", "interval": "95% interval", "lenient": "last number (%)",
-    "lenient_interval": "95% interval", "validation_loss": "validation loss", "forgetting": "forgetting",
+    "lenient_interval": "95% interval", "plus": "evalplus (%)", "validation_loss": "validation loss",
+    "forgetting": "forgetting",
     "trainable_parameters": "trainable parameters", "peak_memory_bytes": "peak memory (GiB)",
     "train_seconds": "training (s)",
 }  # fmt: skip
@@ -76,13 +77,22 @@ def _row(run: str, error: str | None, settings: Row, metrics: Row, result: Row) 
     return {
         "run": run,
         **{key: settings.get(key) for key in ("label", *KEYS, "seed")},
-        **{key: result.get(key) for key in ("task", "accuracy", "interval", "n")},
-        **{key: result.get(key) for key in ("lenient", "lenient_interval", "length_stops")},
+        **_score(result),
+        **{key: result.get(key) for key in ("lenient", "lenient_interval", "plus", "length_stops")},
         **{key: metrics.get(key) for key in ("validation_loss", "trainable_parameters", "peak_memory_bytes")},
         "forgetting": (metrics.get("forgetting") or {}).get("rise"),
         "train_seconds": metrics.get("train_seconds"),
         "error": error,
     }
+
+
+def _score(result: Row) -> Row:
+    """The figure a task is ranked by: accuracy, or what its `metric` names, which has no interval here."""
+    scores = {key: result.get(key) for key in ("task", "accuracy", "interval", "n")}
+    metric = result.get("metric", "accuracy").replace("_", " ")
+    if metric != "accuracy":
+        scores |= {"accuracy": result["score"], "interval": None}
+    return {**scores, "metric": metric}
 
 
 def _results(run: Path) -> list[Row]:
@@ -107,7 +117,7 @@ def summarise(rows: Sequence[Row], task: str) -> list[Row]:
 
 def _mean(group: list[Row]) -> Row:
     row = dict(group[0])
-    numeric = ("accuracy", "lenient", "validation_loss", "forgetting", "peak_memory_bytes", "train_seconds")
+    numeric = ("accuracy", "lenient", "plus", "validation_loss", "forgetting", "peak_memory_bytes", "train_seconds")
     for key in numeric:
         values = [member[key] for member in group if member[key] is not None]
         row[key] = statistics.fmean(values) if values else None
@@ -135,7 +145,8 @@ def best_rates(rows: Sequence[Row]) -> list[Row]:
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """Return a heading and a line of texts for each row; columns without a value are left out."""
     kept = [key for key in COLUMNS if any(_cell(row, key) for row in rows)]
-    return [[COLUMNS[key] for key in kept], *([_cell(row, key) for key in kept] for row in rows)]
+    headings = {**COLUMNS, "accuracy": f"{rows[0]['metric']} (%)"}
+    return [[headings[key] for key in kept], *([_cell(row, key) for key in kept] for row in rows)]
 
 
 def _cell(row: Row, key: str) -> str:
@@ -145,7 +156,7 @@ def _cell(row: Row, key: str) -> str:
     value = row.get(key)
     if value is None:
         return ""
-    if key in ("accuracy", "lenient"):
+    if key in ("accuracy", "lenient", "plus"):
         spread = row.get(f"{key}_sd")
         return f"{100 * value:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
     if key in ("validation_loss", "forgetting"):

@@ -100,6 +100,11 @@ def _scores(judged: list[list[Judged]], job: Job) -> dict[str, Any]:
     lenient = [_share([bool(verdict.lenient) for verdict in group]) for group in judged]
     if any(verdict.lenient is not None for group in judged for verdict in group):
         scores |= {"lenient": _share(lenient), "lenient_interval": list(wilson(_share(lenient), n))}
+    plus = [
+        _share([bool(verdict.plus) for verdict in group]) for group in judged if group and group[0].plus is not None
+    ]
+    if plus:
+        scores |= {"plus": _share(plus), "plus_n": len(plus), "plus_interval": list(wilson(_share(plus), len(plus)))}
     every = [verdict for group in judged for verdict in group]
     scores["unparsable"] = sum(verdict.extracted is None for verdict in every)
     flags = [verdict.flag for verdict in every if verdict.flag]
@@ -151,7 +156,7 @@ def _samples(
             "extracted": verdict.extracted,
             "gold": job.task.gold(job.problems[number]),
             "correct": verdict.correct,
-            **({} if verdict.lenient is None else {"lenient": verdict.lenient}),
+            **{key: given for key in ("lenient", "plus") if (given := getattr(verdict, key)) is not None},
             **{key: text for key in ("flag", "note") if (text := getattr(verdict, key))},
             "tokens": output.tokens,
             "finish": output.finish,

@@ -1,6 +1,7 @@
 # Shared by every run.sh: `experiment CONFIG [overrides]` runs all stages and ends with the results table.
 #   --dry-run   print each command instead of running it       --force   redo what is complete
 #   --jobs=N    train N runs of a sweep at a time, one GPU each
+#   --config=configs/qwen3-8b/metamath.yaml     another model's config, or your own
 # ASTRA_PROCESSES=N starts N training processes (default: one a GPU); HOSTFILE=file spreads them over nodes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -29,8 +30,9 @@ experiment() {
         case $word in
             --dry-run) dry_run=1 ;;
             --force) force=(--force) ;;
+            --config=*) config=${word#*=} ;;
             --jobs=*) jobs=${word#*=} ;;
-            --help | -h) exec bash -c 'sed -n "2,5p" scripts/common.sh; exec python -m utils.preflight --help' ;;
+            --help | -h) exec bash -c 'sed -n "2,6p" scripts/common.sh; exec python -m utils.preflight --help' ;;
             *) flags+=("$word") ;;
         esac
     done
@@ -39,6 +41,7 @@ experiment() {
     # Checks every stage before the first starts, and writes the config of each run of the sweep.
     local plan
     plan=$(python -m utils.preflight --config "$config" "${flags[@]}")
+    run python -m dataset.prepare --config "$config" "${flags[@]}"
     launch calibrate.py --config "$config" "${flags[@]}" "${force[@]}"
     train_all "$plan"
     run python -m eval --config "$config" "${flags[@]}" "${force[@]}"

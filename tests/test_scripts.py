@@ -35,7 +35,8 @@ def test_a_dry_run_prints_the_stages_in_order(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     stages = [line.split(" --config")[0] for line in run.stdout.splitlines()]
     assert stages == [
-        "python calibrate.py", "python train.py", "python train.py", "python -m eval", "python -m eval.report",
+        "python -m dataset.prepare", "python calibrate.py", "python train.py", "python train.py", "python -m eval",
+        "python -m eval.report",
     ]  # fmt: skip
     assert not list(tmp_path.glob("out/calibration"))
 
@@ -95,6 +96,25 @@ def test_each_experiment_runs_through_all_stages(
     assert set(summary["seconds"]) == {"calibrate", "train", "evaluate"}
     assert (Path(summary["lora"]) / "adapter_model.safetensors").is_file()
     assert list((tmp_path / "out").glob(f"*/eval/{task}*.json"))
+
+
+@pytest.mark.slow
+def test_a_classifier_learns_a_task_of_glue(tmp_path: Path, mirror: Path) -> None:
+    few = (
+        f"--output_dir={tmp_path}/out", f"--data.dir={mirror}", "--model.name=minilm", "--data.limit=64",
+        "--calibration.samples=8", "--train.max_steps=4",
+    )  # fmt: skip
+    run = run_script("nlu", "cola", *few)
+    assert run.returncode == 0, run.stderr[-2000:]
+    result = json.loads(next((tmp_path / "out").glob("*/eval/cola.json")).read_text(encoding="utf-8"))
+    assert result["metric"] == "matthews_correlation" and -1 <= result["score"] <= 1 and result["n"] == 1043
+    assert "matthews correlation (%)" in (tmp_path / "out/results.md").read_text(encoding="utf-8")
+
+
+def test_a_task_that_glue_has_not_is_refused() -> None:
+    run = run_script("nlu", "wnli")
+    assert run.returncode == 2
+    assert "cola mnli mrpc qnli qqp rte sst2 stsb" in run.stderr
 
 
 @pytest.mark.slow

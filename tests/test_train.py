@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -319,8 +320,7 @@ def test_each_step_draws_at_random_and_is_sorted_by_length_within():
         chosen = [lengths[index] for index in first[start : start + 8]]
         assert chosen == sorted(chosen, reverse=True)
     assert max(lengths) == lengths[first[0]]
-    sampler.set_epoch(1)
-    assert list(sampler) != first
+    assert list(BucketSampler(lengths, 8, seed=1, epoch=lambda: 1)) != first
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -336,13 +336,24 @@ def test_the_cheap_loss_is_the_models_own(base, packing):
     torch.testing.assert_close(total / count, expected)
 
 
-def launch(config: Config, tmp_path: Path, *command: str) -> None:
+def start(config: Config, tmp_path: Path, *command: str) -> subprocess.Popen:
     import yaml
 
     path = tmp_path / f"{config.run}.yaml"
     path.write_text(yaml.safe_dump(config.model_dump()), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    subprocess.run([*command, "train.py", "--config", str(path)], cwd=ROOT, env=environment, check=True)
+    return subprocess.Popen([*command, "train.py", "--config", str(path)], cwd=ROOT, env=environment)
+
+
+def launch(config: Config, tmp_path: Path, *command: str) -> None:
+    assert start(config, tmp_path, *command).wait() == 0
+
+
+def wait_for_a_checkpoint(config: Config, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while not list((folder_of(config) / "checkpoints").glob("checkpoint-*/manifest.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
@@ -364,22 +375,57 @@ def test_two_processes_end_with_the_loss_of_one(config, tmp_path, engine):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_goes_on_and_ends_the_same(config, tmp_path):
-    whole, killed = config(run="whole", train__max_steps=30), config(run="killed", train__max_steps=30)
-    training.train(whole)
-    import yaml
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("engine", ["one", "torchrun", "zero2", "zero3"])
+def test_a_run_stopped_from_outside_goes_on_and_ends_the_same(config, tmp_path, engine, sent):
+    command = (sys.executable,) if engine == "one" else TORCHRUN
+    path = f"configs/deepspeed/{engine}.json" if engine.startswith("zero") else None
+    common = {"train__max_steps": 24, "train__save_steps": 6, "train__deepspeed": path, "train__forgetting": False}
+    whole, stopped = config(run="whole", **common), config(run="stopped", **common)
+    launch(whole, tmp_path, *command)
+    process = start(stopped, tmp_path, *command)
+    wait_for_a_checkpoint(stopped, process)
+    # A scheduler asks the launcher to stop; a machine that fails takes every process with it.
+    told = psutil.Process(process.pid).children(recursive=True) if sent == signal.SIGKILL else []
+    process.send_signal(sent)
+    for child in told:
+        child.kill()
+    assert process.wait() != 0
+    psutil.wait_procs(told)
+    assert not (folder_of(stopped) / "metrics.json").exists()
+    launch(stopped, tmp_path, *command)
+    assert losses(stopped) == pytest.approx(losses(whole), abs=1e-4)
+    steps = [line["step"] for line in read_lines(folder_of(stopped) / "metrics.jsonl") if "loss" in line]
+    assert steps == list(range(1, 25))
 
-    path = tmp_path / "killed.yaml"
-    path.write_text(yaml.safe_dump(killed.model_dump()), encoding="utf-8")
-    process = subprocess.Popen([sys.executable, "train.py", "--config", str(path)], cwd=ROOT)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and not list((folder_of(killed) / "checkpoints").glob("checkpoint-*")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folder_of(killed) / "metrics.json").exists()
-    training.train(killed)
-    assert losses(killed) == pytest.approx(losses(whole), abs=1e-4)
+
+def test_gradient_checkpointing_does_not_change_the_result(config):
+    plain = config(run="plain", train__forgetting=False)
+    recomputed = config(run="recomputed", train__forgetting=False, train__gradient_checkpointing=True)
+    for this in (plain, recomputed):
+        training.train(this)
+    assert losses(recomputed) == pytest.approx(losses(plain), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_ends_with_the_same_loss(config):
+    plain = config(run="plain", train__forgetting=False)
+    compiled = config(run="compiled", train__forgetting=False, train__compile=True)
+    for this in (plain, compiled):
+        training.train(this)
+    assert losses(compiled) == pytest.approx(losses(plain), abs=1e-3)
+    assert metrics(compiled)["export"]["difference_from_trained"] < 1e-4
+
+
+def test_training_stops_early_and_keeps_the_best_checkpoint(config):
+    this = config(
+        data__validation=0.25, train__learning_rate=0.3, train__max_steps=60, train__save_steps=1,
+        train__early_stopping=2, train__forgetting=False,
+    )  # fmt: skip
+    training.train(this)
+    validation = [line["eval_loss"] for line in read_lines(folder_of(this) / "metrics.jsonl") if "eval_loss" in line]
+    assert metrics(this)["steps"] < 60
+    assert min(validation) == metrics(this)["validation_loss"] < validation[-1]
 
 
 def test_a_classifier_learns_a_task_of_glue(config, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from utils.config import ModelConfig
+from utils.config import Config, ModelConfig
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.log import log
@@ -69,6 +69,15 @@ def load_model(model: ModelConfig, **kwargs: Any) -> Any:
         return loader.from_pretrained(folder, dtype=getattr(torch, dtype), **kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.name: {model.name} can't be loaded ({_first_line(error)})") from error
+
+
+def load_base(config: Config, **kwargs: Any) -> Any:
+    """Load the base model of an experiment; a classifier gets a new head with an output for each class of its task."""
+    if config.model.task_type == "SEQ_CLS":
+        from dataset.glue import GLUE
+
+        kwargs["num_labels"] = GLUE[config.data.train].num_labels
+    return load_model(config.model, **kwargs)
 
 
 def usable_dtype(dtype: str) -> str:

@@ -28,7 +28,7 @@ def preflight(config: Config) -> None:
     """Raise a `UserError` for the first thing that would stop one of the stages."""
     check_writable(config)
     check_model(config.model)
-    check_training(config.data)
+    check_training(config.data, config.model.task_type)
     check_tasks(config)
     check_engine(config)
     check_deepspeed(config)
@@ -37,7 +37,8 @@ def preflight(config: Config) -> None:
 
 def check_engine(config: Config) -> None:
     """Raise a `UserError` when the evaluation engine or a report integration is not installed."""
-    needed = {config.eval.engine, *config.train.report_to} & {"vllm", "tensorboard", "wandb"}
+    engine = set() if config.model.task_type == "SEQ_CLS" else {config.eval.engine}
+    needed = {*engine, *config.train.report_to} & {"vllm", "tensorboard", "wandb"}
     for package in sorted(needed):
         if importlib.util.find_spec(package) is None:
             key = "eval.engine" if package == "vllm" else "train.report_to"

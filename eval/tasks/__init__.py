@@ -11,6 +11,7 @@ from typing import Any
 
 from dataset.catalog import COMMONSENSE, EVALUATION
 from dataset.sources import check_evaluation, load_evaluation
+from eval.evalplus import PLUS_FILES, with_plus
 from utils.config import Config, EvalConfig
 from utils.errors import UserError
 from utils.log import log
@@ -39,6 +40,7 @@ class Judged:
         extracted: The answer as read from the text; None if there is none to read.
         correct: Whether it is right under the task's own, strict reading.
         lenient: Whether it is right under a lenient reading; None where a task has none.
+        plus: Whether a program also passes the extra tests of evalplus; None without their data.
         flag: Why it counts as wrong unread, such as `timeout`; or empty. Counted in the result.
         note: What else a reader of the sample should know, such as the error of a program; or empty.
     """
@@ -46,6 +48,7 @@ class Judged:
     extracted: str | None
     correct: bool
     lenient: bool | None = None
+    plus: bool | None = None
     flag: str = ""
     note: str = ""
 
@@ -119,9 +122,13 @@ def expand(config: Config) -> list[str]:
 def check_tasks(config: Config) -> None:
     """Stop early when a task can't be evaluated: its name, its data, its sandbox, its sampling.
 
+    A classifier is scored on the task it learns, whatever `eval.tasks` says.
+
     Raises:
         UserError: the first thing found, in one line.
     """
+    if config.model.task_type == "SEQ_CLS":
+        return
     if config.eval.n_samples > 1 and config.eval.temperature == 0:
         raise UserError("eval.temperature: must be above 0 with eval.n_samples > 1; greedy samples are all the same")
     for name in expand(config):
@@ -144,4 +151,5 @@ def load_problems(name: str, config: Config) -> list[Record]:
         return load()
     if name in COMMONSENSE and config.eval.protocol == "loglikelihood" and config.data.dir is None:
         return []
-    return load_evaluation(name, config.data.dir)[: config.eval.limit]
+    problems = load_evaluation(name, config.data.dir)[: config.eval.limit]
+    return with_plus(name, problems, config.data.dir) if name in PLUS_FILES else problems

@@ -22,7 +22,7 @@ def same(one: Calibration, other: Calibration) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_the_same_as_the_whole_model(name: str) -> None:
     model, targets = build(name)
     whole = calibrate(model, tokens(), targets, 4, SUBSPACES, keep_moments=True)

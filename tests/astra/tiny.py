@@ -34,7 +34,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SMALL, tie_word_embeddings=True), PROJECTIONS),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SMALL), PROJECTIONS),
-    "mistral": (MistralForCausalLM, MistralConfig(**SMALL), PROJECTIONS),
+    "mistral": (MistralForCausalLM, MistralConfig(**SMALL, sliding_window=8), PROJECTIONS),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config(**SMALL), PROJECTIONS),
     "gpt2": (
         GPT2LMHeadModel,

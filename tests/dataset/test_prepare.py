@@ -1,5 +1,6 @@
 """The command `python -m dataset.prepare`."""
 
+import json
 import logging
 
 import pytest
@@ -16,6 +17,19 @@ def test_a_mirror_is_checked_counted_and_compared_with_the_test_sets(mirror, cap
     assert "mbpp test: 500 records" in said
     assert "SHA-256" in said
     assert "code: 5 training records contain a test question (humaneval: 0, mbpp: 5)" in said
+
+
+def test_an_experiment_is_prepared_once(mirror, tmp_path, monkeypatch):
+    (tmp_path / "code.yaml").write_text(
+        f"output_dir: {tmp_path / 'out'}\ndata: {{train: code, dir: {mirror}}}\neval: {{tasks: [humaneval, mbpp]}}\n"
+    )
+    command(["--config", str(tmp_path / "code.yaml")])
+    noted = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert noted["wanted"]["tasks"] == ["code"]  # whose test sets are the two it is judged by
+    assert noted["found"]["code"]["train"]["records"] == 374
+    assert noted["found"]["code"]["train"]["contain_a_test_question"] == {"humaneval": 0, "mbpp": 5, "any": 5}
+    monkeypatch.setattr("dataset.prepare.prepare", None)
+    command(["--config", str(tmp_path / "code.yaml")])
 
 
 def test_a_short_mirror_is_an_error(mirror, tmp_path):

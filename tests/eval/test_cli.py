@@ -109,14 +109,16 @@ def test_prompts_longer_than_the_context_are_counted(config_file):
     assert 0 < found["too_long"] <= 6 and found["n"] == 6
 
 
-def test_killed_in_the_middle_it_goes_on_where_it_stopped(config_file):
-    whole = score(config_file, base=False)["mine"]["arithmetic"]
+@pytest.mark.parametrize(("engine", "limit"), [("transformers", 6), pytest.param("vllm", 300, marks=pytest.mark.slow)])
+def test_killed_in_the_middle_it_goes_on_where_it_stopped(config_file, engine, limit):
+    settings = {"base": False, "engine": engine, "limit": limit}
+    whole = score(config_file, **settings)["mine"]["arithmetic"]
     folder = config_file.parent / "out" / "mine" / "eval"
     expected = read_samples(folder / "arithmetic.samples.jsonl")
     for path in folder.iterdir():
         path.unlink()
     partial = folder / "arithmetic.partial.jsonl"
-    words = ("--config", config_file, "--eval.limit=6", "--eval.batch_size=2")
+    words = ("--config", config_file, f"--eval.engine={engine}", f"--eval.limit={limit}", "--eval.batch_size=2")
     process = start(*words)
     try:
         while process.poll() is None and not (partial.exists() and partial.read_text().count("\n") > 2):
@@ -127,8 +129,8 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(config_file):
     if partial.exists():  # a fast machine may have finished before the kill
         assert not (folder / "arithmetic.json").exists()
         kept = partial.read_text().count("\n") - 1
-        assert kept >= 2
-    again = score(config_file, base=False)["mine"]["arithmetic"]
+        assert 2 <= kept < limit
+    again = score(config_file, **settings)["mine"]["arithmetic"]
     assert read_samples(folder / "arithmetic.samples.jsonl") == expected
     assert {**again, "seconds": 0, "seconds_grading": 0, "tokens_per_second": 0} == {
         **whole, "seconds": 0, "seconds_grading": 0, "tokens_per_second": 0

@@ -16,8 +16,9 @@ from eval.code import (
     mbpp_prompt,
     pass_at_k,
 )
-from eval.evalplus import arguments, plus_program, read_plus
+from eval.evalplus import arguments, plus_program, read_plus, with_plus
 from eval.sandbox import run_all
+from utils.config import EvalConfig
 from utils.errors import UserError
 
 needs_bubblewrap = pytest.mark.skipif(sandbox.available() is not None, reason=str(sandbox.available()))
@@ -150,6 +151,22 @@ def test_evalplus(mirror, tmp_path):
     ]
     verdicts = run_all(programs, 2)
     assert [verdict.passed for verdict in verdicts] == [True] * 4 + [False] * 3, verdicts
+
+
+@needs_bubblewrap
+def test_code_that_passes_has_evalplus_tests_to_pass_where_their_data_is_at_hand(tmp_path):
+    from eval.tasks.humaneval import TASK
+
+    (tmp_path / "humaneval").mkdir()
+    plus = HUMAN | {"base_input": [[4]], "plus_input": [[9]]}
+    (tmp_path / "humaneval" / "HumanEvalPlus.jsonl").write_text(json.dumps(plus) + "\n")
+    problems = with_plus("humaneval", [HUMAN, HUMAN | {"task_id": "HumanEval/163"}], str(tmp_path))
+    assert ["plus" in problem for problem in problems] == [True, False]
+    shallow = "    return {4: 2, 7: 3}.get(x)\n"  # all that the published test looks at
+    judged = TASK.judge(problems, [[BODY, shallow, "    return None\n"], [BODY]], EvalConfig())
+    assert [verdict.correct for verdict in judged[0]] == [True, True, False]
+    assert [verdict.plus for verdict in judged[0]] == [True, False, False]
+    assert judged[1][0].correct and judged[1][0].plus is None
 
 
 def test_evalplus_arguments():

@@ -3,8 +3,11 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 
 from eval.report import best_rates, collect, summarise, write_report
@@ -81,6 +84,33 @@ def test_the_page_needs_no_other_file(folder: Path) -> None:
     sources = re.findall(r'(?:src|href)="([^"]{0,20})', page)
     assert sources and all(source.startswith("data:image/png") for source in sources)
     assert "url(" not in page and "@import" not in page
+
+
+def browse(page: Path, place: Path) -> tuple[Path, list[str]]:
+    """A picture of a page, and what it asked the network for; the browser's own requests have no origin."""
+    log, picture = place / f"{page.stem}.net.json", place / f"{page.stem}.png"
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
+    subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *quiet,
+         f"--user-data-dir={place / 'profile'}", f"--log-net-log={log}", f"--screenshot={picture}",
+         "--window-size=1200,1600", page.as_uri()],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    events = [event.get("params", {}) for event in json.loads(log.read_text(encoding="utf-8"))["events"]]
+    asked = [event["url"] for event in events if event.get("initiator", "not an origin") != "not an origin"]
+    return picture, [url for url in asked if url.startswith("http")]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browser_shows_the_page_and_requests_nothing(folder: Path, tmp_path: Path) -> None:
+    asking = tmp_path / "asking.html"
+    asking.write_text('<img src="http://example.org/x.png">', encoding="utf-8")
+    assert browse(asking, tmp_path)[1] == ["http://example.org/x.png"]  # such a request would be seen
+    write_report(folder)
+    picture, asked = browse(folder / "report.html", tmp_path)
+    assert asked == []
+    image = matplotlib.image.imread(picture)
+    assert image.shape[:2] == (1600, 1200) and image[..., :3].std() > 0.05, "an empty page"
 
 
 def test_a_single_run_has_a_summary(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from dataset.templates import Record
-from dataset.tokens import Encoded, encode_records
+from dataset.tokens import encode_records
 from utils.config import DataConfig
 from utils.files import atomic_write
 from utils.log import progress
@@ -26,7 +26,8 @@ class TokenDataset(Dataset[dict[str, Any]]):
 
     Args:
         input_ids: int32 (tokens), all examples one after the other.
-        labels: int32 (tokens), -100 where no loss is taken; or (examples) of classes, for a classification head.
+        labels: int32 (tokens), -100 where no loss is taken; for a classification head int32 (examples), classes, or
+            float32 (examples), scores.
         offsets: int64 (examples + 1), where each example starts.
         counts: records `dropped` because nothing of their answer fitted, and `truncated` answers.
         fingerprint: stands for the records, the tokenizer and the template.
@@ -45,7 +46,7 @@ class TokenDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         classes = len(self.labels) == len(self)
-        labels = int(self.labels[index]) if classes else self.labels[span].tolist()
+        labels = self.labels[index].item() if classes else self.labels[span].tolist()
         return {"input_ids": self.input_ids[span].tolist(), "labels": labels}
 
 
@@ -53,7 +54,7 @@ def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache:
     """Encode records, or read them back from `cache` if the same ones were encoded before.
 
     Args:
-        records: as `dataset.sources.load_splits` or, with classes for labels, `dataset.glue.load_glue` returns them.
+        records: as `dataset.sources.load_splits` returns them.
         tokenizer: a transformers tokenizer.
         data: `template` and `max_length` are read.
         cache: folder of `<fingerprint>.safetensors` files.
@@ -73,10 +74,7 @@ def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache:
 
 def _write(path: Path, records: Sequence[Record], tokenizer: Any, data: DataConfig) -> None:
     stream = progress(records, "tokenizing", len(records), "record")
-    if "label" in records[0]:
-        encoded = _encode_classes(stream, tokenizer, data.max_length)
-    else:
-        encoded = encode_records(stream, tokenizer, data.template, data.max_length)
+    encoded = encode_records(stream, tokenizer, data.template, data.max_length)
     lengths = [len(feature["input_ids"]) for feature in encoded.features]
     tensors = {
         "input_ids": torch.cat([feature["input_ids"] for feature in encoded.features]),
@@ -86,17 +84,6 @@ def _write(path: Path, records: Sequence[Record], tokenizer: Any, data: DataConf
     counts = {"dropped": str(encoded.dropped), "truncated": str(encoded.truncated)}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=counts)
-
-
-def _encode_classes(records: Iterable[Record], tokenizer: Any, max_length: int) -> Encoded:
-    """One text or two a record, cut at the longer one's end, with the class as the only label."""
-    encoded = Encoded()
-    for record in records:
-        texts = [record["text"], *([record["text_pair"]] if record["text_pair"] else [])]
-        ids = tokenizer(*texts, truncation=True, max_length=max_length, return_overflowing_tokens=False)["input_ids"]
-        label = torch.tensor(record["label"], dtype=torch.int32)
-        encoded.features.append({"input_ids": torch.tensor(ids, dtype=torch.int32), "labels": label})
-    return encoded
 
 
 def _fingerprint(records: Sequence[Record], tokenizer: Any, data: DataConfig) -> str:
@@ -121,20 +108,18 @@ class BucketSampler(Sampler[int]):
         lengths: tokens of each example.
         batch: examples of a global batch.
         seed: of the order; each epoch has its own.
+        epoch: tells which pass over the data begins. A `set_epoch` would not be reached: when a run of several
+            processes resumes within an epoch, accelerate's wrappers hide the sampler from the Trainer.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
-        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this pass over the data."""
-        self.epoch = epoch
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int] = lambda: 0) -> None:
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         longest = order.index(max(order, key=lambda index: self.lengths[index]))
         order[0], order[longest] = order[longest], order[0]
@@ -157,7 +142,7 @@ class Collator:
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return `input_ids`, `labels`, and `attention_mask` or `position_ids`, all int64."""
         rows = [torch.tensor(feature["input_ids"]) for feature in features]
-        if isinstance(features[0]["labels"], int):
+        if not isinstance(features[0]["labels"], list):
             return {**self._padded(rows), "labels": torch.tensor([feature["labels"] for feature in features])}
         labels = [torch.tensor(feature["labels"]) for feature in features]
         if not self.packing:

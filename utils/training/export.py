@@ -13,9 +13,9 @@ from astra.convert import current_factors, save_lora
 from astra.methods import METHODS
 from utils.config import Config
 from utils.files import atomic_write
-from utils.models import load_model, resolve_model
+from utils.models import load_base, load_model, resolve_model
 from utils.training.quantize import dequantized
-from utils.training.setup import deviation, load_base, logits
+from utils.training.setup import deviation, logits
 from utils.training.trainer import trainable_state
 
 HUB_LESS = ("smollm2", "minilm")

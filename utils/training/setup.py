@@ -16,7 +16,6 @@ from astra.adapter import Factors, lora_layers
 from astra.allocation import allocate
 from astra.methods import METHODS, Batch, Request, build, restore
 from astra.store import Calibration
-from dataset.glue import GLUE, load_glue
 from dataset.sources import load_splits
 from dataset.templates import Record
 from dataset.tokens import collate, encode_records
@@ -24,7 +23,7 @@ from utils.config import Config
 from utils.distributed import world_size
 from utils.errors import UserError
 from utils.log import log
-from utils.models import load_model
+from utils.models import load_base
 from utils.training.checkpoints import INITIAL, load_initial, save_initial
 from utils.training.data import TokenDataset, tokenize
 from utils.training.quantize import quantize_base
@@ -124,7 +123,7 @@ def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Ex
     Raises:
         UserError: no example has an answer, or there are fewer examples than processes.
     """
-    records, held = load_records(config)
+    records, held = load_splits(config.data)
     cache = Path(config.output_dir) / "tokens"
     with args.main_process_first(desc="tokenizing"):
         train = tokenize(records, tokenizer, config.data, cache)
@@ -137,21 +136,6 @@ def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Ex
     if len(train) < args.world_size:
         raise UserError(f"data.train: {len(train)} examples are fewer than the {args.world_size} processes")
     return Examples(train, validation, records)
-
-
-def load_records(config: Config) -> tuple[Sequence[Record], Sequence[Record]]:
-    """Return training and validation records; a classifier learns a GLUE task and is validated on its own split."""
-    data = config.data
-    if config.model.task_type == "CAUSAL_LM":
-        return load_splits(data)
-    return load_glue(data.train, "train", data.dir)[: data.limit], load_glue(data.train, "validation", data.dir)
-
-
-def load_base(config: Config) -> Any:
-    """Load the base model, with a head for the classes of the task if it is a classifier."""
-    if config.model.task_type == "CAUSAL_LM":
-        return load_model(config.model)
-    return load_model(config.model, num_labels=GLUE[config.data.train].num_labels)
 
 
 def build_request(config: Config, store: Path | None, tokenizer: Any, examples: Examples, device: Any) -> Request:

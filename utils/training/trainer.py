@@ -67,7 +67,8 @@ class RunTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return BucketSampler(dataset.lengths, batch, self.args.seed)
+        steps = math.ceil(len(dataset) / batch)
+        return BucketSampler(dataset.lengths, batch, self.args.seed, lambda: self.state.global_step // steps)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -89,8 +90,11 @@ class RunTrainer(Trainer):
         labels = inputs.pop("labels")
         if self.target_logits is None:
             logits = model(**inputs).logits.float()
+            count = torch.tensor(len(labels), device=labels.device)
+            if labels.is_floating_point():  # a score
+                return F.mse_loss(logits.squeeze(-1), labels, reduction="sum"), count
             self.correct += (logits.argmax(-1) == labels).sum()
-            return F.cross_entropy(logits, labels, reduction="sum"), labels.new_tensor(len(labels))
+            return F.cross_entropy(logits, labels, reduction="sum"), count
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         positions = targets != IGNORED
         logits = self.target_logits(model, inputs, positions)
@@ -112,7 +116,7 @@ class RunTrainer(Trainer):
         total, count, correct = self.accelerator.reduce(sums, "sum").tolist()
         model.train()
         metrics = {f"{metric_key_prefix}_loss": total / count}
-        if not self.causal:
+        if not self.causal and self.model.config.num_labels > 1:
             metrics[f"{metric_key_prefix}_accuracy"] = correct / count
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
