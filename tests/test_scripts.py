@@ -118,6 +118,7 @@ def test_a_task_that_glue_has_not_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_sweep_calibrates_once_and_ends_with_a_report(tmp_path: Path) -> None:
     words = (
         f"--output_dir={tmp_path}/out", "--sweep.method.rank=[4,8,16]", "--sweep.method.name=[astra,lora]",

@@ -109,14 +109,16 @@ class RunTrainer(Trainer):
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         self.correct.zero_()
+        classes = False
         for batch in self.get_eval_dataloader(eval_dataset):
             total, count = self.summed_loss(model, self._prepare_inputs(batch))
+            classes = not self.causal and not batch["labels"].is_floating_point()
             sums[:2] += torch.stack([total.double(), count.double()])
         sums[2] = self.correct
         total, count, correct = self.accelerator.reduce(sums, "sum").tolist()
         model.train()
         metrics = {f"{metric_key_prefix}_loss": total / count}
-        if not self.causal and self.model.config.num_labels > 1:
+        if classes:
             metrics[f"{metric_key_prefix}_accuracy"] = correct / count
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
