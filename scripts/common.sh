@@ -54,7 +54,10 @@ train_all() { # one run after another, or `jobs` at a time on a GPU each; a fail
     local k=0 file pids=()
     while read -r file; do
         if [ "$jobs" -gt 1 ]; then
-            CUDA_VISIBLE_DEVICES=$((k % jobs)) ASTRA_PROCESSES=1 launch train.py --config "$file" "${force[@]}" &
+            (
+                [ "$(gpus)" = 0 ] || export CUDA_VISIBLE_DEVICES=$((k % jobs))
+                ASTRA_PROCESSES=1 launch train.py --config "$file" "${force[@]}"
+            ) &
             pids+=($!)
             k=$((k + 1))
             [ $((k % jobs)) != 0 ] || { await "${pids[@]}"; pids=(); }

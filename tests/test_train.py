@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import train as command
 from astra.methods import METHODS
+from eval.classification import score_classifiers
+from eval.targets import run_target
 from utils.config import Config, validate
 from utils.errors import UserError
 from utils.training import run as training
@@ -428,14 +430,20 @@ def test_training_stops_early_and_keeps_the_best_checkpoint(config):
     assert min(validation) == metrics(this)["validation_loss"] < validation[-1]
 
 
-def test_a_classifier_learns_a_task_of_glue(config, tmp_path, monkeypatch):
+COLA = "".join(f"x\t{k % 2}\t\t{'it runs' if k % 2 else 'runs it it'} {k}\n" for k in range(16))
+STSB = "sentence1\tsentence2\tscore\n" + "".join(f"it runs {k}\tit runs {k % 3}\t{k % 3 + 0.5}\n" for k in range(16))
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "text", "metric"),
+    [("cola", "CoLA", COLA, "matthews_correlation"), ("stsb", "STS-B", STSB, "pearson")],
+)
+def test_a_classifier_learns_a_task_of_glue(config, tmp_path, task, folder, text, metric):
     from transformers import BertConfig, BertForSequenceClassification
 
-    folder = tmp_path / "glue" / "CoLA"
-    folder.mkdir(parents=True)
-    rows = [f"x\t{k % 2}\t\t{'it runs' if k % 2 else 'runs it it'} {k}" for k in range(16)]
     for name in ("train.tsv", "dev.tsv"):
-        (folder / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+        (tmp_path / "glue" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "glue" / folder / name).write_text(text, encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(config().model.name)
     bert = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
@@ -443,14 +451,21 @@ def test_a_classifier_learns_a_task_of_glue(config, tmp_path, monkeypatch):
     BertForSequenceClassification(bert).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     this = config(
-        data={"train": "cola", "dir": str(tmp_path), "max_length": 32},
+        data={"train": task, "dir": str(tmp_path), "max_length": 32},
         model={"name": str(tmp_path / "bert"), "dtype": "float32", "task_type": "SEQ_CLS"},
-        method__name="pissa",
+        method__name="astra",
         method__target_modules=["query", "value"],
     )
     command.check(this)
+    calibrate(this)
     training.train(this)
-    assert metrics(this)["validation_accuracy"] is not None
-    assert metrics(this)["export"]["difference_from_trained"] < 1e-4
+    found = metrics(this)
+    assert (found["validation_accuracy"] is None) == (task == "stsb") and found["validation_loss"] > 0
+    assert found["export"]["difference_from_trained"] < 1e-4
     state = load_file(folder_of(this) / "lora" / "adapter_model.safetensors")
     assert any("classifier" in key for key in state)
+    score_classifiers(this, [run_target(this, folder_of(this))])
+    result = json.loads((folder_of(this) / "eval" / f"{task}.json").read_text())
+    assert result["metric"] == metric and -1 <= result["score"] <= 1 and result["n"] == 16
+    with pytest.raises(UserError, match="needs SEQ_CLS, not CAUSAL_LM"):
+        command.check(config(data={"train": task, "dir": str(tmp_path)}))

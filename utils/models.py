@@ -77,6 +77,7 @@ def load_base(config: Config, **kwargs: Any) -> Any:
         from dataset.glue import GLUE
 
         kwargs["num_labels"] = GLUE[config.data.train].num_labels
+        kwargs["ignore_mismatched_sizes"] = True  # a head for another task is no reason to stop
     return load_model(config.model, **kwargs)
 
 

@@ -241,5 +241,6 @@ def logits(model: Any, ids: Tensor) -> Tensor:
 
 
 def deviation(reference: Tensor, found: Tensor) -> float:
-    """Return the largest difference of two sets of logits as a share of the reference's range."""
-    return float((found - reference).abs().max() / (reference.max() - reference.min()))
+    """Return the largest difference of two sets of logits as a share of the reference's range, or of its one score."""
+    scale = reference.max() - reference.min() if reference.numel() > 1 else reference.abs()
+    return float((found - reference).abs().max() / scale)
