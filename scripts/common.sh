@@ -5,7 +5,7 @@
 # ASTRA_PROCESSES=N starts N training processes (default: one a GPU); HOSTFILE=file spreads them over nodes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-trap 'trap - INT TERM; kill -TERM 0 2>/dev/null; exit 130' INT TERM # Ctrl-C stops the whole tree
+trap 'trap "" INT TERM; kill -TERM 0 2>/dev/null; wait; exit 130' INT TERM # Ctrl-C stops the whole tree
 
 gpus() { nvidia-smi -L 2>/dev/null | grep -c . || true; }
 
