@@ -107,12 +107,15 @@ def _last_error(path: Path) -> str:
 
 
 def summarise(rows: Sequence[Row], task: str) -> list[Row]:
-    """Return one row for each setting of a task: mean and standard deviation over its seeds."""
+    """Return one row for each setting of a task, by method and rank: mean and standard deviation over its seeds."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["task"] == task and row["accuracy"] is not None:
             groups.setdefault(tuple(row[key] for key in ("label", *KEYS)), []).append(row)
-    return [_mean(group) for group in groups.values()]
+    found = [_mean(group) for group in groups.values()]
+    return sorted(
+        found, key=lambda row: (row["method"] != "base", row["label"], row["rank"] or 0, row["learning_rate"] or 0)
+    )
 
 
 def _mean(group: list[Row]) -> Row:
