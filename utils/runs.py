@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,9 +55,8 @@ def check_writable(config: Config) -> None:
     folder = Path(config.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # of no name: several processes check at once
     except OSError as error:
         raise UserError(f"output_dir: {folder} can't be written ({error.strerror})") from error
 
