@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,87 @@ def test_a_dry_run_prints_the_stages_in_order(tmp_path: Path) -> None:
 
 def test_several_processes_are_started_by_torchrun(tmp_path: Path) -> None:
     run = run_script("demo", "--dry-run", f"--output_dir={tmp_path}/out", ASTRA_PROCESSES="2")
-    assert "torchrun --standalone --nproc-per-node 2 -- train.py" in run.stdout
+    train = next(line for line in run.stdout.splitlines() if " train.py " in line)
+    assert train.startswith("torchrun --standalone --nproc-per-node 2 ")
+
+
+def bash(script: str, tmp_path: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start a script with the functions of scripts/common.sh, in which `python` only notes how it was called."""
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        f'echo "$* on ${{CUDA_VISIBLE_DEVICES:-}}" >>{tmp_path}/calls\n'
+        "[[ $* != *bad* ]] || exit 2\n",
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    variables = {**os.environ, "ASTRA_VENV": str(tmp_path / "venv"), **environment}
+    words = ["bash", "-c", f"source scripts/common.sh; dry_run=0 jobs=1 failed=0 force=(); {script}"]
+    return subprocess.Popen(words, cwd=ROOT, env=variables, stdin=subprocess.PIPE, text=True)
+
+
+def calls(tmp_path: Path) -> list[str]:
+    return (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+
+
+def test_a_failed_run_does_not_stop_the_rest_and_the_status_says_so(tmp_path: Path) -> None:
+    assert bash("train_all $'one\\nbad\\nthree'; exit $failed", tmp_path).wait() == 2
+    assert calls(tmp_path) == [f"train.py --config {name} on " for name in ("one", "bad", "three")]
+
+
+def test_runs_side_by_side_have_a_gpu_each_of_those_that_are_visible(tmp_path: Path) -> None:
+    visible = {"CUDA_VISIBLE_DEVICES": "5,7"}
+    assert bash("jobs=2; train_all $'one\\nbad\\nthree'; exit $failed", tmp_path, **visible).wait() == 2
+    found = calls(tmp_path)
+    assert sorted(line.split()[2] for line in found) == ["bad", "one", "three"]
+    assert {line.split()[-1] for line in found} == {"5", "7"}
+
+
+def test_as_many_processes_start_as_gpus_are_visible(tmp_path: Path) -> None:
+    run = run_script("demo", "--dry-run", f"--output_dir={tmp_path}/out", CUDA_VISIBLE_DEVICES="2,3,6")
+    assert "--nproc-per-node 3 " in run.stdout
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_stage_under_way_and_nothing_else(
+    tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
+    stage = tmp_path / "pid"
+    run = bash(f"run bash -c 'echo $$ >{stage}; sleep 60 & wait'", tmp_path)  # in this process's own group
+    while not stage.is_file() or not stage.read_text(encoding="utf-8"):
+        time.sleep(0.02)
+    run.send_signal(sent)
+    assert run.wait(timeout=20) == status
+    assert not subprocess.run(["pgrep", "-g", stage.read_text(encoding="utf-8").strip()], capture_output=True).stdout
+
+
+@pytest.mark.parametrize("word", ["--jobs=two", "--jobs=0", "--jobs=3"])
+def test_jobs_that_cannot_be_had_are_refused(word: str) -> None:
+    run = run_script("demo", word, CUDA_VISIBLE_DEVICES="0,1")
+    assert run.returncode == 2 and "--jobs" in run.stderr and len(run.stderr.splitlines()) == 1
+
+
+def test_a_job_warned_of_its_time_limit_is_queued_again(tmp_path: Path) -> None:
+    stubs = {
+        "srun": "echo $$ >$STEP; exec sleep 60",
+        "scancel": "kill $(cat $STEP)",
+        "scontrol": "echo $* >>$STEP.requeued",
+    }
+    for name, text in stubs.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    step = tmp_path / "step"
+    variables = {
+        **os.environ, "ASTRA_VENV": sys.prefix, "PATH": f"{tmp_path}:{os.environ['PATH']}", "STEP": str(step),
+        "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT),
+    }  # fmt: skip
+    job = subprocess.Popen(["bash", "scripts/slurm.sh", "configs/demo.yaml"], cwd=ROOT, env=variables)
+    while not step.is_file() or not step.read_text(encoding="utf-8"):
+        time.sleep(0.02)
+    job.terminate()
+    assert job.wait(timeout=20) == 0
+    assert "requeue 7" in (tmp_path / "step.requeued").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS[1:])

@@ -179,9 +179,18 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
 def validate(values: dict[str, Any], source: str = "config") -> Config:
     """Return the `Config` of nested `values`, with every point of its sweep checked too."""
     config = _validate(values, source)
+    _check_sweep(config)
     for point in _grid(config.sweep):
         _validate(_with(config.model_dump(), point), source)
     return config
+
+
+def _check_sweep(config: Config) -> None:
+    """Refuse to sweep what all runs of an experiment share: the model, and what they are scored by and on."""
+    shared = {"data.template", "data.dir"} | ({"data.train"} if config.model.task_type == "SEQ_CLS" else set())
+    for key in config.sweep:
+        if key.split(".")[0] not in ("data", "calibration", "method", "train") or key in shared:
+            raise UserError(f"sweep.{key}: all runs of an experiment share it; start one experiment for each value")
 
 
 def expand_sweep(config: Config) -> list[Config]:

@@ -5,30 +5,37 @@ Nothing heavy is loaded: the model's config, the data's first records, the engin
 
 import importlib.util
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.sources import check_training
 from eval.tasks import check_tasks
+from utils.calibrations import stores
 from utils.cli import main, parse
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
 from utils.files import read_json
 from utils.models import check_model, model_bytes
 from utils.runs import check_writable, run_folder, write_config
+from utils.training.settings import check_combination
 
 USAGE = """
-Check every stage of an experiment, write the config of each of its runs, and print their paths.
+Check every stage of an experiment, write the config of each of its runs to <output_dir>/plan, and print their paths.
 
   python -m utils.preflight --config configs/metamath.yaml --sweep.method.rank=[8,16]
 """
 SPARE_DISK = 2 << 30
 
 
-def preflight(config: Config) -> None:
-    """Raise a `UserError` for the first thing that would stop one of the stages."""
+def preflight(config: Config, runs: Sequence[Config]) -> None:
+    """Raise a `UserError` for the first thing that would stop one of the stages of an experiment's runs."""
     check_writable(config)
     check_model(config.model)
-    check_training(config.data, config.model.task_type)
+    for data in {run.data.model_dump_json(): run.data for run in runs}.values():
+        check_training(data, config.model.task_type)
+    stores(config)  # knows which ranks a calibration can serve
+    for run in runs:
+        check_combination(run)
     check_tasks(config)
     check_engine(config)
     check_deepspeed(config)
@@ -84,9 +91,9 @@ def command() -> None:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"sweep: two runs would share the folder {sorted(map(str, repeated))[0]}")
-    preflight(config)
+    preflight(config, runs)
     for run in runs:
-        print(write_config(run, run_folder(run)))
+        print(write_config(run, Path(run.output_dir) / "plan" / run_folder(run).name))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def test_every_config_is_valid(path: Path) -> None:
         ("train: {learning_rate: 0}", "train.learning_rate: input should be greater than 0"),
         ("train: 3", "train: must be a section of keys, not 3"),
         ("sweep: {method.rank: [8, 0]}", "method.rank: input should be greater than or equal to 1"),
+        ("sweep: {model.name: [a, b]}", "sweep.model.name: all runs of an experiment share it"),
+        ("sweep: {data.template: [alpaca, chat]}", "sweep.data.template: all runs of an experiment share it"),
         ("sweep: {method.rnk: [8]}", "unknown key method.rnk"),
         ("eval: {tasks: [a]}\neval: {limit: 2}", "given twice"),
         ("a: [", "config.yaml:"),
