@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.tasks import names
 from utils.config import describe_keys, expand_sweep, load_config
 from utils.errors import UserError
 
@@ -30,18 +31,27 @@ def test_metamath_is_the_papers_experiment() -> None:
     assert (train.scheduler, train.warmup_ratio, train.weight_decay) == ("cosine", 0.03, 0)
 
 
-def test_published_differs_in_subspace_and_rate_only() -> None:
+def test_published_differs_from_ours_in_what_docs_reproducing_lists() -> None:
     ours = load_config(ROOT / "configs/metamath.yaml").model_dump()
     published = load_config(ROOT / "configs/published/metamath.yaml").model_dump()
     assert (published["method"].pop("subspace"), ours["method"].pop("subspace")) == ("principal", "tail")
     assert (published["train"].pop("learning_rate"), ours["train"].pop("learning_rate")) == (2e-5, 3e-4)
-    del published["output_dir"], ours["output_dir"]
+    changed = {key for key, value in published["eval"].items() if value != ours["eval"][key]}
+    assert changed == {"dtype", "response_prefix", "grader"}
+    for config in (published, ours):
+        del config["output_dir"], config["eval"]
     assert published == ours
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_sweep_of_ranks_keeps_the_scaling(path: Path) -> None:
+    runs = expand_sweep(load_config(path, {"sweep.method.rank": [4, 8, 64]}))
+    assert [run.method.scaled_alpha / run.method.rank for run in runs] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_valid(path: Path) -> None:
-    load_config(path)
+    assert set(load_config(path).eval.tasks) <= set(names())
 
 
 @pytest.mark.parametrize(
