@@ -1,6 +1,7 @@
 """Figures of the results: what people look at before they read."""
 
 import base64
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,14 @@ Row = dict[str, Any]
 SIZE = (7.0, 4.2)
 
 
-def save_figures(rows: Sequence[Row], curves: dict[str, list[dict[str, float]]], folder: Path) -> dict[str, Path]:
+def save_figures(
+    rows: Sequence[Row], tuned: Sequence[Row], curves: dict[str, list[dict[str, float]]], folder: Path
+) -> dict[str, Path]:
     """Draw every figure the rows have data for; return title -> PNG.
 
     Args:
         rows: One dictionary a run and task, as `eval.report.collect` makes them.
+        tuned: Those of them at each setting's best learning rate, for the figure over ranks.
         curves: Run -> lines of its metrics.jsonl.
         folder: Where the PNGs go.
     """
@@ -37,14 +41,19 @@ def save_figures(rows: Sequence[Row], curves: dict[str, list[dict[str, float]]],
 
     draw("Training loss", "loss.png", lambda axes: _curves(axes, curves))
     for task in dict.fromkeys(row["task"] for row in rows if row["task"]):
-        of_task = [row for row in rows if row["task"] == task and row["accuracy"] is not None]
-        tuned = [row for row in of_task if row["method"] != "base"]
-        name = tuned[0]["metric"] if tuned else "accuracy"
-        draw(f"{task}: {name} and rank", f"{task}-rank.png", partial(_lines, rows=tuned, key="rank"))
-        rate = partial(_lines, rows=tuned, key="learning_rate")
+        found, best = _scored(rows, task), _scored(tuned, task)
+        if not found:
+            continue
+        name = found[0]["metric"]
+        draw(f"{task}: {name} and rank", f"{task}-rank.png", partial(_lines, rows=best, key="rank"))
+        rate = partial(_lines, rows=found, key="learning_rate")
         draw(f"{task}: {name} and learning rate", f"{task}-learning-rate.png", rate)
-        draw(f"{task}: {name} and forgetting", f"{task}-forgetting.png", partial(_scatter, rows=tuned))
+        draw(f"{task}: {name} and forgetting", f"{task}-forgetting.png", partial(_scatter, rows=found))
     return figures
+
+
+def _scored(rows: Sequence[Row], task: str) -> list[Row]:
+    return [row for row in rows if row["task"] == task and row["method"] != "base" and row["accuracy"] is not None]
 
 
 def embed(path: Path) -> str:
@@ -62,25 +71,44 @@ def _curves(axes: Axes, curves: dict[str, list[dict[str, float]]]) -> bool:
 
 
 def _lines(axes: Axes, rows: Sequence[Row], key: str) -> bool:
-    """Mean accuracy against one setting, a line a method, with the standard deviation over the rest."""
-    if len({row[key] for row in rows}) < 2:
+    """Mean accuracy against one setting with its standard deviation over seeds, a line for all else that differs."""
+    values = sorted({row[key] for row in rows if row[key] is not None})
+    if len(values) < 2:
         return False
-    for label in dict.fromkeys(row["label"] for row in rows):
-        groups: dict[float, list[float]] = {}
-        for row in rows:
-            if row["label"] == label:
-                groups.setdefault(row[key], []).append(100 * row["accuracy"])
-        xs = sorted(groups)
-        means = [sum(groups[x]) / len(groups[x]) for x in xs]
-        lows = [mean - min(groups[x]) for x, mean in zip(xs, means, strict=True)]
-        highs = [max(groups[x]) - mean for x, mean in zip(xs, means, strict=True)]
-        axes.errorbar(xs, means, yerr=[lows, highs], marker="o", capsize=3, label=label)
+    for label, line in _by_series(rows, key).items():
+        groups: dict[float | None, list[float]] = {}
+        for row in line:
+            groups.setdefault(row[key], []).append(100 * row["accuracy"])
+        if None in groups:  # full fine-tuning has no rank
+            axes.axhline(statistics.fmean(groups.pop(None)), linestyle="--", color="grey", label=label)
+        xs = [value for value in values if value in groups]
+        means = [statistics.fmean(groups[x]) for x in xs]
+        spread = [statistics.stdev(groups[x]) if len(groups[x]) > 1 else 0.0 for x in xs]
+        if xs:
+            axes.errorbar(xs, means, yerr=spread, marker="o", capsize=3, label=label)
     axes.set_xscale("log", base=2 if key == "rank" else 10)
     if key == "rank":
-        ranks = sorted({row[key] for row in rows})
-        axes.set_xticks(ranks, [str(rank) for rank in ranks])
-    axes.set(xlabel=key.replace("_", " "), ylabel=f"{rows[0]['metric']} (%); bars: lowest and highest")
+        axes.set_xticks(values, [str(value) for value in values])
+    axes.set(xlabel=key.replace("_", " "), ylabel=f"{rows[0]['metric']} (%); bars: deviation over seeds")
     return _legend(axes)
+
+
+def _by_series(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
+    """Rows by method and every other setting in which they differ."""
+    others = [name for name in rows[0] if name in ("rank", "alpha", "learning_rate") or "." in name]
+    of_rank = {row["alpha"] == row["rank"] for row in rows} == {True}
+    others = [
+        name
+        for name in others
+        if name != key and not (name == "alpha" and of_rank) and len({row[name] for row in rows}) > 1
+    ]
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        words = [
+            f"{name.rpartition('.')[2].replace('_', ' ')} {row[name]}" for name in others if row[name] is not None
+        ]
+        series.setdefault(", ".join([row["label"], *words]), []).append(row)
+    return series
 
 
 def _scatter(axes: Axes, rows: Sequence[Row]) -> bool:

@@ -109,7 +109,7 @@ def stage(folder: Path, name: str) -> Iterator[None]:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         record = {"seconds": round(time.time() - _process_start(), 3), "peak_memory_bytes": peak}
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and torch.cuda.max_memory_reserved():  # vLLM's is another process's
             record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_reserved()
         write_json(folder / "stages" / f"{name}.json", record)
 

@@ -5,23 +5,29 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import pytest
+import yaml
 
-from eval.report import best_rates, collect, summarise, write_report
+from eval.report import write_report
+from eval.results import best_rates, collect, summarise
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_json
 from utils.runs import write_config
+from utils.training.settings import flat_settings
 
 
 def make_run(
-    folder: Path, name: str, rate: float, seed: int, accuracy: float, validation: float, method: str = "astra"
-) -> Path:
+    folder: Path, name: str, rate: float, seed: int, accuracy: float, validation: float, method: str = "astra",
+    **settings: Any,
+) -> Path:  # fmt: skip
     run = folder / name
-    config = {"output_dir": str(folder), "run": name, "method": {"name": method, "rank": 8}}
+    config = {"output_dir": str(folder), "run": name, "method": {"name": method, "rank": 8, **settings}}
     write_config(Config.model_validate({**config, "train": {"learning_rate": rate, "seed": seed}}), run)
     result = {"task": "gsm8k", "accuracy": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1], "n": 50}
     write_json(run / "eval" / "gsm8k.json", result)
@@ -50,6 +56,41 @@ def test_seeds_are_averaged_and_settings_are_not(folder: Path) -> None:
     ]
     assert rows[0]["accuracy"] == pytest.approx(0.45)
     assert rows[0]["accuracy_sd"] == pytest.approx(0.0707, abs=1e-4)
+
+
+def test_runs_that_differ_in_any_setting_are_not_seeds_of_one(folder: Path) -> None:
+    make_run(folder, "balanced", 1e-4, 1, 0.10, validation=0.5, split="balanced")
+    make_run(folder, "scaled", 1e-4, 1, 0.20, validation=0.5, alpha=16)
+    rows = [row for row in summarise(collect(folder), "gsm8k") if row["learning_rate"] == 1e-4]
+    assert sorted((row["method.split"], row["alpha"], row["seeds"]) for row in rows) == [
+        ("balanced", 8, 1),
+        ("orthonormal", 8, 2),
+        ("orthonormal", 16, 1),
+    ]
+    heading = next(line for line in write_report(folder).splitlines() if line.startswith("| method"))
+    assert "| alpha |" in heading and "| method.split |" in heading
+
+
+def test_what_was_trained_is_shown_not_what_the_config_says_now(folder: Path) -> None:
+    metrics = json.loads((folder / "low-1/metrics.json").read_text(encoding="utf-8"))
+    trained = flat_settings(yaml.safe_load((folder / "low-1/config.yaml").read_text(encoding="utf-8")))
+    write_json(folder / "low-1/metrics.json", {**metrics, "settings": trained})
+    write_config(Config.model_validate({"train": {"learning_rate": 0.7}}), folder / "low-1")
+    assert 0.7 not in {row["learning_rate"] for row in collect(folder)}
+
+
+def test_a_method_without_a_rank_and_a_task_without_an_accuracy_have_their_place(folder: Path) -> None:
+    make_run(folder, "wide", 1e-4, 1, 0.5, validation=0.5, rank=16)
+    full = make_run(folder, "full", 1e-5, 1, 0.6, validation=0.5, method="full")
+    write_json(full / "eval" / "forgetting.json", {"task": "forgetting", "loss": 3.25, "text": "wikitext", "n": 4})
+    text = write_report(folder)
+    assert "| full |" in text and "3.250" in text.partition("## forgetting")[2]
+    assert (folder / "gsm8k-rank.png").is_file() and not (folder / "forgetting-rank.png").exists()
+
+
+def test_a_folder_is_enough(folder: Path) -> None:
+    run = subprocess.run([sys.executable, "-m", "eval.report", str(folder)], capture_output=True, text=True)
+    assert run.returncode == 0 and "## gsm8k" in run.stdout
 
 
 def test_the_rate_is_chosen_on_validation_not_on_test(folder: Path) -> None:
