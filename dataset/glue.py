@@ -88,7 +88,7 @@ def load_glue(task: str, split: Split, data_dir: str | Path | None = None) -> li
     """
     glue = _task(task)
     if data_dir is not None:
-        return list(_tsv_records(glue, _tsv_file(glue, split, data_dir)))
+        return list(_tsv_records(glue, glue_file(task, split, data_dir)))
     return [record for _, record in read_rows(fetch(task, split, glue_hub(task, split), key="data.train"))]
 
 
@@ -99,8 +99,8 @@ def check_glue(task: str, data_dir: str | Path | None = None) -> None:
     for split in splits:
         if data_dir is None:
             check_hub(task, split, glue_hub(task, split), key="data.train")
-        elif next(_tsv_records(glue, _tsv_file(glue, split, data_dir)), None) is None:
-            raise UserError(f"{_tsv_file(glue, split, data_dir)}: holds no records")
+        elif next(_tsv_records(glue, glue_file(task, split, data_dir)), None) is None:
+            raise UserError(f"{glue_file(task, split, data_dir)}: holds no records")
 
 
 def glue_hub(task: str, split: Split) -> Hub:
@@ -109,6 +109,13 @@ def glue_hub(task: str, split: Split) -> Hub:
     name = "train" if split == "train" else f"validation{glue.validation}"
     count = glue.counts[split != "train"]
     return Hub("nyu-mll/glue", _hub_converter(glue), count, configs=(task,), split=name)
+
+
+def glue_file(task: str, split: Split, data_dir: str | Path) -> Path:
+    """Where a split is in a local mirror."""
+    glue = _task(task)
+    name = "train" if split == "train" else f"dev{glue.validation}"
+    return Path(data_dir) / "glue" / glue.folder / f"{name}.tsv"
 
 
 def _task(task: str) -> GlueTask:
@@ -126,11 +133,6 @@ def _hub_converter(glue: GlueTask) -> Callable[[Row], Record]:
 
 def _record(texts: list[str], label: Any) -> Record:
     return {"text": texts[0], "text_pair": texts[1] if len(texts) > 1 else None, "label": label}
-
-
-def _tsv_file(glue: GlueTask, split: Split, data_dir: str | Path) -> Path:
-    name = "train" if split == "train" else f"dev{glue.validation}"
-    return Path(data_dir) / "glue" / glue.folder / f"{name}.tsv"
 
 
 def _tsv_records(glue: GlueTask, path: Path) -> Iterator[Record]:

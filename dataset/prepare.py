@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Source
-from dataset.glue import GLUE, load_glue
+from dataset.glue import GLUE, Split, glue_file, load_glue
 from dataset.hub import prepared_file
-from dataset.sources import load_evaluation, load_training, test_questions
+from dataset.overlap import TestQuestions
+from dataset.records import Record
+from dataset.sources import ARITHMETIC, load_evaluation, load_training, test_questions
 from eval.tasks import expand
 from utils.cli import main, parse
 from utils.config import Config, DataConfig
@@ -39,24 +41,31 @@ def prepare(task: str, data_dir: str | None = None) -> dict[str, Any]:
         raise UserError(f"no task {task!r}; allowed: {', '.join(TASKS)}")
     found: dict[str, Any] = {}
     if task in GLUE:
-        for split in ("train", "validation"):
-            found[split] = {"records": len(load_glue(task, split, data_dir))}
-            log.info("%s %s: %s records", task, split, f"{found[split]['records']:,}")
+        splits: tuple[Split, Split] = ("train", "validation")
+        for split, published in zip(splits, GLUE[task].counts, strict=True):
+            count = len(load_glue(task, split, data_dir))
+            file = prepared_file(task, split) if data_dir is None else glue_file(task, split, data_dir)
+            found[split] = _report(task, split, [file], published, count)
         return found
     tests = TESTED_BY.get(task, (task,))
     for name in tests:
         if data_dir is None or EVALUATION[name].mirror is not None:
             count = len(load_evaluation(name, data_dir))
-            found[f"{name} test"] = _report(name, "test", EVALUATION[name], count, data_dir)
+            found[f"{name} test"] = _report(name, "test", *_published(name, "test", EVALUATION[name], data_dir), count)
     if task in TRAINING:
         records = load_training(DataConfig.model_validate({"train": task, "dir": data_dir}))
-        found["train"] = _report(task, "train", TRAINING[task], len(records), data_dir)
-        questions = test_questions(task, data_dir)
-        overlap = questions.count(progress(records, f"{task}: looking for test questions", len(records), "record"))
-        found["train"]["contain_a_test_question"] = dict(overlap)
-        shares = ", ".join(f"{name}: {overlap[name]:,}" for name in questions.sizes)
-        log.info("%s: %s training records contain a test question (%s)", task, f"{overlap['any']:,}", shares)
+        files = _published(task, "train", TRAINING[task], data_dir)
+        found["train"] = _report(task, "train", *files, len(records))
+        found["train"]["contain_a_test_question"] = _overlap(task, records, test_questions(tests, data_dir))
     return found
+
+
+def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict[str, int]:
+    """Log and return how many training records contain a question of each test set, and of any."""
+    overlap = questions.count(progress(records, f"{task}: looking for test questions", len(records), "record"))
+    shares = ", ".join(f"{name}: {overlap[name]:,}" for name in questions.sizes)
+    log.info("%s: %s training records contain a test question (%s)", task, f"{overlap['any']:,}", shares)
+    return dict(overlap)
 
 
 def prepare_experiment(config: Config) -> None:
@@ -65,24 +74,35 @@ def prepare_experiment(config: Config) -> None:
     Raises:
         UserError: see `prepare`.
     """
-    names = [config.data.train, *(expand(config) if config.model.task_type == "CAUSAL_LM" else [])]
+    judged = expand(config) if config.model.task_type == "CAUSAL_LM" else []
     covered = TESTED_BY.get(config.data.train, ())
-    wanted = {"dir": config.data.dir, "tasks": [name for name in names if name in TASKS and name not in covered]}
+    tasks = [name for name in (config.data.train, *judged) if name in TASKS and name not in covered]
+    wanted: dict[str, Any] = {"dir": config.data.dir, "tasks": tasks}
+    own = config.data.train if config.data.train not in (*TASKS, ARITHMETIC) else None
+    if own is not None:
+        wanted["own"] = {own: sha256_file(own)}
     path = Path(config.output_dir) / "data.json"
-    if not wanted["tasks"] or (path.is_file() and read_json(path)["wanted"] == wanted):
+    if not (tasks or own) or (path.is_file() and read_json(path)["wanted"] == wanted):
         return
-    write_json(path, {"wanted": wanted, "found": {task: prepare(task, config.data.dir) for task in wanted["tasks"]}})
+    found = {task: prepare(task, config.data.dir) for task in tasks}
+    if own is not None:
+        questions = test_questions([name for name in judged if name in EVALUATION], config.data.dir)
+        found[own] = {"contain_a_test_question": _overlap(own, load_training(config.data), questions)}
+    write_json(path, {"wanted": wanted, "found": found})
 
 
-def _report(task: str, split: str, source: Source, count: int, data_dir: str | None) -> dict[str, Any]:
-    """Log where a set is, its size and its checksum; a mirror must hold what was published."""
+def _published(task: str, split: str, source: Source, data_dir: str | None) -> tuple[list[Path], int | None]:
+    """Return the files of a set, and how many records it has as published; the hub's were counted on download."""
     if data_dir is None:
-        files = [prepared_file(task, split)]
-    else:
-        assert source.mirror is not None  # otherwise loading it has raised
-        files = [Path(data_dir) / name for name, _ in source.mirror.files]
-        if count != source.mirror.count:
-            raise UserError(f"{files[0]}: {task} has {count:,} records here, {source.mirror.count:,} as published")
+        return [prepared_file(task, split)], None
+    assert source.mirror is not None  # otherwise loading it has raised
+    return [Path(data_dir) / name for name, _ in source.mirror.files], source.mirror.count
+
+
+def _report(task: str, split: str, files: list[Path], published: int | None, count: int) -> dict[str, Any]:
+    """Log where a set is, its size and its checksum; it must hold what was published."""
+    if published is not None and count != published:
+        raise UserError(f"{files[0]}: {task} has {count:,} records here, {published:,} as published")
     sums = {str(file): sha256_file(file) for file in files}
     for file, digest in sums.items():
         log.info("%s %s: %s records; %s, SHA-256 %s", task, split, f"{count:,}", file, digest)

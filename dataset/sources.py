@@ -1,7 +1,7 @@
 """Loading training and evaluation sets: named tasks from the hub or a local mirror, and a user's own files."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -34,7 +34,8 @@ def load_splits(data: DataConfig) -> tuple[list[Record], list[Record]]:
     """The training records of a configuration, and the validation records it holds out of them.
 
     `data.limit` keeps the first records; `data.decontaminate` then drops those that contain a test question;
-    `data.validation` is held out last. `arithmetic` and the tasks of GLUE have a validation split of their own.
+    `data.validation` is held out last. `arithmetic` has a validation split of its own; a task of GLUE is validated on
+    the split it is scored on, as is usual there, unless `data.validation` holds records out.
 
     Raises:
         UserError: see `check_training`.
@@ -43,12 +44,15 @@ def load_splits(data: DataConfig) -> tuple[list[Record], list[Record]]:
         n = data.limit or ARITHMETIC_TRAIN
         return generate("train", n, data.seed), generate("validation", round(n * data.validation), data.seed)
     if data.train in GLUE:
-        return load_glue(data.train, "train", data.dir)[: data.limit], load_glue(data.train, "validation", data.dir)
+        records = load_glue(data.train, "train", data.dir)[: data.limit]
+        if data.validation:
+            return split_validation(records, data.validation, data.seed)
+        return records, load_glue(data.train, "validation", data.dir)
     records = list(islice(_training_records(data), data.limit))
     if not records:
         raise UserError(f"data.train: {data.train} holds no records")
     if data.decontaminate:
-        questions = test_questions(data.train, data.dir)
+        questions = test_questions(TESTED_BY.get(data.train, tuple(EVALUATION)), data.dir)
         kept = [record for record in records if not questions.found_in(record)]
         log.info("decontaminated: %d of %d records contain a test question", len(records) - len(kept), len(records))
         records = kept
@@ -127,13 +131,10 @@ def check_evaluation(task: str, data_dir: str | Path | None = None) -> None:
         _check_source(task, "test", EVALUATION, data_dir, key="eval.tasks")
 
 
-def test_questions(task: str, data_dir: str | Path | None) -> TestQuestions:
-    """The questions of the test sets that a training set is judged by (own data: of all test sets).
-
-    A mirror may lack some of the sets: these are left out, with a warning.
-    """
+def test_questions(tasks: Iterable[str], data_dir: str | Path | None) -> TestQuestions:
+    """The questions of some test sets; those that a mirror lacks are left out, with a warning."""
     questions = TestQuestions()
-    for name in TESTED_BY.get(task, tuple(EVALUATION)):
+    for name in tasks:
         if data_dir is not None and EVALUATION[name].mirror is None:
             log.warning("test set %s is not in the mirror: training data is not compared with it", name)
         else:

@@ -7,7 +7,7 @@ from typing import Any
 from utils.cli import main, parse
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
-from utils.log import log
+from utils.log import log, log_to
 from utils.runs import run_folder
 
 USAGE = """
@@ -33,6 +33,7 @@ def command() -> None:
     from eval.tasks import check_tasks
 
     check_tasks(config)
+    log_to(Path(config.output_dir) / "log.txt")
     targets = find_targets(config, flags)
     if config.model.task_type == "SEQ_CLS":
         from eval.classification import score_classifiers

@@ -107,7 +107,7 @@ def _results(run: Path) -> list[Row]:
 def _last_error(path: Path) -> str:
     """Return why a run has no result: the last error in its log, or that it is not finished."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    errors = [line.partition("error: ")[2] for line in lines if " error: " in line]
     return errors[-1] if errors else "not finished"
 
 

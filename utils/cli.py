@@ -12,7 +12,9 @@ from typing import Any
 
 import fire
 
+from astra.errors import AstraError
 from utils.config import Config, describe_keys, load_config
+from utils.distributed import rank
 from utils.errors import UserError
 from utils.log import log, setup_logging
 
@@ -68,18 +70,17 @@ def main(command: Callable[[], None]) -> None:
     setup_logging()
     try:
         command()
-    except UserError as error:
-        _fail(error)
-    except ValueError as error:
-        from astra.errors import AstraError  # imports torch: only once something has gone wrong
-
-        if not isinstance(error, AstraError):
-            raise
-        _fail(error)
+    except (UserError, AstraError) as error:
+        _say(str(error))
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Exception as error:  # a defect: the whole trace is shown, and the run's log says why it has no result
+        _say(f"{type(error).__name__}: {error}")
+        raise
 
 
-def _fail(error: Exception) -> None:
-    log.error("error: %s", " ".join(str(error).split()))
-    raise SystemExit(2)
+def _say(message: str) -> None:
+    """Log an error on one line; of several processes each speaks, as it may be the only one that knows."""
+    place = f" (process {rank()})" if rank() else ""
+    log.critical("error%s: %s", place, " ".join(message.split()))

@@ -26,8 +26,9 @@ def setup_logging() -> None:
 
 
 def log_to(path: Path) -> None:
-    """Append the project's messages to a file of the run, too."""
+    """Append the project's messages to a file of the experiment or the run, too."""
     if os.environ.get("RANK", "0") == "0":
+        path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)

@@ -32,6 +32,29 @@ def test_an_experiment_is_prepared_once(mirror, tmp_path, monkeypatch):
     command(["--config", str(tmp_path / "code.yaml")])
 
 
+def test_own_records_are_compared_with_the_test_sets_they_are_judged_by(mirror, tmp_path):
+    question = json.loads((mirror / "gsm8k" / "test.jsonl").read_text().splitlines()[0])["question"]
+    rows = [{"instruction": question, "output": "18"}, {"instruction": "What is 1 + 1?", "output": "2"}]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.yaml").write_text(
+        f"output_dir: {tmp_path / 'out'}\ndata: {{train: {tmp_path / 'own.jsonl'}, dir: {mirror}}}\n"
+        "eval: {tasks: [gsm8k]}\n"
+    )
+    command(["--config", str(tmp_path / "own.yaml")])
+    noted = json.loads((tmp_path / "out" / "data.json").read_text())["found"]
+    assert noted[str(tmp_path / "own.jsonl")]["contain_a_test_question"] == {"gsm8k": 1, "any": 1}
+
+
+def test_a_short_file_of_glue_is_an_error(mirror, tmp_path):
+    folder = tmp_path / "glue" / "RTE"
+    folder.mkdir(parents=True)
+    (folder / "dev.tsv").write_bytes((mirror / "glue/RTE/dev.tsv").read_bytes())
+    lines = (mirror / "glue/RTE/train.tsv").read_bytes().splitlines(keepends=True)
+    (folder / "train.tsv").write_bytes(b"".join(lines[:100]))
+    with pytest.raises(UserError, match="train.tsv: rte has 99 records here, 2,490 as published"):
+        prepare("rte", str(tmp_path))
+
+
 def test_a_short_mirror_is_an_error(mirror, tmp_path):
     (tmp_path / "humaneval").symlink_to(mirror / "humaneval")
     (tmp_path / "mbpp").mkdir()
