@@ -39,7 +39,7 @@ def save_figures(
             figures[title] = folder / name
         plt.close(figure)
 
-    draw("Training loss", "loss.png", lambda axes: _curves(axes, curves))
+    draw("Training loss", "loss.png", lambda axes: _curves(axes, curves, rows))
     for task in dict.fromkeys(row["task"] for row in rows if row["task"]):
         found, best = _scored(rows, task), _scored(tuned, task)
         if not found:
@@ -61,11 +61,19 @@ def embed(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def _curves(axes: Axes, curves: dict[str, list[dict[str, float]]]) -> bool:
+def _curves(axes: Axes, curves: dict[str, list[dict[str, float]]], rows: Sequence[Row]) -> bool:
+    """Loss of every run, of several runs in the colours of their methods."""
+    methods = {row["run"]: row["label"] for row in rows}
+    colours = {label: f"C{k % 10}" for k, label in enumerate(dict.fromkeys(methods.values()))}
     for run, lines in curves.items():
         points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
         if points:
-            axes.plot(*zip(*points, strict=True), label=run, linewidth=1.2)
+            label = methods.get(run, run)
+            _, named = axes.get_legend_handles_labels()
+            axes.plot(
+                *zip(*points, strict=True), color=colours.get(label), linewidth=1, alpha=0.8,
+                label="_" if label in named else label,
+            )  # fmt: skip
     axes.set(xlabel="optimizer step", ylabel="loss of the response (nats a token)")
     return _legend(axes)
 

@@ -25,6 +25,7 @@ Write results.md, results.csv, report.html and summary.json for all runs of an e
   python -m eval.report outputs/metamath
   python -m eval.report --config configs/metamath.yaml [overrides]
 """
+Part = tuple[str, str, list[list[str]]]  # title, note, table with its heading
 PUBLISHED = Path(__file__).parent / "published.json"
 COLUMNS = {
     "label": "method", "rank": "rank", "alpha": "alpha", "learning_rate": "learning rate", "seeds": "seeds",
@@ -71,9 +72,9 @@ def markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
 
 
-def sections(rows: Sequence[Row], scored_on_validation: bool) -> list[tuple[str, str, list[list[str]]]]:
-    """Return (title, note, table) for every part of the report."""
-    parts = []
+def sections(rows: Sequence[Row], scored_on_validation: bool) -> list[Part]:
+    """Return the tables of each task, and of the runs that have no result."""
+    parts: list[Part] = []
     chosen = "The rate was chosen on the validation split" + (
         ", which is also what is scored, as is usual for GLUE." if scored_on_validation else "."
     )
@@ -88,9 +89,13 @@ def sections(rows: Sequence[Row], scored_on_validation: bool) -> list[tuple[str,
     failed = [[row["run"], row["error"]] for row in rows if row["error"]]
     if failed:
         parts.append(("Runs without a result", "", [["run", "reason"], *failed]))
-    if any(row["task"] == "gsm8k" for row in rows):
-        parts += [(part["title"], part["note"], part["table"]) for part in read_json(PUBLISHED)]
     return parts
+
+
+def published(rows: Sequence[Row]) -> list[Part]:
+    """Return what others have published on a task of the report."""
+    parts = read_json(PUBLISHED) if any(row["task"] == "gsm8k" for row in rows) else []
+    return [(part["title"], part["note"], part["table"]) for part in parts]
 
 
 def _cost_table(folder: Path) -> list[list[str]]:
@@ -145,12 +150,16 @@ def write_report(folder: Path) -> str:
         *sections(rows, on_validation),
         ("Cost of the stages", "Whole processes, start-up included.", _cost_table(folder)),
     ]
+    others = published(rows)
     curves = {path.parent.name: _curve(path) for path in sorted(folder.glob("*/metrics.jsonl"))}
     figures = save_figures(rows, at_best_rates(rows), curves, folder)
     for path in sorted(folder.glob("calibration/*/spectrum.png")):
         figures["Spectra of the output activations"] = Path(shutil.copy(path, folder / "spectrum.png"))
-    text = "\n\n".join([f"# {title}", *([intro] if intro else []), *(_markdown(part) for part in parts)]) + "\n"
-    for name, content in (("results.md", text), ("report.html", page(title, intro, parts, figures))):
+    text = (
+        "\n\n".join([f"# {title}", *([intro] if intro else []), *(_markdown(part) for part in [*parts, *others])])
+        + "\n"
+    )
+    for name, content in (("results.md", text), ("report.html", page(title, intro, parts, figures, others))):
         with atomic_write(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
     with atomic_write(folder / "results.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -162,7 +171,7 @@ def write_report(folder: Path) -> str:
     return text
 
 
-def _markdown(part: tuple[str, str, list[list[str]]]) -> str:
+def _markdown(part: Part) -> str:
     title, note, lines = part
     return f"## {title}\n\n" + (f"{note}\n\n" if note else "") + markdown(lines)
 
@@ -171,19 +180,24 @@ def _curve(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def page(title: str, intro: str, parts: Sequence[tuple[str, str, list[list[str]]]], figures: dict[str, Path]) -> str:
-    """Return the report as one HTML page that asks for no other file."""
-    body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>"]
-    for heading, note, lines in parts:
-        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines[1:]]
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in lines[0])
-        rows = "".join(f"<tr>{line}</tr>" for line in cells)
-        body.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(note)}</p>")
-        body.append(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
+def page(title: str, intro: str, parts: Sequence[Part], figures: dict[str, Path], others: Sequence[Part]) -> str:
+    """Return the report as one HTML page that asks for no other file; what others measured comes last."""
+    body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>", *map(_section, parts)]
     for heading, path in figures.items():
         name = html.escape(heading)
         body.append(f'<figure><img alt="{name}" src="{embed(path)}"><figcaption>{name}</figcaption></figure>')
-    return PAGE.format(title=html.escape(title), body="\n".join(body))
+    return PAGE.format(title=html.escape(title), body="\n".join([*body, *map(_section, others)]))
+
+
+def _section(part: Part) -> str:
+    heading, note, lines = part
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in lines[0])
+    cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines[1:]]
+    rows = "".join(f"<tr>{line}</tr>" for line in cells)
+    return (
+        f"<h2>{html.escape(heading)}</h2><p>{html.escape(note)}</p>\n"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )
 
 
 PAGE = """<!doctype html>
