@@ -204,8 +204,11 @@ class _Picker:
 def _solve(core: Tensor, rank: int, bound: int, spectrum: str, subspaces: Sequence[str], width: int) -> Eigen:
     """All of a small core; of a large one the ends if they do and the iteration finds them."""
     if spectrum == "ends" and len(core) >= LARGE and len(core) <= bound and "middle" not in subspaces:
+        # Of an end that no subspace is taken from, one value: the numerical rank compares the two.
+        low = rank if {"tail", "nullspace"} & set(subspaces) else 1
+        high = rank if "principal" in subspaces else 1
         try:
-            return EndsEigen(core, rank, floor=width * CUTOFF)
+            return EndsEigen(core, low, high, floor=width * CUTOFF)
         except NotConverged:
             pass  # singular, or no gap between what is wanted and the rest: the full solver always works
     return eigen(core)

@@ -2,69 +2,103 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-_STEPS = 60
 _TOLERANCE = 1e-4  # Ritz residual over Ritz value at which a vector has converged: its energy is then right to 1e-8
-_CHECK = 3  # iterations between looks at the residuals
+_ROUNDS = 12
+_STEPS = 48  # products between two looks at the residuals, at most
+_WANTED = 14.0  # log of what a round should gain on the last wanted vector: 1e6
+_GROWTH = 18.0  # log of how far apart a filter may pull a block before rounding eats it: 1e8
+_APART = 1e-5  # smallest pivot of unit columns that CholeskyQR2 still makes orthonormal to rounding
 
 
 class NotConverged(Exception):
-    """The iteration did not find the wanted end; the full solver has to."""
+    """The iteration did not find a wanted end; the full solver has to."""
 
 
 class EndsEigen:
-    """The `count` smallest and largest eigenpairs of a positive definite matrix (k, k), float64, on its device.
+    """The `low` smallest and `high` largest eigenpairs of a positive definite matrix (k, k), float64, on its device.
 
-    Low end: inverse iteration through a Cholesky factor, which multiplies the error of vector i by
-    l_i / l_{count + extra} a step; high end: plain iteration. Both with oversampling and Rayleigh-Ritz, stopped when
-    every wanted residual |C x - l x| is below 1e-4 l (Halko, Martinsson & Tropp, 2011; Saad, chapter 5).
+    Subspace iteration with oversampling, Chebyshev filters and Rayleigh-Ritz, on the matrix itself for the high end
+    and on its inverse, through a Cholesky factor, for the low end, stopped when every wanted residual |C x - l x| is
+    below 1e-4 l (Saad, Numerical Methods for Large Eigenvalue Problems, chapters 5 and 7). The filters are for flat
+    spectra, on which plain iteration takes hundreds of steps.
 
     Raises:
         NotConverged: the matrix is singular to `floor` times its largest eigenvalue, or an end does not converge.
     """
 
-    def __init__(self, matrix: Tensor, count: int, floor: float) -> None:
+    def __init__(self, matrix: Tensor, low: int, high: int, floor: float) -> None:
         size = len(matrix)
-        block = min(size, count + max(64, count // 2))
-        generator = torch.Generator().manual_seed(size)
-        start = torch.randn(size, block, dtype=torch.float64, generator=generator).to(matrix.device)
-        self._high_values, self._high = _iterate(matrix, lambda x: matrix @ x, start, count, smallest=False)
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if int(failed):
             raise NotConverged
-        self._low_values, self._low = _iterate(
-            matrix, lambda x: torch.cholesky_solve(x, factor), start, count, smallest=True
-        )
+        self._low_values, self._low = _iterate(matrix, lambda x: torch.cholesky_solve(x, factor), low, inverse=True)
+        self._high_values, self._high = _iterate(matrix, lambda x: matrix @ x, high, inverse=False)
         if float(self._low_values[0]) <= floor * float(self._high_values[-1]):
             raise NotConverged
         self.values = torch.full((size,), torch.nan, dtype=torch.float64, device=matrix.device)
-        self.values[:count], self.values[size - count :] = self._low_values, self._high_values
+        self.values[:low], self.values[size - high :] = self._low_values, self._high_values
 
     def vectors(self, low: int, high: int) -> Tensor:
         """Eigenvectors low, ..., high - 1, which must lie within one end."""
-        count, size = self._low.shape[1], len(self.values)
-        if high <= count:
+        if high <= self._low.shape[1]:
             return self._low[:, low:high]
-        return self._high[:, low - size + count : high - size + count]
+        first = len(self.values) - self._high.shape[1]
+        return self._high[:, low - first : high - first]
 
 
-def _iterate(
-    matrix: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor, count: int, smallest: bool
-) -> tuple[Tensor, Tensor]:
-    """Subspace iteration from x (k, block) until the `count` wanted Ritz pairs have converged; ascending."""
-    for step in range(1, _STEPS + 1):
-        x = torch.linalg.qr(apply(x)).Q
-        if step % _CHECK:
-            continue
+def _iterate(matrix: Tensor, apply: Callable[[Tensor], Tensor], count: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The `count` pairs of the matrix (k, k) at the end where `apply`, it or its inverse, is largest; ascending."""
+    size = len(matrix)
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(size, min(size, count + max(16, count // 2)), dtype=torch.float64, generator=generator)
+    x, bound, degree, passes = x.to(matrix.device), 0.0, 1, 2
+    wanted = slice(0, count) if inverse else slice(x.shape[1] - count, x.shape[1])
+    for _ in range(_ROUNDS):
+        for _ in range(passes):
+            x = _orthonormal(_filter(apply, x, bound, degree))
         image = matrix @ x
         values, rotation = torch.linalg.eigh(x.T @ image)
         x, image = x @ rotation, image @ rotation
-        wanted = slice(0, count) if smallest else slice(len(values) - count, len(values))
         residuals = (image[:, wanted] - x[:, wanted] * values[wanted]).norm(dim=0)
         if bool((residuals <= _TOLERANCE * values[wanted].abs()).all()):
             return values[wanted], x[:, wanted]
+        bound, degree, passes = _schedule(1 / values.flip(0) if inverse else values, count)
     raise NotConverged
+
+
+def _schedule(values: Tensor, count: int) -> tuple[float, int, int]:
+    """Bound and degree of the next filter and how often to apply it, from ascending Ritz values of the operator."""
+    bound, last, top = (float(values[index]) for index in (0, len(values) - count, -1))
+    if not 0 < bound <= last <= top < math.inf:
+        raise NotConverged
+    gain, growth = (math.acosh(max(2 * value / bound - 1, 1 + 1e-4)) for value in (last, top))
+    steps = min(max(round(_WANTED / gain), 2), _STEPS)
+    degree = min(max(int(_GROWTH / growth), 1), steps)
+    return bound, degree, -(-steps // degree)
+
+
+def _filter(apply: Callable[[Tensor], Tensor], x: Tensor, bound: float, degree: int) -> Tensor:
+    """T_degree(2 A / bound - 1) x, a Chebyshev polynomial: small on [0, bound], growing fast above it."""
+    if degree == 1:
+        return apply(x)
+    before, x = x, apply(x) * (2 / bound) - x
+    for _ in range(degree - 1):
+        before, x = x, (apply(x) * (2 / bound) - x) * 2 - before
+    return x
+
+
+def _orthonormal(x: Tensor) -> Tensor:
+    """An orthonormal basis of the columns: CholeskyQR2, products only, or Householder QR where they are too close."""
+    for _ in range(2):
+        x = x / x.norm(dim=0)
+        factor, failed = torch.linalg.cholesky_ex(x.T @ x)
+        if not bool((failed == 0) & (factor.diagonal().min() > _APART)):
+            return torch.linalg.qr(x).Q
+        x = torch.linalg.solve_triangular(factor.T, x, upper=True, left=False)
+    return x

@@ -7,7 +7,7 @@ from torch import Tensor
 from astra import AstraError
 from astra.decompose import decompose, effective_rank
 from astra.eigen import eigen
-from astra.subspace import EndsEigen, NotConverged
+from astra.subspace import EndsEigen, NotConverged, _orthonormal
 
 ALL = ("tail", "nullspace", "principal", "middle", "random")
 
@@ -131,7 +131,7 @@ def test_selected_vectors_of_the_tridiagonal_solver(low: int, high: int) -> None
 def test_the_ends_of_a_large_spectrum_by_iteration() -> None:
     c = problem(300, 400, tokens=3000, decay=2.0)[3]
     values = torch.linalg.eigvalsh(c)
-    found = EndsEigen(c, 10, floor=1e-12)
+    found = EndsEigen(c, 10, 10, floor=1e-12)
     torch.testing.assert_close(found.values[:10], values[:10], rtol=1e-6, atol=0)
     torch.testing.assert_close(found.values[-10:], values[-10:], rtol=1e-6, atol=0)
     assert found.values[10:-10].isnan().all()
@@ -143,7 +143,30 @@ def test_the_ends_of_a_large_spectrum_by_iteration() -> None:
 def test_a_singular_matrix_is_left_to_the_full_solver() -> None:
     c = problem(60, 20)[3]
     with pytest.raises(NotConverged):
-        EndsEigen(c, 4, floor=1e-12)
+        EndsEigen(c, 4, 4, floor=1e-12)
+
+
+@pytest.mark.parametrize("subspace", ["tail", "principal"])
+def test_a_flat_spectrum_needs_no_full_solver(subspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("astra.decompose.LARGE", 100)
+    monkeypatch.setattr("astra.decompose.eigen", lambda _: pytest.fail("fell back to the full solver"))
+    x = torch.randn(16000, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    c = x.T @ x / len(x)  # random activations: eigenvalues between 0.68 and 1.39
+    found = decompose(c, "output", len(x), torch.randn(500, 500), None, 16, (subspace,), spectrum="ends")
+    values, q = torch.linalg.eigvalsh(c), found.vectors[subspace].double()
+    best = values[:16].sum() if subspace == "tail" else values[-16:].sum()
+    assert float((q * (c @ q)).sum()) == pytest.approx(float(best), rel=1e-5)
+    assert float(found.eigenvalues[-1]) == pytest.approx(float(values[-1]), rel=1e-5)
+    assert found.eigenvalues.isfinite().sum() == 17  # those of the subspace, and one of the other end
+
+
+def test_columns_that_almost_coincide_are_made_orthonormal() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(50, 1, dtype=torch.float64, generator=generator)
+    x = x + 1e-9 * torch.randn(50, 6, dtype=torch.float64, generator=generator)
+    q = _orthonormal(x)
+    torch.testing.assert_close(q.T @ q, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert (x - q @ (q.T @ x)).abs().max() < 1e-14
 
 
 def test_spectrum_ends_meets_the_criterion_and_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
