@@ -172,6 +172,7 @@ def run_streamed(
 
     wanted = config.calibration
     model, source = open_streamed(config.model)
+    check_rank(model, config, need.trained)
     total = count_tokens(batches) * model.config.num_hidden_layers
     with Progress("calibration, layer by layer", total, "token") as bar:
         return calibrate_streamed(

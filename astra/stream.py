@@ -6,6 +6,7 @@ forward pass is run with all decoder layers but one doing nothing, so that masks
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,14 +51,21 @@ def calibrate_streamed(
     Args:
         model: a transformers model on the CPU; its decoder layers may be on the meta device if there is a `source`.
         source: given a decoder layer's dotted name, its state dict (names without that prefix), read from disk.
-        folder: where to keep each finished layer and the hidden states, and to continue from; of these `settings`.
+        folder: where to keep each finished layer and the hidden states, and to continue from, if they are of the same
+            `settings` (which then must be given), arguments and shapes of batches.
 
     Raises:
         AstraError: see `astra.calibrate`; or the targets are not all inside one list of decoder layers.
     """
+    if folder is not None and settings is None:
+        raise AstraError("folder needs settings, which tell whose progress it holds")
     targets = find_targets(model, target_modules)
     prefix, layers = _decoder_layers(model, targets)
-    kept = _Kept(folder, repr((settings, rank, list(subspaces), spectrum, seed, keep_moments)))
+    # Hidden states are kept by batch: those of another batching have other shapes and belong to other tokens.
+    shapes = [
+        {key: tuple(value.shape) for key, value in batch.items() if isinstance(value, Tensor)} for batch in batches
+    ]
+    kept = _Kept(folder, repr((settings, list(targets), shapes, rank, list(subspaces), spectrum, seed, keep_moments)))
     start, hidden = kept.resume(len(batches))
     done = [found for number in range(start) for found in kept.read(number)]
     with evaluation(model):
@@ -179,8 +187,9 @@ def _on_device(layer: nn.Module, name: str, device: torch.device | str, source: 
         finally:
             layer.to("cpu")
         return
-    state = {key: tensor.to(device) for key, tensor in source(name).items()}
-    missing = set(layer.state_dict()) - set(state)
+    wanted = set(layer.state_dict())  # old checkpoints hold more: rotary frequencies
+    state = {key: tensor.to(device) for key, tensor in source(name).items() if key in wanted}
+    missing = wanted - set(state)
     if missing:
         raise AstraError(f"{name}.{min(missing)} is not in the model's files")
     layer.load_state_dict(state, assign=True)
@@ -203,8 +212,8 @@ def _decoder_layers(model: nn.Module, targets: Mapping[str, nn.Module]) -> tuple
 class _Kept:
     """Finished layers, and the hidden states that the next one starts from, in a folder (or nowhere)."""
 
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path | None, of: str) -> None:
+        self.folder, self.key = folder, hashlib.sha256(of.encode()).hexdigest()
 
     def resume(self, batches: int) -> tuple[int, list[dict[str, Tensor]]]:
         """The first layer still to do and the hidden states before it; none before the very first."""
@@ -212,13 +221,22 @@ class _Kept:
         if self.folder is None:
             return nothing
         try:
+            start = int(self._metadata(HIDDEN)["next"])
+            for number in range(start):  # each has its key: another run may have been killed before its hidden states
+                self._metadata(_layer_file(number))
             with safe_open(self.folder / HIDDEN, "pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("key") != self.key:
-                    return nothing
-                return int(metadata["next"]), [{"hidden_states": file.get_tensor(str(k))} for k in range(batches)]
-        except (OSError, SafetensorError):
+                return start, [{"hidden_states": file.get_tensor(str(k))} for k in range(batches)]
+        except (OSError, SafetensorError, KeyError):
             return nothing
+
+    def _metadata(self, name: str) -> dict[str, str]:
+        """Of a file with this key; a KeyError if it has another."""
+        assert self.folder is not None
+        with safe_open(self.folder / name, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+        if metadata["key"] != self.key:
+            raise KeyError(name)
+        return metadata
 
     def write(self, number: int, found: list[Found], hidden: list[dict[str, Tensor]]) -> None:
         """Keep a layer's results, then the hidden states: whoever is killed in between repeats the layer."""
@@ -230,7 +248,7 @@ class _Kept:
             tensors.update({f"{info.name}/vectors/{subspace}": q for subspace, q in result.vectors.items()})
             tensors.update({f"{info.name}/moment/{key}": matrix for key, matrix in moments.items()})
             infos.append(asdict(info))
-        write_table(self.folder / f"layer-{number}.safetensors", tensors, {"layers": json.dumps(infos)})
+        write_table(self.folder / _layer_file(number), tensors, {"key": self.key, "layers": json.dumps(infos)})
         states = {str(k): state["hidden_states"] for k, state in enumerate(hidden)}
         write_table(self.folder / HIDDEN, states, {"key": self.key, "next": str(number + 1)})
 
@@ -238,7 +256,7 @@ class _Kept:
         """A finished layer's results."""
         assert self.folder is not None
         found: list[Found] = []
-        with safe_open(self.folder / f"layer-{number}.safetensors", "pt") as file:
+        with safe_open(self.folder / _layer_file(number), "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict
             infos = json.loads((file.metadata() or {})["layers"])
         for values in infos:
@@ -253,3 +271,7 @@ class _Kept:
             )  # fmt: skip
             found.append((info, result, moments))
         return found
+
+
+def _layer_file(number: int) -> str:
+    return f"layer-{number}.safetensors"

@@ -13,6 +13,9 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from astra import Calibration
+from utils.config import ModelConfig
+from utils.models import load_model
+from utils.streaming import open_streamed
 
 ROOT = Path(__file__).parent.parent
 RECORDS = [{"instruction": f"What is {k} plus {k}?", "output": f"It is {2 * k}, twice {k}."} for k in range(60)]
@@ -109,6 +112,18 @@ def test_streaming_finds_the_same(config: Path, tmp_path: Path) -> None:
     whole, streamed = Calibration.load(the_store(config)), Calibration.load(folder)
     for name in whole.layers:
         torch.testing.assert_close(streamed.eigenvalues(name), whole.eigenvalues(name), rtol=1e-6, atol=1e-15)
+
+
+def test_streaming_refuses_a_rank_above_a_layer(config: Path) -> None:
+    err = run(config, "--calibration.stream=true", "--method.rank=32", status=2)
+    assert err.count("\n") == 1 and "method.rank: 32 is larger than the layer model.layers.0.self_attn.k_proj" in err
+
+
+def test_streaming_computes_in_the_data_type_of_the_whole_model(model_folder: Path) -> None:
+    wanted = ModelConfig(name=str(model_folder), dtype="bfloat16")
+    streamed, read = open_streamed(wanted)
+    dtype = load_model(wanted).dtype
+    assert streamed.dtype == dtype and {tensor.dtype for tensor in read("model.layers.0").values()} == {dtype}
 
 
 def test_killed_and_started_again_ends_with_the_same_bytes(config: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.config import ModelConfig
 from utils.errors import UserError
-from utils.models import resolve_model
+from utils.models import resolve_model, usable_dtype
 
 
 def open_streamed(model: ModelConfig) -> tuple[Any, Callable[[str], dict[str, Any]]]:
@@ -22,7 +22,7 @@ def open_streamed(model: ModelConfig) -> tuple[Any, Callable[[str], dict[str, An
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = resolve_model(model)
-    dtype = getattr(torch, model.dtype)
+    dtype = getattr(torch, usable_dtype(model.dtype))
     options = {} if model.attention is None else {"attn_implementation": model.attention}
     with init_empty_weights():
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype, **options)
