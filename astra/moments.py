@@ -111,9 +111,8 @@ class Pass:
 
     def _plan(self) -> Plan:
         """The first process's plan: a process may have no batches, and all must share in the same way."""
-        saved = self.checkpoint.load() if self.checkpoint is not None else None
-        if saved is not None:
-            self.separate |= set(saved[2]["separate"])
+        if self.checkpoint is not None:
+            self.separate |= set(self.checkpoint.info().get("separate", ()))
         self.separate = set().union(*parallel.gather(self.separate))
         plan, error = None, None
         try:
@@ -250,7 +249,7 @@ class Pass:
         raise AstraError(f"layer {name}: NaN or Inf in its {self.plan.kinds[name]}s in calibration batch {number}")
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        matrices = {name: total.matrix() for name, total in self.sums.items()}
+        matrices = {name: total.partial() for name, total in self.sums.items()}
         rows = {name: total.rows for name, total in self.sums.items()}
         return matrices, {"rows": rows, "separate": sorted(self.separate)}
 

@@ -23,7 +23,8 @@ from astra.decompose import LayerSpectrum
 from astra.errors import AstraError
 from astra.forward import Batch, Forward, StopForward, evaluation
 from astra.moments import Pass
-from astra.store import Calibration, LayerInfo, write_table
+from astra.progress import write_progress
+from astra.store import Calibration, LayerInfo
 from astra.targets import find_targets
 
 Source = Callable[[str], Mapping[str, Tensor]]
@@ -248,9 +249,9 @@ class _Kept:
             tensors.update({f"{info.name}/vectors/{subspace}": q for subspace, q in result.vectors.items()})
             tensors.update({f"{info.name}/moment/{key}": matrix for key, matrix in moments.items()})
             infos.append(asdict(info))
-        write_table(self.folder / _layer_file(number), tensors, {"key": self.key, "layers": json.dumps(infos)})
+        write_progress(self.folder / _layer_file(number), tensors, {"key": self.key, "layers": json.dumps(infos)})
         states = {str(k): state["hidden_states"] for k, state in enumerate(hidden)}
-        write_table(self.folder / HIDDEN, states, {"key": self.key, "next": str(number + 1)})
+        write_progress(self.folder / HIDDEN, states, {"key": self.key, "next": str(number + 1)})
 
     def read(self, number: int) -> list[Found]:
         """A finished layer's results."""

@@ -233,3 +233,31 @@ def test_progress_of_something_else_is_not_used(tmp_path: Path) -> None:
     assert found is not None and found[0] == 3
     path.write_bytes(path.read_bytes()[:-1])
     assert Checkpoint(path, "one").load() is None
+
+
+def test_a_disk_too_full_for_progress_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, targets = build("llama")
+    (tmp_path / "file").touch()
+    checkpoint = Checkpoint(tmp_path / "file" / "progress.safetensors", "key", seconds=0)
+    found = collect(model, tokens(), targets, checkpoint=checkpoint)
+    assert "no progress saved" in caplog.text and "progress.safetensors" in caplog.text
+    for key, matrix in collect(model, tokens(), targets).matrices.items():
+        assert torch.equal(found.matrices[key], matrix)
+
+
+def test_saving_takes_a_twentieth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, saved = [0.0], []
+    monkeypatch.setattr("astra.progress.time.monotonic", lambda: clock[0])
+
+    def write(*_: object) -> None:
+        saved.append(clock[0])
+        clock[0] += 10
+
+    monkeypatch.setattr("astra.progress.write_table", write)
+    checkpoint = Checkpoint(tmp_path / "progress.safetensors", "key", seconds=30)
+    state = {"a": torch.empty(10**9, dtype=torch.float64, device="meta")}  # expected to take 40 s
+    while clock[0] < 2000:
+        clock[0] += 1
+        checkpoint.maybe_save(1, lambda: (state, {}))
+        assert 10 * len(saved) <= clock[0] / 20
+    assert saved[0] == 800 and len(saved) > 5

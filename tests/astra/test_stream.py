@@ -103,7 +103,7 @@ def test_a_layer_that_another_run_left_behind_is_not_used(tmp_path: Path, monkey
         write_table(path, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("astra.stream.write_table", killed_between)
+        patch.setattr("astra.stream.write_progress", killed_between)
         calibrate_streamed(model, tokens(), targets, 4, ("principal",), **options)
     found = calibrate_streamed(model, tokens(), targets, 4, **options)
     assert same(found, calibrate_streamed(model, tokens(), targets, 4, device="cpu"))
