@@ -18,11 +18,12 @@ from astra.forward import Batch
 from astra.moments import Moments, collect
 from astra.progress import Checkpoint
 from astra.store import Calibration, LayerInfo
-from astra.targets import layer_shape, layer_weight
+from astra.targets import check_loaded, layer_shape, layer_weight
 
 Decomposed = tuple[LayerInfo, LayerSpectrum]
 
 
+@torch.inference_mode(False)  # the result is for training
 def calibrate(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -53,8 +54,8 @@ def calibrate(
         seed: of `random` and of the basis of null spaces.
         keep_moments: keep the second moments too, for `extend`.
         settings: kept with the result, to tell what it was made of.
-        checkpoint: a file of this process to save progress in and to continue from; of these `settings` and targets.
-            Whoever has saved the result deletes it.
+        checkpoint: a file of this process to save progress in and to continue from, if it is of the same `settings`
+            (which then must be given) and targets. Whoever has saved the result deletes it.
         on_batch: called after each batch with its number and tokens.
         on_layer: called after each decomposition with the layer's name.
 
@@ -66,6 +67,8 @@ def calibrate(
     """
     if rank < 1:
         raise AstraError(f"rank {rank} is not a positive number")
+    if checkpoint is not None and settings is None:
+        raise AstraError("checkpoint needs settings, which tell whose progress it holds")
     progress = Checkpoint(checkpoint, repr((settings, target_modules))) if checkpoint is not None else None
     moments = collect(model, batches, target_modules, checkpoint=progress, on_batch=on_batch)
     result = from_moments(
@@ -102,7 +105,13 @@ def from_moments(
             on_layer(name)
         return found
 
-    mine = _map(one, own, next(iter(moments.matrices.values())).device)
+    mine: list[Decomposed] = []
+    error = None
+    try:
+        mine = _map(one, own, next(layer_weight(module)[0].device for module in targets.values()))
+    except AstraError as caught:
+        error = caught
+    parallel.raise_together(error)
     return assemble(mine, list(moments.groups), rank, subspaces, {"moments": kept} if kept else {})
 
 
@@ -127,6 +136,7 @@ def _map(one: Callable[[str], Decomposed], names: list[str], device: torch.devic
         torch.set_num_threads(threads)
 
 
+@torch.inference_mode(False)
 def extend(
     calibration: Calibration,
     model: nn.Module,
@@ -169,12 +179,10 @@ def decompose_layer(
     """Decompose one layer with the moment that it uses."""
     key = moments.groups[name]
     weight, bias = layer_weight(module)
-    if weight.is_meta:
-        raise AstraError(f"layer {name}: its weight is offloaded to disk or CPU; use the streamed mode")
+    check_loaded(name, module)
     kind, tokens = moments.kinds[key], moments.tokens[key]
-    result = decompose(
-        moments.matrices[key], kind, tokens, weight, bias, rank, subspaces, spectrum=spectrum, seed=seed, name=name
-    )
+    moment = moments.matrices[key].to(weight.device)  # moments that were kept come from the CPU
+    result = decompose(moment, kind, tokens, weight, bias, rank, subspaces, spectrum=spectrum, seed=seed, name=name)
     info = LayerInfo(
         name=name,
         shape=layer_shape(module),

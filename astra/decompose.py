@@ -71,7 +71,7 @@ def decompose(
         name: the layer, for the seed and for messages.
 
     Raises:
-        AstraError: unknown subspace, or a C without energy.
+        AstraError: unknown subspace, NaN or Inf in the weights, or a C that has no energy or defeats the solver.
     """
     unknown = next((subspace for subspace in subspaces if subspace not in SUBSPACES), None)
     if unknown is not None:
@@ -80,7 +80,12 @@ def decompose(
     bound = min(m, n + (bias is not None), tokens)
     rank = min(rank, m)
     problem = _Problem(moment, kind, weight, bias)
-    solved = _solve(problem.core, rank, bound, spectrum, subspaces, max(m, n))
+    if not bool(problem.core.isfinite().all()):
+        raise AstraError(f"layer {name}: NaN or Inf in its weights")
+    try:
+        solved = _solve(problem.core, rank, bound, spectrum, subspaces, max(m, n))
+    except (torch.linalg.LinAlgError, AstraError) as error:
+        raise AstraError(f"layer {name}: {str(error).splitlines()[0]}") from error
     largest = float(solved.values[-1])
     if not largest > 0:
         raise AstraError(f"layer {name}: its outputs are all zero on the calibration set")

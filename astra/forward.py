@@ -105,14 +105,38 @@ def first_sample(batch: Batch) -> Batch:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block (dropout would change the activations), each module as it was afterwards."""
+    """Eval mode (dropout would change the activations) and full float32 products inside the block; then as before."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with _full_precision():
+            yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 or bfloat16 inside float32 products: their rounding would drown the tail of the outputs."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    cuda, cpu = torch.backends.cuda, torch.backends.mkldnn
+    backends: list[Any] = [cuda.matmul, cpu.matmul]  # type: ignore[attr-defined]
+    previous = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, previous, strict=True):
+            backend.fp32_precision = precision
 
 
 def _size(grid: tuple[int, ...] | None) -> int:

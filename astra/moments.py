@@ -21,7 +21,7 @@ from astra.forward import Batch, Forward, Run, StopForward, TokenRows, evaluatio
 from astra.progress import Checkpoint
 from astra.sharing import Plan, Seen, layer_input, make_plan
 from astra.sums import OuterSum
-from astra.targets import find_targets, layer_shape, layer_weight
+from astra.targets import check_loaded, find_targets, layer_shape, layer_weight
 
 _OUTPUT_ROWS = 4096  # rows of an output recomputed at a time
 
@@ -68,10 +68,12 @@ def collect(
         on_batch: called after each batch with its number and its count of tokens.
 
     Raises:
-        AstraError: targets that match nothing or are never called, no tokens, NaN or Inf in activations (naming layer
-            and batch), or padding that cannot be told apart.
+        AstraError: targets that match nothing, are offloaded or are never called, no tokens, NaN or Inf in activations
+            (naming layer and batch), or padding that cannot be told apart.
     """
     targets = find_targets(model, target_modules)
+    for name, module in targets.items():
+        check_loaded(name, module)
     if not hasattr(batches, "__len__") and iter(batches) is batches:
         batches = list(batches)
     separate: set[str] = set()
@@ -161,10 +163,13 @@ class Pass:
         groups = {name: self.plan.key(name) for name in self.targets}
         moments = Moments({}, {}, {key: self.plan.kinds[key] for key in groups.values()}, groups)
         for key in moments.kinds:
+            called = any(parallel.gather(key in self.sums))
             total = self._sum(key, self._device(key))
             tokens = sum(parallel.gather(total.rows))
-            if tokens == 0:
+            if not called:
                 raise AstraError(f"target layer {key} is never called in a forward pass over the calibration set")
+            if tokens == 0:
+                raise AstraError("no calibration tokens: attention_mask leaves none in any batch")
             moments.tokens[key] = tokens
             moments.matrices[key] = parallel.reduce_sum(total.release()).div_(tokens)
             del self.sums[key]
@@ -221,8 +226,9 @@ class Pass:
         # The rounding of a half-precision output (2^-9) would drown the tail: compute it again, in float32.
         weight, bias = layer_weight(self.targets[name])
         weight, bias = weight.float(), None if bias is None else bias.float()
-        for part in rows.of(name, x).split(_OUTPUT_ROWS):
-            total.add(F.linear(part.float(), weight, bias))
+        with torch.autocast(weight.device.type, enabled=False):
+            for part in rows.of(name, x).split(_OUTPUT_ROWS):
+                total.add(F.linear(part.float(), weight, bias))
 
     def _device(self, name: str) -> torch.device:
         return layer_weight(self.targets[name])[0].device
@@ -246,7 +252,8 @@ class Pass:
         if all(bool(torch.stack(group).isfinite().all()) for group in by_device.values()):
             return
         name = next(name for name, trace in traces.items() if not bool(trace.isfinite()))
-        raise AstraError(f"layer {name}: NaN or Inf in its {self.plan.kinds[name]}s in calibration batch {number}")
+        where = f"calibration batch {number}" + parallel.of_process()
+        raise AstraError(f"layer {name}: NaN or Inf in its {self.plan.kinds[name]}s in {where}")
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         matrices = {name: total.partial() for name, total in self.sums.items()}

@@ -20,6 +20,11 @@ def world_size() -> int:
     return dist.get_world_size() if _joined() else 1
 
 
+def of_process() -> str:
+    """ " of process 1", for messages; empty if there is only one."""
+    return f" of process {rank()}" if _joined() else ""
+
+
 def gather(value: Any) -> list[Any]:
     """The picklable values of all processes, by rank, on every process."""
     if not _joined():

@@ -52,12 +52,16 @@ class Seen:
 
     def remember(self, name: str, number: int, x: Tensor) -> None:
         """Keep track of what the `number`-th call of `name` read."""
-        self._tensors[name, number] = (weakref.ref(x), x._version)
+        self._tensors[name, number] = (weakref.ref(x), _version(x))
 
     def same(self, name: str, number: int, x: Tensor) -> bool:
         """Whether the `number`-th call of `name` read the tensor x as it is now."""
         reference, version = self._tensors.get((name, number), (lambda: None, -1))
-        return reference() is x and version == x._version
+        return reference() is x and version == _version(x)
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version  # what was made in inference mode cannot be changed outside of it
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -299,9 +298,3 @@ def _sha256(path: Path) -> str:
 
 def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error).splitlines()[0]
-
-
-def orthonormality_error(vectors: Tensor) -> float:
-    """Largest entry of |Q^T Q - I| in float64, a check for tests and tools."""
-    q = vectors.double()
-    return float((q.T @ q - torch.eye(q.shape[1], dtype=torch.float64)).abs().max())

@@ -31,6 +31,7 @@ Source = Callable[[str], Mapping[str, Tensor]]
 HIDDEN = "hidden.safetensors"
 
 
+@torch.inference_mode(False)
 def calibrate_streamed(
     model: nn.Module,
     batches: Sequence[Batch],

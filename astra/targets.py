@@ -57,6 +57,14 @@ def layer_weight(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     return (weight.T if type(module).__name__ == "Conv1D" else weight), bias
 
 
+def check_loaded(name: str, module: nn.Module) -> None:
+    """Raise an `AstraError` that names the layer if its weight is not in memory."""
+    if layer_weight(module)[0].is_meta:
+        raise AstraError(
+            f"layer {name}: its weight is offloaded; use the streamed mode, or a device_map that loads it"
+        )
+
+
 def _by_ending(model: nn.Module, modules: dict[str, nn.Module], endings: Sequence[str]) -> dict[str, nn.Module]:
     def matches(name: str, ending: str) -> bool:
         return name == ending or name.endswith(f".{ending}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import MistralForCausalLM
 
 from astra import AstraError, calibrate
 from astra.moments import collect
@@ -175,6 +176,88 @@ def test_a_bad_activation_names_layer_and_batch(value: float) -> None:
     batches[2]["inputs_embeds"][1, 3] = value
     with pytest.raises(AstraError, match=r"layer model.layers.0.self_attn.q_proj: NaN or Inf .* batch 2"):
         collect(model, batches, targets)
+
+
+def test_masks_that_leave_no_token() -> None:
+    model, targets = build("llama")
+    batch = tokens()[0]
+    with pytest.raises(AstraError, match="attention_mask leaves none in any batch"):
+        collect(model, [{**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])}], targets)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_a_spread_model_is_calibrated_if_its_targets_are_loaded(where: str, tmp_path: Path) -> None:
+    whole, targets = build("mistral")
+    whole.save_pretrained(tmp_path / "model")
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "disk", "lm_head": "disk"}
+    spread = MistralForCausalLM.from_pretrained(
+        tmp_path / "model",
+        device_map={**places, "model.layers.0": "cpu", "model.layers.1": where},
+        offload_folder=tmp_path / "offload",
+    )
+    if where == "disk":
+        seen: list[int] = []
+        with pytest.raises(AstraError, match=r"layer model.layers.1.self_attn.q_proj: its weight is offloaded"):
+            calibrate(spread, tokens(), targets, 4, on_batch=lambda number, _: seen.append(number))
+        assert not seen
+        return
+    expected = collect(whole, tokens(), targets)
+    for key, matrix in collect(spread, tokens(), targets).matrices.items():
+        torch.testing.assert_close(matrix, expected.matrices[key])
+
+
+def test_recomputed_outputs_are_float32_under_autocast() -> None:
+    model, x = nn.Linear(40, 12), torch.randn(200, 40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = collect(nn.Sequential(model), [{"input": x}], ["0"])
+    assert found.kinds == {"0": "output"}
+    y = model(x).detach().double()
+    torch.testing.assert_close(found.matrices["0"], y.T @ y / 200, rtol=1e-5, atol=1e-6)
+
+
+def test_float32_products_are_exact_in_the_pass_and_as_before_after_it() -> None:
+    inside: list[str] = []
+
+    class Watch(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            inside.append(torch.backends.cuda.matmul.fp32_precision)
+            return super().forward(x)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        collect(nn.Sequential(Watch(4, 3), Watch(3, 3)), [{"input": torch.randn(9, 4)}], ["0", "1"])
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(inside) == {"ieee"}
+
+
+def test_inference_mode_changes_nothing() -> None:
+    model, targets = build("llama")
+    expected = calibrate(model, tokens(), targets, 4)
+    with torch.inference_mode():
+        found = calibrate(model, tokens(), targets, 4)
+    for name in expected.layers:
+        q = found.vectors(name, "tail", 4)
+        assert torch.equal(q, expected.vectors(name, "tail", 4)) and not q.is_inference()
+    with torch.inference_mode():
+        x = torch.randn(2, 5, 6)
+    assert calibrate(Repeated(), [{"x": x}], ["twice"], 4).layers["twice"].tokens == 20
+
+
+def test_progress_needs_settings(tmp_path: Path) -> None:
+    model, targets = build("llama")
+    with pytest.raises(AstraError, match="checkpoint needs settings"):
+        calibrate(model, tokens(), targets, 4, checkpoint=tmp_path / "progress.safetensors")
+
+
+def test_a_bad_weight_of_the_last_layer_is_named() -> None:
+    model, targets = build("llama")
+    bad = "model.layers.1.self_attn.o_proj"  # the last target: nothing is computed with it
+    model.get_submodule(bad).weight.data[3, 4] = torch.nan
+    with pytest.raises(AstraError, match=f"layer {bad}: NaN or Inf in its weights"):
+        calibrate(model, tokens(), ["q_proj", "o_proj"], 4)
 
 
 def test_no_tokens() -> None:
