@@ -37,6 +37,7 @@ One calibration serves all ranks and subspaces of a sweep. An interrupted one co
   --force   calibrate again, whatever is there
 """
 PROGRESS = ".progress"  # folder inside the store for what a killed run leaves
+FIGURE = "spectrum.png"
 
 
 def command() -> None:
@@ -62,6 +63,8 @@ def check(config: Config) -> None:
     check_training(config.data, config.model.task_type)
     if config.calibration.stream and world_size() > 1:
         raise UserError("calibration.stream: true runs in one process; start it without torchrun")
+    if config.model.device_map is not None and world_size() > 1:
+        raise UserError("model.device_map: spreads the model over all devices for one process; start without torchrun")
 
 
 def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> None:
@@ -82,6 +85,10 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
         old = Calibration.load(folder)
         if need.met_by(manifest):
             log.info("%s is complete: nothing to do (--force calibrates again)", folder)
+            if config.calibration.keep_moments and not old.has_moments:
+                log.info("calibration.keep_moments: %s was made without them; --force calibrates again", folder)
+            if is_main():
+                tidy(folder, old, need.rank)
             return
         subspaces = tuple(dict.fromkeys((*old.subspaces, *need.subspaces)))
         need = Need(max(need.rank, old.max_rank), subspaces, need.trained)
@@ -137,6 +144,7 @@ def run_calibration(
 ) -> Calibration:
     """Calibrate on this process's share of the batches, continuing what a killed run left."""
     from astra import calibrate
+    from astra.targets import find_targets
 
     wanted = config.calibration
     mine = batches[rank() :: world_size()]
@@ -147,7 +155,8 @@ def run_calibration(
         return run_streamed(folder, config, need, settings, batches)
     model = load(config)
     check_rank(model, config, need.trained)
-    with Progress("calibration", count_tokens(mine), "token") as bar:
+    layers = len(find_targets(model, config.method.target_modules)) // world_size()
+    with Bar("calibration", count_tokens(mine), "token") as bar, Bar("decomposition", [1] * layers, "layer") as second:
         return calibrate(
             model,
             mine,
@@ -159,7 +168,8 @@ def run_calibration(
             keep_moments=wanted.keep_moments,
             settings=settings,
             checkpoint=progress,
-            on_batch=lambda _, tokens: bar.update(tokens),
+            on_batch=bar.update,
+            on_layer=second.count,
         )
 
 
@@ -173,8 +183,8 @@ def run_streamed(
     wanted = config.calibration
     model, source = open_streamed(config.model)
     check_rank(model, config, need.trained)
-    total = count_tokens(batches) * model.config.num_hidden_layers
-    with Progress("calibration, layer by layer", total, "token") as bar:
+    steps = count_tokens(batches) * model.config.num_hidden_layers
+    with Bar("calibration, layer by layer", steps, "token") as bar:
         return calibrate_streamed(
             model,
             batches,
@@ -188,13 +198,48 @@ def run_streamed(
             keep_moments=wanted.keep_moments,
             settings=settings,
             folder=folder / PROGRESS,
-            on_batch=lambda _, tokens: bar.update(tokens),
+            on_batch=bar.update,
         )
 
 
-def count_tokens(batches: list[dict[str, Tensor]]) -> int:
-    """Tokens of the batches, padding not counted."""
-    return sum(int(batch["attention_mask"].sum()) for batch in batches)
+class Bar:
+    """A progress bar that appears with the first step, so that a resumed pass shows what is left to do.
+
+    Args:
+        desc: what is under way.
+        sizes: units of every step.
+        unit: what the sizes count.
+    """
+
+    def __init__(self, desc: str, sizes: list[int], unit: str) -> None:
+        self._desc, self._sizes, self._unit = desc, sizes, unit
+        self._counted = 0
+        self._progress: Progress | None = None
+
+    def update(self, number: int, size: int) -> None:
+        """Count step `number`, from 0, as done."""
+        if self._progress is None:
+            if number:
+                log.info("%s: continues after step %d of %d", self._desc, number, len(self._sizes))
+            self._progress = Progress(self._desc, sum(self._sizes[number:]), self._unit)
+        self._progress.update(size)
+
+    def count(self, _: str) -> None:
+        """Count the next step, of one unit, as done."""
+        self.update(self._counted, 1)
+        self._counted += 1
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(*error)
+
+
+def count_tokens(batches: list[dict[str, Tensor]]) -> list[int]:
+    """Tokens of each batch, padding not counted."""
+    return [int(batch["attention_mask"].sum()) for batch in batches]
 
 
 def check_rank(model: nn.Module, config: Config, rank: int) -> None:
@@ -212,7 +257,16 @@ def extend_store(config: Config, old: Calibration, need: Need) -> Calibration:
     from astra import extend
 
     wanted = config.calibration
-    return extend(old, load(config), need.rank, need.subspaces, spectrum=wanted.spectrum, seed=wanted.seed)
+    with Bar("decomposition", [1] * (len(old.layers) // world_size()), "layer") as bar:
+        return extend(
+            old,
+            load(config),
+            need.rank,
+            need.subspaces,
+            spectrum=wanted.spectrum,
+            seed=wanted.seed,
+            on_layer=bar.count,
+        )
 
 
 def load(config: Config) -> nn.Module:
@@ -226,13 +280,20 @@ def load(config: Config) -> nn.Module:
 
 def finish(folder: Path, result: Calibration, need: Need, seconds: float) -> None:
     """Write the store and its figure, and drop the progress files."""
-    from utils.plots import plot_spectra
-
     result.save(folder)
-    plot_spectra(result, folder / "spectrum.png", need.rank)
-    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+    (folder / FIGURE).unlink(missing_ok=True)  # of what stood here before
+    tidy(folder, result, need.rank)
     tokens = max(info.tokens for info in result.layers.values())
     log.info("%s: %d layers from %s tokens in %.1f s", folder, len(result.layers), f"{tokens:,}", seconds)
+
+
+def tidy(folder: Path, result: Calibration, rank: int) -> None:
+    """Draw the figure where a killed run left none, and drop the progress files."""
+    from utils.plots import plot_spectra
+
+    if not (folder / FIGURE).is_file():
+        plot_spectra(result, folder / FIGURE, rank)
+    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
 
 
 def _missing(old: Calibration, need: Need) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def calibrate(
         checkpoint: a file of this process to save progress in and to continue from, if it is of the same `settings`
             (which then must be given) and targets. Whoever has saved the result deletes it.
         on_batch: called after each batch with its number and tokens.
-        on_layer: called after each decomposition with the layer's name.
+        on_layer: called after each of this process's decompositions with the layer's name.
 
     Returns:
         A `Calibration` on the CPU; `.save(folder)` keeps it.
@@ -101,14 +101,15 @@ def from_moments(
     def one(name: str) -> Decomposed:
         found = decompose_layer(name, targets[name], moments, rank, subspaces, spectrum=spectrum, seed=seed)
         _done_with(moments, left, name)
-        if on_layer is not None:
-            on_layer(name)
         return found
 
     mine: list[Decomposed] = []
     error = None
     try:
-        mine = _map(one, own, next(layer_weight(module)[0].device for module in targets.values()))
+        for found in _map(one, own, next(layer_weight(module)[0].device for module in targets.values())):
+            mine.append(found)
+            if on_layer is not None:
+                on_layer(found[0].name)
     except AstraError as caught:
         error = caught
     parallel.raise_together(error)
@@ -123,15 +124,16 @@ def _done_with(moments: Moments, left: Counter[str], name: str) -> None:
         del moments.matrices[key]
 
 
-def _map(one: Callable[[str], Decomposed], names: list[str], device: torch.device) -> list[Decomposed]:
+def _map(one: Callable[[str], Decomposed], names: list[str], device: torch.device) -> Iterator[Decomposed]:
     """Decompose layers, on a CPU one a core: such small problems gain little from threads of their own."""
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
-        return [one(name) for name in names]
+        yield from map(one, names)
+        return
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(one, names))
+            yield from pool.map(one, names)
     finally:
         torch.set_num_threads(threads)
 

@@ -255,6 +255,9 @@ def _too_few(info: LayerInfo, subspace: str, rank: int, stored: int) -> str:
 
 def _stage(folder: Path, name: str, write: Callable[[Path], None]) -> Path:
     """Write to a temporary name beside `name`; remove it again if that fails."""
+    for stale in folder.glob(f".{name}.*.tmp"):
+        if not _running(int(stale.name.split(".")[-2])):
+            stale.unlink(missing_ok=True)
     path = folder / f".{name}.{os.getpid()}.tmp"
     try:
         path.touch()
@@ -267,6 +270,16 @@ def _stage(folder: Path, name: str, write: Callable[[Path], None]) -> Path:
         path.unlink(missing_ok=True)
         raise
     return path
+
+
+def _running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _table_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Callable[[Path], None]:

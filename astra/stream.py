@@ -55,6 +55,7 @@ def calibrate_streamed(
         source: given a decoder layer's dotted name, its state dict (names without that prefix), read from disk.
         folder: where to keep each finished layer and the hidden states, and to continue from, if they are of the same
             `settings` (which then must be given), arguments and shapes of batches.
+        on_batch: called after each batch of each layer, with its number in the whole pass and its tokens.
 
     Raises:
         AstraError: see `astra.calibrate`; or the targets are not all inside one list of decoder layers.
@@ -77,7 +78,8 @@ def calibrate_streamed(
             with _on_device(layers[number], name, device, source):
                 one = _OneLayer(Forward(model, list(targets)), layers, number, device)
                 work = [{**batch, "number": k, **hidden[k]} for k, batch in enumerate(batches)]
-                found = _sum_and_decompose(one, own, work, rank, subspaces, spectrum, seed, keep_moments, on_batch)
+                done_with = _offset(on_batch, number * len(batches))
+                found = _sum_and_decompose(one, own, work, rank, subspaces, spectrum, seed, keep_moments, done_with)
             hidden = [{"hidden_states": one.outputs[k]} for k in range(len(batches))]
             done += found
             kept.write(number, found, hidden)
@@ -124,6 +126,10 @@ def _sum_and_decompose(
         own = {name: moments.matrices[name].cpu()} if keep_moments and name in moments.matrices else {}
         found.append((info, result, own))
     return found
+
+
+def _offset(on_batch: Callable[[int, int], None] | None, first: int) -> Callable[[int, int], None] | None:
+    return None if on_batch is None else lambda number, tokens: on_batch(first + number, tokens)
 
 
 class _OneLayer:

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from astra import Calibration
-from utils.config import ModelConfig
+from utils.calibrations import store_folder
+from utils.config import ModelConfig, load_config
 from utils.models import load_model
 from utils.streaming import open_streamed
 
@@ -79,8 +80,11 @@ def test_a_store_is_made_reused_and_extended(config: Path) -> None:
     folder = the_store(config)
     assert (folder / "spectrum.png").stat().st_size > 0 and not (folder / ".progress").exists()
     before = contents(folder)
+    (folder / "spectrum.png").unlink()  # as if killed before it was drawn
+    (folder / ".progress").mkdir()
     assert "is complete" in run(config)
     assert contents(folder) == before
+    assert (folder / "spectrum.png").stat().st_size > 0 and not (folder / ".progress").exists()
     assert "second moments kept" in run(config, "--method.rank=6", "--method.subspace=nullspace")
     wider = Calibration.load(the_store(config))
     assert wider.max_rank == 6 and wider.subspaces == ("tail", "nullspace")
@@ -88,6 +92,7 @@ def test_a_store_is_made_reused_and_extended(config: Path) -> None:
 
 def test_asking_for_more_without_moments_calibrates_again(config: Path) -> None:
     run(config)
+    assert "keep_moments: " in run(config, "--calibration.keep_moments=true")
     assert "calibrating again for rank 6, more than the 4 stored" in run(config, "--method.rank=6")
     assert Calibration.load(the_store(config)).max_rank == 6
 
@@ -126,20 +131,33 @@ def test_streaming_computes_in_the_data_type_of_the_whole_model(model_folder: Pa
     assert streamed.dtype == dtype and {tensor.dtype for tensor in read("model.layers.0").values()} == {dtype}
 
 
+DRIVER = """
+import functools, runpy, sys
+import astra.calibration
+astra.calibration.Checkpoint = functools.partial(astra.calibration.Checkpoint, seconds=0)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_killed_and_started_again_ends_with_the_same_bytes(config: Path, tmp_path: Path) -> None:
-    run(config)
+    run(config, "--calibration.batch_size=1")
     whole = contents(the_store(config))
-    words = (f"--output_dir={tmp_path / 'killed'}",)
-    process = start(config, *words)
+    words = (f"--output_dir={tmp_path / 'killed'}", "--calibration.batch_size=1")
+    process = start(config, *words, launcher=(sys.executable, "-c", DRIVER))
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if any((tmp_path / "killed").glob("calibration/*")):
-            process.send_signal(signal.SIGKILL)
+    while not list((tmp_path / "killed").glob("calibration/*/.progress/*.safetensors")):
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     process.communicate()
-    run(config, *words)
     (folder,) = (tmp_path / "killed" / "calibration").iterdir()
+    assert not (folder / "manifest.json").exists()
+    (folder / ".tail.safetensors.999999999.tmp").touch()  # what it leaves when killed while writing
+    assert "calibration: continues after step" in run(config, *words)
     assert contents(folder) == whole
+    assert not list(folder.glob(".*"))
 
 
 def test_another_model_or_data_set_under_the_same_name_is_an_error(config: Path) -> None:
@@ -157,6 +175,18 @@ def test_a_truncated_file_is_one_line(config: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     err = run(config, status=2)
     assert err.count("\n") == 1 and "tail.safetensors is cut short" in err
+
+
+@pytest.mark.parametrize("word", ["--calibration.stream=true", "--model.device_map=auto"])
+def test_one_process_modes_refuse_several(config: Path, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    err = run(config, word, status=2)
+    assert err.count("\n") == 1 and word[2:].split("=")[0] in err and "without torchrun" in err
+
+
+def test_a_held_out_part_of_the_data_has_a_store_of_its_own(config: Path) -> None:
+    one, other = (load_config(str(config), {"data.validation": count}) for count in (0, 0.2))
+    assert store_folder(one) != store_folder(other)
 
 
 def test_other_methods_need_no_calibration(config: Path) -> None:
