@@ -65,7 +65,7 @@ def _row(calibration: Calibration, info: LayerInfo) -> tuple[str, ...]:
         str(info.rank_bound),
         str(info.numerical_rank),
         "-" if info.effective_rank is None else f"{info.effective_rank:.1f}",
-        f"{float(tail.sum()) / info.trace:.2e}",
+        f"{float(tail.sum()) / info.trace:.2e}" if bool(tail.isfinite().all()) else "-",
         f"{float(inside[-1] / inside[0]):.2e}",
     )
 

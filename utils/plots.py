@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ def plot_spectra(calibration: Calibration, path: Path, rank: int) -> None:
 
     types: dict[str, list[str]] = {}
     for name in calibration.layers:
-        types.setdefault(name.rsplit(".", 1)[-1], []).append(name)
+        types.setdefault(_kind(name), []).append(name)
     columns = min(4, len(types) + 1)
     rows = -(-(len(types) + 1) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False)
@@ -43,6 +44,11 @@ def plot_spectra(calibration: Calibration, path: Path, rank: int) -> None:
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
+
+
+def _kind(name: str) -> str:
+    """A layer's path after the number of its decoder layer; its whole name if there is none."""
+    return re.split(r"(?:^|\.)\d+\.", name)[-1]
 
 
 def _spectra(axis: Axes, calibration: Calibration, kind: str, names: list[str], rank: int) -> None:
@@ -74,6 +80,8 @@ def _spectra(axis: Axes, calibration: Calibration, kind: str, names: list[str], 
 
 def _effective_ranks(axis: Axes, calibration: Calibration, types: dict[str, list[str]]) -> None:
     """Share of the dimensions that each layer's activations use, by depth."""
+    from matplotlib.ticker import MaxNLocator
+
     found = {name: info.effective_rank for name, info in calibration.layers.items() if info.effective_rank}
     if len(found) < len(calibration.layers):
         axis.text(0.5, 0.5, "effective ranks need\ncalibration.spectrum: full", ha="center", va="center")
@@ -82,4 +90,5 @@ def _effective_ranks(axis: Axes, calibration: Calibration, types: dict[str, list
     for kind, names in types.items():
         axis.plot(range(len(names)), [found[name] for name in names], marker=".", lw=1, label=kind)
     axis.set(title="effective rank", xlabel="depth", yscale="log")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(fontsize=6)

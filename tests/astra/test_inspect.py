@@ -28,6 +28,17 @@ def test_one_line_a_layer_and_a_warning(folder: Path, capsys: pytest.CaptureFixt
     assert "30 calibration tokens; 32 would do" in lines[3]
 
 
+def test_what_was_not_computed_is_a_dash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("astra.decompose.LARGE", 4)
+    model, batch = nn.Sequential(nn.Linear(8, 8, bias=False)), {"input": torch.randn(3, 10, 8)}
+    calibrate(model, [batch], ["0"], 2, ("principal",), spectrum="ends").save(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.split()[-3:-1] == ["-", "-"] and "nan" not in line  # effective rank, tail energy; then the condition
+
+
 def test_a_folder_that_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
