@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from astra.store import SUBSPACES
 from astra.subspace import EndsEigen, NotConverged
 from astra.sums import OuterSum, congruence
 
+T = TypeVar("T")
 CUTOFF = 8 * torch.finfo(torch.float64).eps  # times max(m, n) times the largest eigenvalue
 _CONDITION = 1e-3  # smallest over largest pivot of a Cholesky factor to rely on
 LARGE = 2048  # below this size a full decomposition is as fast as its ends
@@ -82,10 +84,7 @@ def decompose(
     problem = _Problem(moment, kind, weight, bias)
     if not bool(problem.core.isfinite().all()):
         raise AstraError(f"layer {name}: NaN or Inf in its weights")
-    try:
-        solved = _solve(problem.core, rank, bound, spectrum, subspaces, max(m, n))
-    except (torch.linalg.LinAlgError, AstraError) as error:
-        raise AstraError(f"layer {name}: {str(error).splitlines()[0]}") from error
+    solved = _named(name, lambda: _solve(problem.core, rank, bound, spectrum, subspaces, max(m, n)))
     largest = float(solved.values[-1])
     if not largest > 0:
         raise AstraError(f"layer {name}: its outputs are all zero on the calibration set")
@@ -94,7 +93,7 @@ def decompose(
     numerical = min(above, bound)
     values = torch.cat([solved.values.new_zeros(m - numerical), solved.values[len(solved.values) - numerical :]])
     picker = _Picker(problem, solved, numerical, rank, _generator(seed, name))
-    vectors = {subspace: _single(picker.pick(subspace)) for subspace in subspaces}
+    vectors = _named(name, lambda: {subspace: _single(picker.pick(subspace)) for subspace in subspaces})
     values = values.cpu()
     full = bool(values.isfinite().all())
     return LayerSpectrum(
@@ -217,6 +216,14 @@ def _solve(core: Tensor, rank: int, bound: int, spectrum: str, subspaces: Sequen
         except NotConverged:
             pass  # singular, or no gap between what is wanted and the rest: the full solver always works
     return eigen(core)
+
+
+def _named(name: str, solve: Callable[[], T]) -> T:
+    """What `solve` gives; its failure with the layer's name."""
+    try:
+        return solve()
+    except (torch.linalg.LinAlgError, AstraError) as error:
+        raise AstraError(f"layer {name}: {str(error).splitlines()[0]}") from error
 
 
 def _triangle(w: Tensor) -> Tensor | None:

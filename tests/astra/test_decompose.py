@@ -186,3 +186,13 @@ def test_what_cannot_be_decomposed_is_named() -> None:
         decompose(g, "input", 500, weight, bias, 5, ("top",))
     with pytest.raises(AstraError, match="layer q: its outputs are all zero"):
         decompose(g, "input", 500, torch.zeros(12, 12), None, 5, name="q")
+
+
+def test_a_solver_that_fails_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Tensor) -> None:
+        raise torch.linalg.LinAlgError("linalg.eigh: failed to converge\nmore")
+
+    monkeypatch.setattr("astra.decompose.eigen", fail)
+    g, weight, bias, _ = problem(12, 12)
+    with pytest.raises(AstraError, match=r"^layer q: linalg.eigh: failed to converge$"):
+        decompose(g, "input", 500, weight, bias, 5, name="q")
