@@ -22,7 +22,8 @@ Train a model with the method of a config and write the adapter to <output_dir>/
 
 A run that was interrupted goes on from its last complete checkpoint; a finished one is left as it is.
 
-  --force   train again from the start, whatever is there
+  --force   start over: first removes the run's checkpoints, result and scores. Give it once: with it, an
+            interrupted run begins again instead of going on
 """
 
 

@@ -7,101 +7,26 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import train as command
 from astra.methods import METHODS
 from eval.classification import score_classifiers
 from eval.targets import run_target
-from utils.config import Config, validate
+from tests.runs import TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics, start
+from utils.config import Config
 from utils.errors import UserError
 from utils.training import run as training
 from utils.training.callbacks import read_lines
 from utils.training.data import BucketSampler, Collator
 from utils.training.settings import finished
 from utils.training.trainer import RunTrainer, TargetLogits, accumulation
-
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory, smollm2) -> Path:
-    """A tiny random Llama with SmolLM2's real tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    torch.manual_seed(0)
-    settings = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(settings).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def records(tmp_path_factory) -> Path:
-    """A few short records of different lengths."""
-    path = tmp_path_factory.mktemp("data") / "own.jsonl"
-    rows = [{"instruction": f"Add {k} and {k}.", "output": f"{k} + {k} = {2 * k}. " * (1 + k % 4)} for k in range(24)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def config(tmp_path, base, records):
-    """Makes a config for a run of 6 steps in a fresh output folder; dotted keys change it."""
-
-    def make(**changes) -> Config:
-        values = {
-            "output_dir": str(tmp_path / "out"),
-            "model": {"name": str(base), "dtype": "float32"},
-            "data": {"train": str(records), "max_length": 128},
-            "calibration": {"samples": 8, "batch_size": 4, "max_length": 128},
-            "method": {"name": "lora", "rank": 4, "alpha": 8},
-            "train": {
-                "learning_rate": 1e-2, "global_batch_size": 4, "micro_batch_size": 2, "max_steps": 6, "save_steps": 2,
-            },
-        }  # fmt: skip
-        for key, value in changes.items():
-            section, _, name = key.partition("__")
-            if name:
-                values.setdefault(section, {})[name] = value
-            else:
-                values[section] = value
-        values.setdefault("run", values["method"]["name"])
-        return validate(values)
-
-    return make
-
-
-def calibrate(config: Config) -> None:
-    """Make the calibration store that a run of the method astra reads."""
-    import calibrate as calibration
-    from utils.calibrations import stores
-
-    for folder, (run, need) in stores(config).items():
-        calibration.calibrate_store(folder, run, need, False)
-
-
-def losses(config: Config) -> list[float]:
-    return [line["loss"] for line in read_lines(folder_of(config) / "metrics.jsonl") if "loss" in line]
-
-
-def folder_of(config: Config) -> Path:
-    return Path(config.output_dir) / str(config.run)
-
-
-def metrics(config: Config) -> dict:
-    return json.loads((folder_of(config) / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -145,30 +70,32 @@ def test_a_finished_run_is_known_and_can_be_forced(config):
     assert (folder_of(this) / "metrics.json").stat().st_mtime_ns > before
 
 
+def test_a_forced_run_that_is_interrupted_is_not_taken_for_finished(config, monkeypatch):
+    this = config(train__forgetting=False)
+    training.train(this)
+    (folder_of(this) / "eval").mkdir()
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        crash_at(patched, 3)
+        training.train(this, force=True)
+    assert not finished(this, folder_of(this)) and not (folder_of(this) / "eval").exists()
+    training.train(this)
+    assert finished(this, folder_of(this)) and len(losses(this)) == 6
+
+
 def test_a_finished_run_with_other_settings_names_the_one_that_differs(config):
     training.train(config())
     with pytest.raises(UserError, match=r"train\.learning_rate=0\.01, now 0\.02"):
         finished(config(train__learning_rate=2e-2), folder_of(config()))
 
 
-class Crash(Exception):
-    """Stands for whatever ends a process in the middle of a step."""
-
-
-def crash_at(monkeypatch, step: int) -> None:
-    class Crasher(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == step:
-                raise Crash
-
-    make = training.make_trainer
-
-    def crashing(*args):
-        trainer = make(*args)
-        trainer.add_callback(Crasher())
-        return trainer
-
-    monkeypatch.setattr(training, "make_trainer", crashing)
+def products(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each adapter's B A, for which its factors may be turned against each other, and other weights as they are."""
+    other = {
+        key.replace("lora_A", "lora_B"): state[key.replace("lora_A", "lora_B")] @ factor
+        for key, factor in state.items()
+        if "lora_A" in key
+    }
+    return other | {key: tensor for key, tensor in state.items() if "lora_" not in key}
 
 
 @pytest.mark.parametrize("name", ["astra", "pissa", "dora", "full"])
@@ -188,9 +115,10 @@ def test_a_resumed_run_ends_with_the_curve_of_an_uninterrupted_one(config, monke
     assert losses(broken) == pytest.approx(losses(whole), abs=1e-4)
     target = "merged/model.safetensors" if name in ("dora", "full") else "lora/adapter_model.safetensors"
     left, right = (load_file(folder_of(run) / target) for run in (whole, broken))
-    products = [{k: v for k, v in side.items() if "lora_" not in k} for side in (left, right)]
-    for key, tensor in products[0].items():
-        torch.testing.assert_close(tensor, products[1][key], atol=1e-5, rtol=1e-4)
+    left, right = products(left), products(right)
+    assert left and left.keys() == right.keys()
+    for key, tensor in left.items():
+        torch.testing.assert_close(tensor, right[key], atol=1e-5, rtol=1e-4)
 
 
 def test_an_incomplete_or_altered_checkpoint_does_not_count(config, monkeypatch):
@@ -318,8 +246,8 @@ def test_each_step_draws_at_random_and_is_sorted_by_length_within():
     sampler = BucketSampler(lengths, 8, seed=1)
     first = list(sampler)
     assert sorted(first) == list(range(40)) and first == list(sampler)
-    for start in range(0, 40, 8):
-        chosen = [lengths[index] for index in first[start : start + 8]]
+    for k in range(0, 40, 8):
+        chosen = [lengths[index] for index in first[k : k + 8]]
         assert chosen == sorted(chosen, reverse=True)
     assert max(lengths) == lengths[first[0]]
     assert list(BucketSampler(lengths, 8, seed=1, epoch=lambda: 1)) != first
@@ -338,27 +266,11 @@ def test_the_cheap_loss_is_the_models_own(base, packing):
     torch.testing.assert_close(total / count, expected)
 
 
-def start(config: Config, tmp_path: Path, *command: str) -> subprocess.Popen:
-    import yaml
-
-    path = tmp_path / f"{config.run}.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump()), encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([*command, "train.py", "--config", str(path)], cwd=ROOT, env=environment)
-
-
-def launch(config: Config, tmp_path: Path, *command: str) -> None:
-    assert start(config, tmp_path, *command).wait() == 0
-
-
 def wait_for_a_checkpoint(config: Config, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 300
     while not list((folder_of(config) / "checkpoints").glob("checkpoint-*/manifest.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-
-
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,7 @@ def last_complete(folder: Path, settings: dict[str, Any]) -> Path | None:
     Raises:
         UserError: the checkpoint was written with other settings; names the first key that differs.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    for path in found:
+    for path in newest_first(folder):
         if (path / MANIFEST).is_file():
             manifest = read_json(path / MANIFEST)
             require_same(manifest["settings"], settings, str(path))
@@ -46,6 +45,30 @@ def last_complete(folder: Path, settings: dict[str, Any]) -> Path | None:
                 return path
         log.info("%s is incomplete: it is not used", path)
     return None
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Return the folders of checkpoints, complete or not."""
+    return sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
+
+
+def rotate(folder: Path, best: Path | None) -> None:
+    """Keep two checkpoints: the newest, and the best or else the one before it.
+
+    To be called when the newest is complete: until then the older ones are all that a run can go on from.
+    """
+    found = newest_first(folder)
+    kept = found[:2] if best is None or best.name == found[0].name else [found[0], folder / best.name]
+    for path in found:
+        if path not in kept:
+            shutil.rmtree(path)
+
+
+def discard_unusable(folder: Path, last: Path) -> None:
+    """Remove the checkpoints that are incomplete, and those after the one that a run goes on from."""
+    for path in newest_first(folder):
+        if not (path / MANIFEST).is_file() or _step(path) > _step(last):
+            shutil.rmtree(path)
 
 
 def clear(folder: Path) -> None:
@@ -76,3 +99,7 @@ def _intact(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
         and sha256_file(folder / name) == entry["sha256"]
         for name, entry in files.items()
     )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])

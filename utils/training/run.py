@@ -2,6 +2,7 @@
 
 import gc
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from astra.methods import METHODS
 from utils.calibrations import require_store
 from utils.config import Config
 from utils.distributed import is_main
-from utils.files import write_json
+from utils.files import read_json, write_json
 from utils.log import log
 from utils.models import load_tokenizer
 from utils.runs import run_folder, stage, start_run
 from utils.training import report
 from utils.training.callbacks import MetricsFile, StepProgress, StopOnSignal, read_lines
-from utils.training.checkpoints import clear, last_complete
+from utils.training.checkpoints import clear, discard_unusable, last_complete
 from utils.training.data import Collator
 from utils.training.export import base_name, export, exported_folder, is_plain, measure_export
 from utils.training.settings import DATA, run_settings, without_calibration
@@ -57,13 +58,16 @@ def train(config: Config, force: bool = False) -> None:
     if is_main():
         start_run(config)
         if force:
-            clear(checkpoints)
+            start_over(folder)
     _wait(args)
     tokenizer = load_tokenizer(config.model)
     report.warn_of_pitfalls(config, tokenizer)
     examples = load_examples(config, tokenizer, args)
     settings[DATA] = examples.train.fingerprint
     checkpoint = last_complete(checkpoints, settings)
+    _wait(args)
+    if checkpoint is not None and is_main():
+        discard_unusable(checkpoints, checkpoint)
     request = build_request(config, store, tokenizer, examples, args.device)
     model, measured = build_model(config, request, checkpoints, checkpoint is not None, args.device, examples.probe())
     if checkpoint is None and is_main():
@@ -74,9 +78,23 @@ def train(config: Config, force: bool = False) -> None:
     report.announce(config, model, examples, measured, _steps(config, args, examples))
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
+        restore_patience(trainer, checkpoint)
     measured["setup_seconds"] = time.monotonic() - started
     with stage(folder, "train"):
-        _fit_and_export(config, folder, trainer, tokenizer, examples, measured, checkpoint)
+        figures, reference = _fit_and_export(config, folder, trainer, tokenizer, examples, measured, checkpoint)
+        # What is measured next loads a second model: the first, with its optimizer, makes room.
+        del trainer, model
+        gc.collect()
+        if is_main():
+            _finish(config, folder, figures, reference, examples.probe(), args)
+        _wait(args)
+
+
+def start_over(folder: Path) -> None:
+    """Remove what an earlier attempt left: none of it, its scores included, is of the adapter to come."""
+    (folder / "metrics.json").unlink(missing_ok=True)  # first: without it the run counts as unfinished
+    for name in ("lora", "merged", "eval", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def needs_store(config: Config) -> bool:
@@ -118,6 +136,15 @@ def make_trainer(
     return trainer
 
 
+def restore_patience(trainer: RunTrainer, checkpoint: Path) -> None:
+    """Let early stopping count on from a checkpoint; the Trainer would restore the other callbacks' states too."""
+    kept = read_json(checkpoint / "trainer_state.json")["stateful_callbacks"]
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStoppingCallback) and "EarlyStoppingCallback" in kept:
+            count = kept["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"]
+            callback.early_stopping_patience_counter = count
+
+
 def _fit_and_export(
     config: Config,
     folder: Path,
@@ -126,8 +153,9 @@ def _fit_and_export(
     examples: Examples,
     measured: dict[str, float],
     checkpoint: Path | None,
-) -> None:
-    args, probe, started = trainer.args, examples.probe(), time.monotonic()
+) -> tuple[dict[str, Any], Tensor]:
+    """Train and write the result; return the run's figures, and the trained model's logits for the probe."""
+    started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     callbacks = {type(callback): callback for callback in trainer.callback_handler.callbacks}
     if callbacks[StopOnSignal].stopped:
@@ -135,48 +163,59 @@ def _fit_and_export(
         raise SystemExit(STOPPED)
     figures = {**_figures(config, folder, trainer, time.monotonic() - started), **measured}
     figures["forgetting"] = callbacks[report.Forgetting].compare(trainer.model)
-    reference = logits(trainer.model, probe)
+    reference = logits(trainer.model, examples.probe())
     card = report.model_card(config, base_name(config), _card_figures(config, figures))
-    exported = export(config, trainer.model, tokenizer, folder, card, write=is_main())
-    if is_main():
-        del trainer, callbacks
-        gc.collect()
-        figures["export"] = {**exported, **_measure(config, folder, reference, probe, args)}
-        report.plot_loss(folder)
-        write_json(folder / "metrics.json", figures)
-        log.info("%s: loss %.4f; result in %s", folder.name, figures["final_loss"], exported_folder(config, folder))
-    _wait(args)
+    figures["export"] = export(config, trainer.model, tokenizer, folder, card, write=is_main())
+    return figures, reference
+
+
+def _finish(
+    config: Config, folder: Path, figures: dict[str, Any], reference: Tensor, probe: Tensor, args: TrainingArguments
+) -> None:
+    """Write the plot and the figures; whatever becomes of the last measurement, they are there."""
+    report.plot_loss(folder)
+    write_json(folder / "metrics.json", figures)
+    figures["export"].update(_measure(config, folder, reference, probe, args))
+    write_json(folder / "metrics.json", figures)
+    log.info("%s: loss %.4f; result in %s", folder.name, figures["final_loss"], exported_folder(config, folder))
 
 
 def _measure(
     config: Config, folder: Path, reference: Tensor, probe: Tensor, args: TrainingArguments
 ) -> dict[str, float]:
-    if torch.cuda.is_available():
+    """Measure the export on the GPU where the model is known to fit there whole and unquantised, else on the CPU."""
+    if torch.cuda.is_available() and args.deepspeed is None and config.model.quantization is None:
         torch.cuda.empty_cache()
-    return measure_export(config, folder, reference, probe, args.device)
+        try:
+            return measure_export(config, folder, reference, probe, args.device)
+        except torch.cuda.OutOfMemoryError:
+            log.info("the GPU has no room to load the result: its difference is measured on the CPU")
+    return measure_export(config, folder, reference, probe, "cpu")
 
 
 def _figures(config: Config, folder: Path, trainer: RunTrainer, seconds: float) -> dict[str, Any]:
     """Return the run's figures; the final loss is the mean of the last tenth of the steps."""
     lines = read_lines(folder / "metrics.jsonl") if is_main() else []
     losses = [line["loss"] for line in lines if "loss" in line]
-    validation = [line["eval_loss"] for line in lines if "eval_loss" in line]
     last = losses[-max(len(losses) // 10, 1) :]
     trainable, total = report.count_parameters(trainer.model)
     return {
         "method": config.method.name,
         "steps": trainer.state.global_step,
         "final_loss": sum(last) / len(last) if last else None,
-        "validation_loss": min(validation, default=None),
-        "validation_accuracy": next(
-            (line["eval_accuracy"] for line in reversed(lines) if "eval_accuracy" in line), None
-        ),
+        **validation_figures(lines),
         "trainable_parameters": trainable,
         "parameters": total,
         "train_seconds": seconds,
         "peak_memory_bytes": peak_memory(),
         "settings": trainer.settings,
     }
+
+
+def validation_figures(lines: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Return the validation figures of the checkpoint that is exported, the one of the smallest loss."""
+    best = min((line for line in lines if "eval_loss" in line), key=lambda line: line["eval_loss"], default={})
+    return {"validation_loss": best.get("eval_loss"), "validation_accuracy": best.get("eval_accuracy")}
 
 
 def _card_figures(config: Config, figures: dict[str, Any]) -> dict[str, Any]:

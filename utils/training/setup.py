@@ -70,7 +70,6 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validated else "no",
         save_strategy="steps",
-        save_total_limit=2,
         load_best_model_at_end=validated,
         metric_for_best_model="eval_loss" if validated else None,
         greater_is_better=False if validated else None,

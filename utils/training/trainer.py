@@ -16,7 +16,7 @@ from transformers import Trainer
 
 from utils.distributed import world_size
 from utils.errors import UserError
-from utils.training.checkpoints import write_manifest
+from utils.training.checkpoints import rotate, write_manifest
 from utils.training.data import IGNORED, BucketSampler
 
 WEIGHTS = "trainable.safetensors"
@@ -171,6 +171,8 @@ class RunTrainer(Trainer):
         if self.args.should_save:
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             write_manifest(folder, self.settings, self.state.global_step)
+            best = self.state.best_model_checkpoint
+            rotate(folder.parent, Path(best) if best else None)
         self.accelerator.wait_for_everyone()
 
     @staticmethod

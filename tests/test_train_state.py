@@ -1,0 +1,131 @@
+"""What a training run keeps, drops and remembers: checkpoints, early stopping, memory, the best validation."""
+
+import json
+import shutil
+import weakref
+
+import pytest
+import torch
+
+from tests.runs import Crash, crash_at, folder_of, losses, metrics
+from utils.training import run as training
+from utils.training.callbacks import read_lines
+from utils.training.checkpoints import rotate
+
+
+def checkpoints(config) -> set[str]:
+    return {path.name for path in (folder_of(config) / "checkpoints").glob("checkpoint-*")}
+
+
+def test_the_trained_model_is_gone_before_its_export_is_loaded(config, monkeypatch):
+    this, make, kept = config(train__forgetting=False), training.make_trainer, []
+
+    def remembered(*args):
+        trainer = make(*args)
+        kept.extend(weakref.ref(thing) for thing in (trainer, trainer.model))
+        return trainer
+
+    def measure(*args):
+        assert kept and all(reference() is None for reference in kept)
+        return {"difference_from_trained": 0.0}
+
+    monkeypatch.setattr(training, "make_trainer", remembered)
+    monkeypatch.setattr(training, "measure_export", measure)
+    training.train(this)
+
+
+def test_a_measurement_that_fails_leaves_the_figures(config, monkeypatch):
+    this = config(train__forgetting=False)
+
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(training, "measure_export", fail)
+    with pytest.raises(MemoryError):
+        training.train(this)
+    assert metrics(this)["steps"] == 6
+
+
+def test_a_gpu_without_room_leaves_the_measurement_to_the_cpu(config, monkeypatch, tmp_path):
+    devices = []
+
+    def measure(*args):
+        devices.append(str(args[-1]))
+        if args[-1] != "cpu":
+            raise torch.cuda.OutOfMemoryError
+        return {"difference_from_trained": 0.0}
+
+    this = config()
+    args = training.training_arguments(this, tmp_path)
+    args.__dict__["device"] = "cuda:0"
+    monkeypatch.setattr(training, "measure_export", measure)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    probe = torch.zeros(1, 1)
+    assert training._measure(this, tmp_path, probe, probe, args) == {"difference_from_trained": 0.0}
+    assert devices[-1] == "cpu" and len(devices) == 2
+
+
+@pytest.mark.parametrize(("best", "kept"), [(None, {4, 6}), (2, {2, 6}), (4, {4, 6}), (6, {4, 6})])
+def test_two_checkpoints_are_kept_the_newest_and_the_best(tmp_path, best, kept):
+    for step in (2, 4, 6):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    rotate(tmp_path, best and tmp_path / f"checkpoint-{best}")
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in kept}
+
+
+def test_older_checkpoints_stay_until_the_new_one_is_complete(config, monkeypatch):
+    this, whole = config(train__forgetting=False), training.RunTrainer._save_checkpoint
+    write = training.RunTrainer._save_checkpoint.__globals__["write_manifest"]
+
+    def crash(folder, settings, step):
+        if step == 6:
+            assert checkpoints(this) == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+            raise Crash
+        write(folder, settings, step)
+
+    monkeypatch.setitem(whole.__globals__, "write_manifest", crash)
+    with pytest.raises(Crash):
+        training.train(this)
+    monkeypatch.undo()
+    training.train(this)
+    assert losses(this) and checkpoints(this) == {"checkpoint-4", "checkpoint-6"}
+
+
+def test_incomplete_checkpoints_are_removed_when_a_run_goes_on(config, monkeypatch):
+    this = config(train__forgetting=False)
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        crash_at(patched, 3)
+        training.train(this)
+    folder = folder_of(this) / "checkpoints"
+    for name in ("checkpoint-1", "checkpoint-99"):
+        shutil.copytree(folder / "checkpoint-2", folder / name)
+        (folder / name / "manifest.json").unlink()
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        crash_at(patched, 3)
+        training.train(this)
+    assert checkpoints(this) == {"checkpoint-2"}
+
+
+def test_early_stopping_counts_on_where_the_run_was_interrupted(config, monkeypatch):
+    changes = {
+        "data__validation": 0.25, "train__learning_rate": 0.3, "train__max_steps": 60, "train__save_steps": 1,
+        "train__early_stopping": 3, "train__forgetting": False,
+    }  # fmt: skip
+    whole, broken = config(run="whole", **changes), config(run="broken", **changes)
+    training.train(whole)
+    steps = metrics(whole)["steps"]
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        crash_at(patched, steps)  # before its last validation: two of the three failures lie behind it
+        training.train(broken)
+    training.train(broken)
+    assert metrics(broken)["steps"] == steps < 60
+
+
+def test_the_accuracy_is_that_of_the_checkpoint_exported(tmp_path):
+    lines = [{"step": k, "loss": 1.0} for k in (1, 2)]
+    lines += [{"step": 1, "eval_loss": 0.2, "eval_accuracy": 0.9}, {"step": 2, "eval_loss": 0.3, "eval_accuracy": 0.7}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = training.validation_figures(read_lines(tmp_path / "metrics.jsonl"))
+    assert figures == {"validation_loss": 0.2, "validation_accuracy": 0.9}
+    assert training.validation_figures([]) == {"validation_loss": None, "validation_accuracy": None}
