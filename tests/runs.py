@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from transformers import TrainerCallback
 
 from utils.config import Config
@@ -57,11 +58,14 @@ def crash_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(training, "make_trainer", crashing)
 
 
-def start(config: Config, tmp_path: Path, *command: str) -> subprocess.Popen:
-    import yaml
-
-    path = tmp_path / f"{config.run}.yaml"
+def write_config(config: Config, folder: Path) -> Path:
+    path = folder / f"{config.run}.yaml"
     path.write_text(yaml.safe_dump(config.model_dump()), encoding="utf-8")
+    return path
+
+
+def start(config: Config, tmp_path: Path, *command: str) -> subprocess.Popen:
+    path = write_config(config, tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([*command, "train.py", "--config", str(path)], cwd=ROOT, env=environment)
 

@@ -84,13 +84,13 @@ def load_base(config: Config, **kwargs: Any) -> Any:
 def usable_dtype(dtype: str) -> str:
     """Return the data type to compute in on this machine: `dtype`, or float32 where that is slower than float32.
 
-    A CPU without AVX-512 has no fast product in bfloat16 or float16: oneDNN falls back to a reference loop, measured
-    at a fifth of float32's speed.
+    A CPU without AVX-512 has no fast product in bfloat16: oneDNN falls back to a reference loop, measured at a fifth
+    of float32's speed. Few CPUs have one in float16, and none trains in it: loss scaling is CUDA's.
     """
     import torch
 
-    slow = not torch.cuda.is_available() and "AVX512" not in torch.backends.cpu.get_cpu_capability()
-    return "float32" if slow else dtype
+    fast = dtype == "bfloat16" and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return dtype if fast or torch.cuda.is_available() else "float32"
 
 
 def load_tokenizer(model: ModelConfig) -> Any:

@@ -59,4 +59,4 @@ def test_half_precision_becomes_float32_where_the_cpu_is_slow_at_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert usable_dtype("bfloat16") == used
-    assert usable_dtype("float32") == "float32"
+    assert usable_dtype("float32") == usable_dtype("float16") == "float32"

@@ -6,13 +6,15 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from astra.adapter import lora_layers
 from utils.errors import UserError
 
 
-def quantize_base(model: nn.Module) -> dict[str, float]:
+def quantize_base(model: nn.Module, device: Any) -> dict[str, float]:
     """Replace every linear layer's frozen weight by its NF4 form, in place; the output embedding stays as it is.
 
-    The residual is formed in full precision and quantised afterwards: what an adapter has taken out of a weight is not
+    The model is on the CPU and moves to `device` layer by layer, so that it is never there as a whole in full. The
+    residual is formed in full precision and quantised afterwards: what an adapter has taken out of a weight is not
     rounded with it.
 
     Returns:
@@ -20,18 +22,24 @@ def quantize_base(model: nn.Module) -> dict[str, float]:
         step 0 against the original weights, and of plain NF4 of those weights.
 
     Raises:
-        UserError: bitsandbytes is missing.
+        UserError: bitsandbytes is missing, or a layer to adapt is not an `nn.Linear`, such as GPT-2's.
     """
     try:
         from bitsandbytes.nn import Linear4bit
     except ImportError as error:
         raise UserError("model.quantization: nf4 needs bitsandbytes (pip install bitsandbytes)") from error
+    for name, adapted in lora_layers(model):  # type: ignore[arg-type]
+        if type(adapted.get_base_layer()) is not nn.Linear:
+            kind = type(adapted.get_base_layer()).__name__
+            raise UserError(f"model.quantization: nf4 is for nn.Linear layers; {name} is a {kind}")
     errors = torch.zeros(3, dtype=torch.float64)
-    for parent, name, layer in list(_linears(model)):
+    for parent, name in _linears(model):
+        layer = getattr(parent, name).to(device)
         replaced = _nf4(layer, Linear4bit)
         if isinstance(parent, LoraLayer):
-            errors += _errors(parent, layer, replaced, Linear4bit)
+            errors += _errors(parent.to(device), layer, replaced, Linear4bit)
         setattr(parent, name, replaced)
+    model.to(device)
     ours, plain, total = errors.sqrt().tolist()
     return {"nf4_error_residual": ours / total, "nf4_error_plain": plain / total}
 
@@ -43,13 +51,14 @@ def dequantized(layer: Any) -> Tensor:
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
 
 
-def _linears(model: Any) -> list[tuple[nn.Module, str, nn.Linear]]:
+def _linears(model: Any) -> list[tuple[nn.Module, str]]:
+    """Where the frozen linear layers are: each one's parent and its name there."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     trained = {
         id(module) for module in model.modules() if any(p.requires_grad for p in module.parameters(recurse=False))
     }
     return [
-        (parent, name, child)
+        (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
         if type(child) is nn.Linear and child is not head and id(child) not in trained

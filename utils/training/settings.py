@@ -62,6 +62,8 @@ def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def check_combination(config: Config) -> None:
     """Raise a `UserError` for settings that are each allowed and make no sense together."""
     if config.model.quantization is not None:
+        if config.model.task_type == "SEQ_CLS":
+            raise UserError("model.quantization: nf4 is for language models (model.task_type: CAUSAL_LM)")
         if config.method.name in ("full", "dora"):
             raise UserError(
                 f"model.quantization: nf4 freezes the weights that {config.method.name} trains or rescales"

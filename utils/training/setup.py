@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
 
 from astra.adapter import Factors, lora_layers
 from astra.allocation import allocate
@@ -22,8 +23,9 @@ from dataset.tokens import collate, encode_records
 from utils.config import Config
 from utils.distributed import world_size
 from utils.errors import UserError
+from utils.files import read_json
 from utils.log import log
-from utils.models import load_base
+from utils.models import load_base, usable_dtype
 from utils.training.checkpoints import INITIAL, load_initial, save_initial
 from utils.training.data import TokenDataset, tokenize
 from utils.training.quantize import quantize_base
@@ -49,11 +51,12 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
     """Return the Trainer's arguments; joins the processes, if there are several, and DeepSpeed's, if asked for."""
     train, cpu = config.train, on_cpu()
     micro, steps = accumulation(train.global_batch_size, train.micro_batch_size)
-    if train.deepspeed is not None:
+    deepspeed = deepspeed_settings(config)
+    if deepspeed is not None:
         _start_deepspeed(cpu)
-    lower = not cpu and config.model.dtype != "float32"
+    dtype = usable_dtype(config.model.dtype)
     validated = config.data.validation > 0 or config.model.task_type == "SEQ_CLS"
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
@@ -73,12 +76,12 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
         load_best_model_at_end=validated,
         metric_for_best_model="eval_loss" if validated else None,
         greater_is_better=False if validated else None,
-        bf16=lower and config.model.dtype == "bfloat16",
-        fp16=lower and config.model.dtype == "float16",
+        bf16=dtype == "bfloat16" and deepspeed is None,  # DeepSpeed's own settings ask for it
+        fp16=dtype == "float16",
         use_cpu=cpu,
-        ddp_backend="gloo" if cpu and world_size() > 1 and train.deepspeed is None else None,
+        ddp_backend="gloo" if cpu and world_size() > 1 and deepspeed is None else None,
         ddp_find_unused_parameters=False,
-        deepspeed=train.deepspeed,
+        deepspeed=deepspeed,
         gradient_checkpointing=train.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         torch_compile=train.compile,
@@ -90,6 +93,29 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
         dataloader_pin_memory=not cpu,
         average_tokens_across_devices=True,
     )
+    if args.n_gpu > 1:  # the Trainer would wrap the model in nn.DataParallel, which this loss can't go through
+        log.info("using one of %d GPUs; start with torchrun for all", args.n_gpu)
+        args._n_gpu = 1
+    return args
+
+
+def deepspeed_settings(config: Config) -> dict[str, Any] | None:
+    """Return the run's DeepSpeed settings, or None where DeepSpeed has nothing to do.
+
+    In bfloat16 the forward pass runs in autocast, as it does without DeepSpeed. DeepSpeed's own mode would cast what
+    trains to bfloat16 as well, an adapter's float32 factors among it. Gradients are then reduced in float32.
+    """
+    if config.train.deepspeed is None:
+        return None
+    settings: dict[str, Any] = read_json(config.train.deepspeed)
+    if world_size() == 1 and not any(key.startswith("offload") for key in settings.get("zero_optimization", {})):
+        log.info("train.deepspeed: one process has nothing to share with others: trained without DeepSpeed")
+        return None
+    settings["bf16"] = {"enabled": False}
+    if usable_dtype(config.model.dtype) == "bfloat16":
+        # By default the gradients of linear layers, an adapter's among them, would be reduced in bfloat16.
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    return settings
 
 
 def _start_deepspeed(cpu: bool) -> None:
@@ -142,6 +168,8 @@ def build_request(config: Config, store: Path | None, tokenizer: Any, examples: 
     method = config.method
     calibration = Calibration.load(store) if store is not None else None
     targets = method.target_modules
+
+    device = "cpu" if config.model.quantization is not None else device  # where `build_model` has the model
 
     def samples(size: int) -> Iterator[Batch]:
         return calibration_samples(config, examples.records, tokenizer, size, device)
@@ -199,13 +227,15 @@ def build_model(
         The model to train, and what was measured on the way: `step0_deviation`, the largest difference of its logits
         from the base model's as a share of their range, and with nf4 the errors of the quantised residual.
     """
+    name, quantized = config.method.name, config.model.quantization is not None
     torch.manual_seed(config.method.seed)  # of a new classification head
-    model = load_base(config)
+    model = load_trained(config)
     sharded = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-    name = config.method.name
     if sharded and METHODS[name].needs == "samples":
         raise UserError(f"train.deepspeed: {name} runs the model before ZeRO-3 can; use configs/deepspeed/zero2.json")
-    if not sharded:
+    if sharded:
+        log.info("ZeRO-3 runs the model only when it trains: how far it is from the base model at step 0 is not known")
+    elif not quantized:  # which is made small on the CPU first
         model.to(device)
     measured: dict[str, float] = {}
     reference = None if sharded else logits(model, probe)
@@ -213,11 +243,37 @@ def build_model(
         model = restore(model, request, *load_initial(checkpoints / INITIAL))
     else:
         model = build(name, model, request)
-    if config.model.quantization == "nf4":
-        measured.update(quantize_base(model))
+    upcast_trainable(model)
+    if quantized:
+        measured.update(quantize_base(model, device))
     if reference is not None:
         measured["step0_deviation"] = deviation(reference, logits(model, probe))
     return model, measured
+
+
+def load_trained(config: Config) -> Any:
+    """Load the base model to train: in float32 where all its weights train, as an optimizer's steps need.
+
+    Under ZeRO-3 a classifier is loaded in float32 too: once split, its head can't be made float32 alone.
+    """
+    sharding = deepspeed_config() if is_deepspeed_zero3_enabled() else None
+    if config.method.name == "full" or (sharding is not None and config.model.task_type == "SEQ_CLS"):
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
+    if sharding is None:
+        return load_base(config)
+    # ZeRO-3 makes every weight in its own data type; while it trains, that type would be what trains, too.
+    sharding["bf16"]["enabled"] = usable_dtype(config.model.dtype) == "bfloat16"
+    try:
+        return load_base(config)
+    finally:
+        sharding["bf16"]["enabled"] = False
+
+
+def upcast_trainable(model: nn.Module) -> None:
+    """Make what trains float32: an optimizer's small steps are lost in bfloat16, and float16 can't be loss-scaled."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32 and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.float()
 
 
 def keep_initial(model: nn.Module, checkpoints: Path) -> None:
@@ -233,8 +289,11 @@ def logits(model: Any, ids: Tensor) -> Tensor:
     """Return a model's logits for some tokens, float32 on the CPU."""
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    found = model(input_ids=ids.to(device), attention_mask=torch.ones_like(ids).to(device)).logits.float().cpu()
+    parameter = next(model.parameters())
+    ids = ids.to(parameter.device)
+    # As in training: what trains is float32, the weights before it may not be.
+    with torch.autocast(ids.device.type, parameter.dtype, enabled=parameter.dtype != torch.float32):
+        found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu()
     model.train(was_training)
     return found
 

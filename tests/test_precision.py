@@ -1,0 +1,122 @@
+"""What trains is float32, whatever the base model's data type and the engine; nf4 says what it can't do."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+from astra.methods import Request, build
+from tests.runs import ROOT, TORCHRUN, calibrate, folder_of, losses, metrics, write_config
+from utils import models
+from utils.errors import UserError
+from utils.training import run as training
+from utils.training import setup
+from utils.training.quantize import quantize_base
+from utils.training.settings import check_combination
+
+
+def tiny_classifier(dtype: torch.dtype) -> nn.Module:
+    settings = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    return AutoModelForSequenceClassification.from_config(settings, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_what_trains_is_float32_and_the_rest_stays_as_loaded(name, dtype):
+    request = Request(rank=2, alpha=2, target_modules=["q_proj"], task_type="SEQ_CLS")
+    model = build(name, tiny_classifier(dtype), request)
+    setup.upcast_trainable(model)
+    trained = {key: p.dtype for key, p in model.named_parameters() if p.requires_grad}
+    assert set(trained.values()) == {torch.float32} and any("score" in key for key in trained)
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == ({dtype} if name == "lora" else set())
+
+
+def test_an_untrained_mixed_model_can_be_probed():
+    model = build("lora", tiny_classifier(torch.bfloat16), Request(2, 2, ["q_proj"], task_type="SEQ_CLS"))
+    setup.upcast_trainable(model)
+    assert torch.isfinite(setup.logits(model, torch.arange(1, 9)[None])).all()
+
+
+@pytest.mark.parametrize(("name", "dtypes"), [("lora", {torch.float32, torch.bfloat16}), ("full", {torch.float32})])
+def test_a_bfloat16_run_learns(config, monkeypatch, name, dtypes):
+    for module in (models, setup):
+        monkeypatch.setattr(module, "usable_dtype", lambda dtype: dtype)
+    this, make, seen = (
+        config(method__name=name, model__dtype="bfloat16", train__forgetting=False),
+        training.make_trainer,
+        set(),
+    )
+
+    def noted(*args):
+        trainer = make(*args)
+        seen.update(p.dtype for p in trainer.model.parameters())
+        return trainer
+
+    monkeypatch.setattr(training, "make_trainer", noted)
+    training.train(this)
+    assert losses(this)[-1] < losses(this)[0] and seen == dtypes
+    assert metrics(this)["export"]["difference_from_trained"] < 0.05
+
+
+@pytest.mark.parametrize("engine", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_deepspeed_leaves_the_adapter_in_float32_and_the_base_in_bfloat16(config, tmp_path, engine):
+    path = f"configs/deepspeed/{engine}.json"
+    this = config(
+        model__dtype="bfloat16", method__name="astra", train__deepspeed=path, train__max_steps=3,
+        train__forgetting=False,
+    )  # fmt: skip
+    calibrate(this)
+    found = tmp_path / "dtypes.json"
+    run_processes(this, tmp_path, found)
+    assert json.loads(found.read_text()) == {
+        "trained": ["torch.float32"], "frozen": ["torch.bfloat16"], "reduced": ["torch.float32"],
+    }  # fmt: skip
+    assert len(losses(this)) == 3 and (folder_of(this) / "lora").is_dir()
+
+
+@pytest.mark.slow
+def test_under_zero3_all_weights_train_in_float32(config, tmp_path):
+    this = config(
+        model__dtype="bfloat16", method__name="full", train__deepspeed="configs/deepspeed/zero3.json",
+        train__max_steps=3, train__forgetting=False,
+    )  # fmt: skip
+    run_processes(this, tmp_path, tmp_path / "dtypes.json")
+    found = json.loads((tmp_path / "dtypes.json").read_text())
+    assert found["trained"] == found["reduced"] == ["torch.float32"]
+
+
+def run_processes(config, tmp_path, found) -> None:
+    import os
+    import subprocess
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    script = [*TORCHRUN, "tests/engine_dtypes.py", str(write_config(config, tmp_path)), str(found)]
+    assert subprocess.run(script, cwd=ROOT, env=environment).returncode == 0
+
+
+@pytest.mark.parametrize(("engine", "used"), [("zero2", False), ("zero3", False), ("zero3_offload", True)])
+def test_one_process_uses_deepspeed_only_to_offload(config, engine, used):
+    settings = setup.deepspeed_settings(config(train__deepspeed=f"configs/deepspeed/{engine}.json"))
+    assert (settings is not None) == used
+
+
+def test_of_several_gpus_one_process_uses_one(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup.TrainingArguments, "n_gpu", 4)
+    args = setup.training_arguments(config(), tmp_path)
+    assert args._n_gpu == 1
+
+
+def test_nf4_refuses_what_it_cannot_quantise(config):
+    with pytest.raises(UserError, match=r"model\.quantization: nf4 is for language models"):
+        check_combination(config(model__quantization="nf4", model__task_type="SEQ_CLS"))
+    pytest.importorskip("bitsandbytes")
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
+    model = build("lora", gpt2, Request(rank=2, alpha=2, target_modules=["c_attn"]))
+    with pytest.raises(UserError, match=r"model\.quantization: .*c_attn is a Conv1D"):
+        quantize_base(model, "cpu")
