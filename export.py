@@ -68,16 +68,28 @@ def merge(adapter: Path, out: Path, base: str | None, dtype: str) -> None:
     name = base or str(config.base_model_name_or_path)
     values = {
         "name": name,
-        "revision": config.revision,
+        "revision": None if base else config.revision,  # a revision of the base that the adapter names
         "dtype": "float32",
         "task_type": config.task_type or "CAUSAL_LM",
     }
     source = ModelConfig.model_validate(values)
-    model = PeftModel.from_pretrained(load_model(source), str(adapter)).merge_and_unload()
+    options: dict[str, Any] = (
+        {"num_labels": head_size(adapter), "ignore_mismatched_sizes": True} if source.task_type == "SEQ_CLS" else {}
+    )
+    model = PeftModel.from_pretrained(load_model(source, **options), str(adapter)).merge_and_unload()
     with atomic_write(out) as temporary:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
         AutoTokenizer.from_pretrained(adapter).save_pretrained(temporary)
     log.info("merged %s into %s: %s", adapter, name, out)
+
+
+def head_size(adapter: Path) -> int:
+    """Return how many outputs an adapter's classification head has; its last layer is the one with the fewest."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys() if "lora_" not in key]  # noqa: SIM118
+    return int(min(shape[0] for shape in shapes if len(shape) == 2))
 
 
 def compress(adapter: Path, rank: int, out: Path) -> dict[str, Any]:

@@ -72,3 +72,38 @@ def test_a_wrong_command_line_is_one_line(adapter, words, message):
 def test_a_folder_without_an_adapter_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no adapter_config"):
         export.parse(["--adapter", str(tmp_path), "--merge", "--out", "x"])
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_classifier_is_merged_with_the_head_it_was_trained_with(tmp_path, smollm2, labels):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from astra.methods import Request, build
+
+    base, folder = tmp_path / "base", tmp_path / "lora"
+    tiny_model("bert").bert.save_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
+    adapted = build("lora", model, Request(4, 8, targets("bert"), task_type="SEQ_CLS")).eval()
+    disturb(adapted)
+    save_lora(adapted, folder, str(base))
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    export.merge(folder, tmp_path / "merged", None, "float32")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert merged.config.num_labels == labels
+    assert relative_difference(merged(tokens()).logits, adapted(tokens()).logits) < 1e-5
+
+
+def test_another_base_is_not_looked_for_at_the_revision_of_the_adapters_own(adapter, tmp_path, monkeypatch):
+    from utils import models
+
+    folder, adapted = adapter
+    save_lora(adapted, folder, "nowhere/to-be-found", "a-revision")
+    asked, load = [], models.load_model
+
+    def noted(model, **options):
+        asked.append(model.revision)
+        return load(model, **options)
+
+    monkeypatch.setattr(models, "load_model", noted)
+    export.merge(folder, tmp_path / "merged", str(tmp_path / "base"), "float32")
+    assert asked == [None]
