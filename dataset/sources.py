@@ -42,7 +42,10 @@ def load_splits(data: DataConfig) -> tuple[list[Record], list[Record]]:
     """
     if data.train == ARITHMETIC:
         n = data.limit or ARITHMETIC_TRAIN
-        return generate("train", n, data.seed), generate("validation", round(n * data.validation), data.seed)
+        held = round(n * data.validation)
+        if data.validation > 0 and held == 0:
+            raise UserError(f"data.validation: {data.validation} of {n} records is none; name a larger fraction")
+        return generate("train", n, data.seed), generate("validation", held, data.seed)
     if data.train in GLUE:
         records = load_glue(data.train, "train", data.dir)[: data.limit]
         if data.validation:
