@@ -75,12 +75,14 @@ class Method:
         rates: the usual range of its learning rate.
         needs: what it reads: "nothing", a "calibration" store, or the calibration "samples" themselves.
         plain: whether what it trains is a plain LoRA on the untouched base.
+        moves: whether it starts with a part of the base weight in the adapter.
     """
 
     build: Callable[[nn.Module, Request], nn.Module]
     rates: tuple[float, float]
     needs: Literal["nothing", "calibration", "samples"] = "nothing"
     plain: bool = True
+    moves: bool = False
 
 
 def build(name: str, model: nn.Module, request: Request) -> nn.Module:
@@ -107,6 +109,7 @@ def restore(
 ) -> PeftModel:
     """Rebuild the adapter of an interrupted run from the factors it started with; nothing is decomposed again."""
     config = request.peft_config(init_lora_weights=False)
+    config.target_modules = list(initial)  # the run may have left layers out, as EVA does
     config.rank_pattern = {name: a.shape[0] for name, (a, _) in initial.items()}
     config.alpha_pattern = {name: rank * scalings[name] for name, rank in config.rank_pattern.items()}
     return attach_factors(model, config, lambda name, *_: initial[name], request.seed)
@@ -200,15 +203,15 @@ def _remember(peft_model: PeftModel) -> PeftModel:
 
 
 METHODS: dict[str, Method] = {
-    "astra": Method(_astra, rates=(1e-4, 1e-3), needs="calibration"),
+    "astra": Method(_astra, rates=(1e-4, 1e-3), needs="calibration", moves=True),
     "lora": Method(_peft(), rates=(1e-4, 5e-4)),
     "rslora": Method(_peft(use_rslora=True), rates=(2e-5, 2e-4)),
     "dora": Method(_peft(use_dora=True), rates=(1e-4, 4e-4), plain=False),
-    "pissa": Method(_peft_edited("pissa"), rates=(1e-5, 1e-4)),
-    "milora": Method(_milora, rates=(1e-4, 5e-4)),
-    "olora": Method(_peft_edited("olora"), rates=(2e-5, 2e-4)),
-    "corda": Method(_corda, rates=(1e-5, 1e-4), needs="samples"),
+    "pissa": Method(_peft_edited("pissa"), rates=(1e-5, 1e-4), moves=True),
+    "milora": Method(_milora, rates=(1e-4, 5e-4), moves=True),
+    "olora": Method(_peft_edited("olora"), rates=(2e-5, 2e-4), moves=True),
+    "corda": Method(_corda, rates=(1e-5, 1e-4), needs="samples", moves=True),
     "eva": Method(_eva, rates=(1e-4, 5e-4), needs="samples"),
-    "lora_ga": Method(_lora_ga, rates=(1e-5, 1e-4), needs="samples"),
+    "lora_ga": Method(_lora_ga, rates=(1e-5, 1e-4), needs="samples", moves=True),
     "full": Method(_full, rates=(5e-6, 5e-5), plain=False),
 }

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class StepProgress(TrainerCallback):
 
     def __init__(self) -> None:
         self.bar: Progress | None = None
+        self._warm = 0.0  # when the first step, which warms up or compiles, was done
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,8 +60,15 @@ class StepProgress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.bar is not None:
-            self.bar.update()
+        if self.bar is None:
+            return
+        self.bar.update()
+        if self.bar.done == 1:
+            self._warm = time.monotonic()
+        left = state.max_steps - state.global_step
+        if self.bar.done == 3 and left:
+            seconds = (time.monotonic() - self._warm) / 2 * left
+            log.info("%d steps to come take about %s, validation apart", left, duration(seconds))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -75,6 +84,14 @@ class StepProgress(TrainerCallback):
     ) -> None:
         if self.bar is not None:
             self.bar.__exit__()
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words: "40 s", "25 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 class StopOnSignal(TrainerCallback):

@@ -127,6 +127,28 @@ class BucketSampler(Sampler[int]):
             yield from sorted(order[start : start + self.batch], key=lambda index: -self.lengths[index])
 
 
+class Share(Dataset[dict[str, Any]]):
+    """One process's share of the validation examples: as many as every other's, as ZeRO-3 needs.
+
+    Where they can't be shared evenly, some processes get an example that another has, without its labels: each counts
+    once, whatever the number of processes.
+    """
+
+    def __init__(self, examples: TokenDataset, process: int, processes: int) -> None:
+        self.examples, self.process, self.processes = examples, process, processes
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.processes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        place = index * self.processes + self.process
+        example = self.examples[place % len(self.examples)]
+        if place < len(self.examples):
+            return example
+        labels = example["labels"]
+        return {**example, "labels": [IGNORED] * len(labels) if isinstance(labels, list) else type(labels)(IGNORED)}
+
+
 class Collator:
     """Batches of tensors: padded on the right to the longest, or packed into one row without padding.
 

@@ -46,7 +46,7 @@ def export(config: Config, model: Any, tokenizer: Any, folder: Path, card: str, 
     target = exported_folder(config, folder)
     if is_plain(config):
         return _export_lora(config, model, tokenizer, target, card, write)
-    state = trainable_state(model)
+    state = {} if config.model.quantization else trainable_state(model, keep=write)
     if not write:
         return {}
     unset_hf_deepspeed_config()

@@ -51,7 +51,7 @@ def warn_of_pitfalls(config: Config, tokenizer: Any) -> None:
         log.warning(
             "train.learning_rate: %g is far from what %s usually takes, %g to %g", rate, method.name, low, high
         )
-    if method.dropout and METHODS[method.name].needs != "nothing":
+    if method.dropout and METHODS[method.name].moves:
         log.warning(
             "method.dropout: %g makes the start noisy: %s puts part of W into the adapter", method.dropout, method.name
         )
@@ -79,22 +79,30 @@ class Forgetting(TrainerCallback):
         self.enabled = config.train.forgetting and config.model.task_type == "CAUSAL_LM"
         self.tokenizer, self.path = tokenizer, path
         self.name, self.text = general_text() if self.enabled else ("", [])
+        self.before: float | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        if self.enabled and state.global_step == 0:
-            before = text_loss(model, self.tokenizer, self.text)
+        if not self.enabled:
+            return
+        if state.global_step == 0:
+            self.before = text_loss(model, self.tokenizer, self.text)
             if args.should_save:
-                write_json(self.path, {"text": self.name, "before": before})
+                write_json(self.path, {"text": self.name, "before": self.before})
+            return
+        stored: dict[str, Any] = read_json(self.path) if self.path.is_file() else {"text": "no text"}
+        if stored["text"] != self.name:
+            log.info("forgetting is not known: the run began with %s, and goes on with %s", stored["text"], self.name)
+            self.enabled = False
+        self.before = stored.get("before")
 
     def compare(self, model: Any) -> dict[str, Any] | None:
         """Return the losses before and after training and their difference; every process must call it."""
-        if not self.enabled:
+        if not self.enabled or self.before is None:
             return None
         after = text_loss(model, self.tokenizer, self.text)
-        before = read_json(self.path)["before"]
-        return {"text": self.name, "before": before, "after": after, "rise": after - before}
+        return {"text": self.name, "before": self.before, "after": after, "rise": after - self.before}
 
 
 def plot_loss(folder: Path) -> None:
@@ -129,7 +137,7 @@ def model_card(config: Config, base: str, figures: dict[str, Any]) -> str:
     use = (
         _USE_LORA
         if figures["plain"]
-        else "This folder is a whole model: load it with `AutoModelForCausalLM.from_pretrained`."
+        else f"This folder is a whole model: load it with `{_AUTO_CLASS[config.model.task_type]}.from_pretrained`."
     )
     results = "\n".join(
         f"| {key} | {value} |" for key, value in figures.items() if key != "plain" and value is not None
@@ -141,6 +149,7 @@ def model_card(config: Config, base: str, figures: dict[str, Any]) -> str:
     )
 
 
+_AUTO_CLASS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
 _USE_LORA = (
     "A plain LoRA for the untouched base model, whatever method trained it:\n\n"
     '```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, "this/folder")\n```'

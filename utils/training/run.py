@@ -16,6 +16,7 @@ from astra.methods import METHODS
 from utils.calibrations import require_store
 from utils.config import Config
 from utils.distributed import is_main
+from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.log import log
 from utils.models import load_tokenizer
@@ -156,7 +157,13 @@ def _fit_and_export(
 ) -> tuple[dict[str, Any], Tensor]:
     """Train and write the result; return the run's figures, and the trained model's logits for the probe."""
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"train.micro_batch_size: the GPU has no room for {trainer.args.per_device_train_batch_size} examples of "
+            f"{config.data.max_length} tokens; set fewer, or train.gradient_checkpointing=true, and the run goes on"
+        ) from error
     callbacks = {type(callback): callback for callback in trainer.callback_handler.callbacks}
     if callbacks[StopOnSignal].stopped:
         log.info("stopped before its end; the same command goes on from here")
@@ -177,7 +184,8 @@ def _finish(
     write_json(folder / "metrics.json", figures)
     figures["export"].update(_measure(config, folder, reference, probe, args))
     write_json(folder / "metrics.json", figures)
-    log.info("%s: loss %.4f; result in %s", folder.name, figures["final_loss"], exported_folder(config, folder))
+    loss = "" if figures["final_loss"] is None else f" loss {figures['final_loss']:.4f};"
+    log.info("%s:%s result in %s", folder.name, loss, exported_folder(config, folder))
 
 
 def _measure(

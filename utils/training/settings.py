@@ -9,7 +9,10 @@ from utils.files import read_json
 from utils.models import model_fingerprint, resolve_model
 
 # Settings that may differ between the start of a run and its resumption: they leave the result as it is.
-FREE = ("train.report_to", "train.logging_steps", "train.save_steps", "train.forgetting")
+FREE = (
+    "train.report_to", "train.logging_steps", "train.save_steps", "train.forgetting", "train.micro_batch_size",
+    "train.gradient_checkpointing", "calibration.batch_size",
+)  # fmt: skip
 DATA = "data.fingerprint"  # of the tokens: known only once they are read
 
 

@@ -210,8 +210,9 @@ def calibration_samples(
     settings = config.calibration
     order = random.Random(settings.seed).sample(range(len(records)), len(records))
     chosen = (records[index] for index in order)
-    length = min(settings.max_length, config.data.max_length)
-    features = encode_records(chosen, tokenizer, config.data.template, length, limit=settings.samples).features
+    features = encode_records(
+        chosen, tokenizer, config.data.template, settings.max_length, limit=settings.samples
+    ).features
     features.sort(key=lambda feature: -len(feature["input_ids"]))
     for start in range(0, len(features), size):
         batch = collate(features[start : start + size], tokenizer.pad_token_id)

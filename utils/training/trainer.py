@@ -12,12 +12,13 @@ from peft.utils.integrations import gather_params_ctx
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from utils.distributed import world_size
 from utils.errors import UserError
 from utils.training.checkpoints import rotate, write_manifest
-from utils.training.data import IGNORED, BucketSampler
+from utils.training.data import IGNORED, BucketSampler, Share
 
 WEIGHTS = "trainable.safetensors"
 
@@ -62,6 +63,7 @@ class RunTrainer(Trainer):
         self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, causal
         self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self.correct = torch.zeros_like(self._tokens)
+        self._broken = torch.zeros((), device=self.args.device)  # losses of this step that are not a number
         self._clock = time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
@@ -82,6 +84,7 @@ class RunTrainer(Trainer):
             if num_items_in_batch is not None
             else total / count
         )
+        self._broken += ~torch.isfinite(loss.detach())
         return (loss, {}) if return_outputs else loss
 
     def summed_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -90,11 +93,12 @@ class RunTrainer(Trainer):
         labels = inputs.pop("labels")
         if self.target_logits is None:
             logits = model(**inputs).logits.float()
-            count = torch.tensor(len(labels), device=labels.device)
+            real = labels != IGNORED
+            logits, labels = logits[real], labels[real]
             if labels.is_floating_point():  # a score
-                return F.mse_loss(logits.squeeze(-1), labels, reduction="sum"), count
+                return F.mse_loss(logits.squeeze(-1), labels, reduction="sum"), real.sum()
             self.correct += (logits.argmax(-1) == labels).sum()
-            return F.cross_entropy(logits, labels, reduction="sum"), count
+            return F.cross_entropy(logits, labels, reduction="sum"), real.sum()
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         positions = targets != IGNORED
         logits = self.target_logits(model, inputs, positions)
@@ -110,7 +114,9 @@ class RunTrainer(Trainer):
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         self.correct.zero_()
         classes = False
-        for batch in self.get_eval_dataloader(eval_dataset):
+        examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        share = Share(examples, self.args.process_index, self.args.world_size)
+        for batch in DataLoader(share, self.args.per_device_eval_batch_size, collate_fn=self.data_collator):
             total, count = self.summed_loss(model, self._prepare_inputs(batch))
             classes = not self.causal and not batch["labels"].is_floating_point()
             sums[:2] += torch.stack([total.double(), count.double()])
@@ -137,8 +143,10 @@ class RunTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        # float16's loss scaler skips such a step by itself.
-        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+        broken = bool(self.accelerator.reduce(self._broken.clone(), "sum"))
+        self._broken.zero_()
+        # A gradient that overflows in float16 is no reason to stop: the loss scaler skips that step.
+        if broken or (norm is not None and not self.args.fp16 and not math.isfinite(float(norm))):
             raise UserError(
                 f"train: the loss or its gradient is not a number at step {self.state.global_step + 1}; "
                 f"complete checkpoints in {self.args.output_dir} are kept; try a lower train.learning_rate"
@@ -181,13 +189,17 @@ class RunTrainer(Trainer):
         return inputs["input_ids"].numel() if mask is None else mask.sum()
 
 
-def trainable_state(model: Any) -> dict[str, Tensor]:
-    """Return a copy on the CPU of every trainable parameter, by name; under ZeRO-3 every process must call it."""
+def trainable_state(model: Any, keep: bool = True) -> dict[str, Tensor]:
+    """Return a copy on the CPU of every trainable parameter, by name.
+
+    Under ZeRO-3 every process must call it, and those without `keep` get nothing: their copies would be waste.
+    """
     state = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             with gather_params_ctx([parameter], modifier_rank=None):
-                state[name] = parameter.detach().cpu().clone()
+                if keep:
+                    state[name] = parameter.detach().cpu().clone()
     return state
 
 

@@ -1,0 +1,177 @@
+"""Runs of other model families, and of the cases at the edge: few examples, no memory, a loss that is not a number."""
+
+import contextlib
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Gemma2Config, GPT2Config, MistralConfig, Qwen2Config
+
+from astra.adapter import lora_layers
+from astra.methods import METHODS, Request, build, restore
+from tests.astra.tiny import relative_difference, targets, tiny_model, tokens
+from tests.runs import TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics
+from utils.errors import UserError
+from utils.training import report, setup
+from utils.training import run as training
+from utils.training.callbacks import duration
+from utils.training.data import Share, tokenize
+from utils.training.trainer import RunTrainer
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
+FAMILIES = {
+    "qwen2": (Qwen2Config, SMALL, ["q_proj", "down_proj"]),
+    "mistral": (MistralConfig, SMALL, ["q_proj", "down_proj"]),
+    "gemma2": (Gemma2Config, SMALL, ["q_proj", "down_proj"]),
+    "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4}, ["c_attn", "c_fc"]),
+}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_family_trains_and_is_exported(config, base, tmp_path, family):
+    from transformers import AutoModelForCausalLM
+
+    kind, sizes, names = FAMILIES[family]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind(vocab_size=len(tokenizer), **sizes, **ends))
+    model.save_pretrained(tmp_path / family)
+    tokenizer.save_pretrained(tmp_path / family)
+    this = config(
+        model__name=str(tmp_path / family), method__name="astra", method__target_modules=names,
+        train__forgetting=False, train__max_steps=3,
+    )  # fmt: skip
+    calibrate(this)
+    training.train(this)
+    found = metrics(this)
+    assert found["step0_deviation"] < 1e-4 and found["export"]["difference_from_trained"] < 1e-4
+    assert losses(this)[-1] < losses(this)[0]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_a_resumed_run_has_the_layers_that_eva_kept(rank):
+    def samples(size):
+        for k in range(4):
+            ids = tokens(size, seed=10 + k)
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+
+    def request():
+        return Request(rank=rank, alpha=2.0 * rank, target_modules=targets(), samples=samples)
+
+    model = build("eva", tiny_model(), request()).eval()
+    scalings = {name: layer.scaling["default"] for name, layer in lora_layers(model)}
+    resumed = restore(tiny_model(), request(), model.initial_lora, scalings).eval()
+    assert [name for name, _ in lora_layers(resumed)] == list(scalings)
+    if rank == 1:
+        assert len(scalings) < 2 * len(targets())  # else nothing was put to the test
+    assert relative_difference(resumed(tokens()).logits, model(tokens()).logits) < 1e-5
+
+
+def test_fewer_examples_than_processes_is_one_line(config):
+    this = config()
+    many = SimpleNamespace(main_process_first=lambda desc: contextlib.nullcontext(), world_size=25)
+    with pytest.raises(UserError, match=r"data\.train: 24 examples are fewer than the 25 processes"):
+        setup.load_examples(this, AutoTokenizer.from_pretrained(this.model.name), many)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_validation_examples_count_once_whatever_the_number_of_processes(config, tmp_path, processes):
+    this = config()
+    rows = [{"instruction": f"Add {k}.", "output": "so " * (k + 1)} for k in range(4)]
+    examples = tokenize(rows, AutoTokenizer.from_pretrained(this.model.name), this.data, tmp_path)
+    shares = [Share(examples, process, processes) for process in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    labelled = [share[k] for share in shares for k in range(len(share)) if max(share[k]["labels"]) >= 0]
+    assert sorted(map(str, labelled)) == sorted(str(examples[k]) for k in range(4))
+
+
+@pytest.mark.slow
+def test_two_processes_validate_as_one(config, tmp_path):
+    changes = {"data__validation": 0.2, "train__max_steps": 2, "train__forgetting": False}  # 5 examples
+    alone, both = config(run="alone", **changes), config(run="both", **changes)
+    training.train(alone)
+    launch(both, tmp_path, *TORCHRUN)
+    assert metrics(both)["validation_loss"] == pytest.approx(metrics(alone)["validation_loss"], abs=1e-5)
+
+
+def test_no_room_on_the_gpu_is_one_line_that_says_what_to_set(config, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(RunTrainer, "training_step", exhausted)
+    with pytest.raises(UserError, match=r"train\.micro_batch_size: .* 2 examples .*gradient_checkpointing"):
+        training.train(config(train__forgetting=False))
+
+
+def test_a_run_goes_on_with_less_memory_and_ends_the_same(config, monkeypatch):
+    whole, broken = config(run="whole", train__forgetting=False), config(run="broken", train__forgetting=False)
+    training.train(whole)
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        crash_at(patched, 3)
+        training.train(broken)
+    remedy = {"train__micro_batch_size": 1, "train__gradient_checkpointing": True, "train__forgetting": False}
+    training.train(config(run="broken", **remedy))
+    assert losses(broken) == pytest.approx(losses(whole), abs=1e-4)
+
+
+def test_forgetting_asked_for_only_later_does_not_cost_the_result(config, monkeypatch, caplog):
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        crash_at(patched, 3)
+        training.train(config(train__forgetting=False))
+    with caplog.at_level(logging.INFO, logger="astra"):
+        training.train(config(train__forgetting=True))
+    assert metrics(config())["forgetting"] is None and "forgetting is not known" in caplog.text
+
+
+def test_forgetting_is_measured_on_one_text_or_not_at_all(config, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        crash_at(patched, 3)
+        training.train(config())
+    before = folder_of(config()) / "checkpoints" / "before.json"
+    before.write_text(json.dumps({"text": "another", "before": 1.0}))
+    training.train(config())
+    assert metrics(config())["forgetting"] is None
+
+
+def test_a_loss_that_is_not_a_number_stops_a_float16_run_too(config, monkeypatch):
+    make, total = training.make_trainer, RunTrainer.summed_loss
+
+    def half(*args):
+        trainer = make(*args)
+        trainer.args.fp16 = True  # its loss scaler passes over gradients that are not finite
+        return trainer
+
+    def broken(self, model, inputs):
+        loss, count = total(self, model, inputs)
+        return (loss * float("nan") if self.state.global_step == 3 else loss), count
+
+    monkeypatch.setattr(training, "make_trainer", half)
+    monkeypatch.setattr(RunTrainer, "summed_loss", broken)
+    with pytest.raises(UserError, match="not a number at step 4"):
+        training.train(config(train__forgetting=False))
+
+
+def test_the_warning_about_dropout_is_for_those_it_is_true_of(config, caplog):
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1)
+    for name in METHODS:
+        caplog.clear()
+        report.warn_of_pitfalls(config(method__name=name, method__dropout=0.1), tokenizer)
+        warned = "part of W" in caplog.text
+        assert warned == (name in ("astra", "pissa", "milora", "olora", "corda", "lora_ga"))
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(12.2, "13 s"), (600, "10 min"), (12000, "3 h 20 min")])
+def test_durations_read_well(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_a_run_says_how_long_it_will_take(config, caplog):
+    with caplog.at_level(logging.INFO, logger="astra"):
+        training.train(config(train__forgetting=False))
+    assert "3 steps to come take about" in caplog.text
