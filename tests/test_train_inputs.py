@@ -109,6 +109,15 @@ def test_no_room_on_the_gpu_is_one_line_that_says_what_to_set(config, monkeypatc
         training.train(config(train__forgetting=False))
 
 
+def test_no_room_for_the_model_is_one_line(config, monkeypatch):
+    def exhausted(*args):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(training, "build_model", exhausted)
+    with pytest.raises(UserError, match=r"model\.name: the GPU has no room"):
+        training.train(config())
+
+
 def test_a_run_goes_on_with_less_memory_and_ends_the_same(config, monkeypatch):
     whole, broken = config(run="whole", train__forgetting=False), config(run="broken", train__forgetting=False)
     training.train(whole)

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.runs import Crash, crash_at, folder_of, losses, metrics
+from utils.errors import UserError
 from utils.training import run as training
 from utils.training.callbacks import read_lines
 from utils.training.checkpoints import rotate
+from utils.training.trainer import check_engine
 
 
 def checkpoints(config) -> set[str]:
@@ -129,3 +131,13 @@ def test_the_accuracy_is_that_of_the_checkpoint_exported(tmp_path):
     figures = training.validation_figures(read_lines(tmp_path / "metrics.jsonl"))
     assert figures == {"validation_loss": 0.2, "validation_accuracy": 0.9}
     assert training.validation_figures([]) == {"validation_loss": None, "validation_accuracy": None}
+
+
+def test_a_run_goes_on_with_the_engine_that_wrote_its_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="was written with DeepSpeed"):
+        check_engine(tmp_path, deepspeed=False)
+    check_engine(tmp_path, deepspeed=True)
+    (tmp_path / "trainable.safetensors").touch()
+    with pytest.raises(UserError, match="was written without DeepSpeed"):
+        check_engine(tmp_path, deepspeed=True)
+    check_engine(tmp_path, deepspeed=False)

@@ -36,7 +36,7 @@ from utils.training.setup import (
     logits,
     training_arguments,
 )
-from utils.training.trainer import RunTrainer, peak_memory
+from utils.training.trainer import RunTrainer, check_engine, peak_memory
 
 STOPPED = 143  # what a shell reports for a process ended by SIGTERM: the run is not finished
 
@@ -67,10 +67,20 @@ def train(config: Config, force: bool = False) -> None:
     settings[DATA] = examples.train.fingerprint
     checkpoint = last_complete(checkpoints, settings)
     _wait(args)
-    if checkpoint is not None and is_main():
-        discard_unusable(checkpoints, checkpoint)
+    if checkpoint is not None:
+        check_engine(checkpoint, args.deepspeed is not None)
+        if is_main():
+            discard_unusable(checkpoints, checkpoint)
     request = build_request(config, store, tokenizer, examples, args.device)
-    model, measured = build_model(config, request, checkpoints, checkpoint is not None, args.device, examples.probe())
+    try:
+        model, measured = build_model(
+            config, request, checkpoints, checkpoint is not None, args.device, examples.probe()
+        )
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"model.name: the GPU has no room for {config.model.name}; set model.quantization=nf4 or, with several "
+            "GPUs, train.deepspeed=configs/deepspeed/zero3.json"
+        ) from error
     if checkpoint is None and is_main():
         clear(checkpoints)
         keep_initial(model, checkpoints)

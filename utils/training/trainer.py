@@ -203,6 +203,16 @@ def trainable_state(model: Any, keep: bool = True) -> dict[str, Tensor]:
     return state
 
 
+def check_engine(checkpoint: Path, deepspeed: bool) -> None:
+    """Raise a `UserError` where a checkpoint was written with DeepSpeed and the run goes on without, or vice versa."""
+    written_with = not (checkpoint / WEIGHTS).is_file()
+    if written_with != deepspeed:
+        raise UserError(
+            f"train.deepspeed: {checkpoint} was written {'with' if written_with else 'without'} DeepSpeed; go on with "
+            "as many processes as before, or start over (--force)"
+        )
+
+
 def load_trainable(model: Any, checkpoint: Path) -> None:
     """Copy the parameters of a checkpoint into a model that has them."""
     state = load_file(checkpoint / WEIGHTS)
