@@ -18,7 +18,7 @@ from utils.config import Config
 from utils.distributed import device, is_main, process_group, rank, world_size
 from utils.errors import UserError
 from utils.files import read_json
-from utils.log import Progress, log, setup_logging
+from utils.log import Progress, log, log_to
 from utils.runs import stage
 
 if TYPE_CHECKING:
@@ -42,8 +42,12 @@ FIGURE = "spectrum.png"
 
 def command() -> None:
     config, flags = parse(USAGE, {"force": False})
-    setup_logging()
+    if config.calibration.stream or config.model.device_map is not None:
+        if not is_main():
+            return  # one process has all devices, however many a launcher has started
+        os.environ["WORLD_SIZE"] = "1"
     check(config)
+    log_to(Path(config.output_dir) / "log.txt")
     found = stores(config)
     if not found:
         log.info("nothing to calibrate: method.name is %s", config.method.name)
@@ -61,10 +65,6 @@ def check(config: Config) -> None:
     check_writable(config)
     check_model(config.model)
     check_training(config.data, config.model.task_type)
-    if config.calibration.stream and world_size() > 1:
-        raise UserError("calibration.stream: true runs in one process; start it without torchrun")
-    if config.model.device_map is not None and world_size() > 1:
-        raise UserError("model.device_map: spreads the model over all devices for one process; start without torchrun")
 
 
 def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> None:

@@ -7,10 +7,11 @@ import os
 
 from utils.cli import main, parse
 from utils.config import Config, expand_sweep
+from utils.distributed import is_main
 from utils.errors import UserError
 from utils.files import read_json
-from utils.log import log
-from utils.runs import run_folder
+from utils.log import log, log_to
+from utils.runs import check_writable, run_folder, write_config
 from utils.training.settings import check_combination, finished
 
 USAGE = """
@@ -32,10 +33,15 @@ def command() -> None:
     if config.sweep:
         raise UserError("sweep: train.py trains one run; scripts/<experiment>/run.sh goes through a sweep")
     (config,) = expand_sweep(config)
-    check(config)
-    if not flags["force"] and finished(config, run_folder(config)):
-        log.info("%s is finished: nothing to do (--force trains it again)", run_folder(config))
+    folder = run_folder(config)
+    if not flags["force"] and finished(config, folder):
+        log.info("%s is finished: nothing to do (--force trains it again)", folder)
         return
+    check_writable(config)
+    if is_main():
+        write_config(config, folder)  # from here on the report knows the run, and why it has no result
+        log_to(folder / "log.txt")
+    check(config)
     from utils.training.run import train  # takes seconds to import
 
     train(config, flags["force"])
@@ -45,9 +51,7 @@ def check(config: Config) -> None:
     """Raise a `UserError` for what can be known before anything heavy is imported."""
     from dataset.sources import check_training
     from utils.models import check_model
-    from utils.runs import check_writable
 
-    check_writable(config)
     check_combination(config)
     if config.train.deepspeed is not None:
         read_json(config.train.deepspeed)

@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -18,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 import train as command
 from astra.methods import METHODS
 from eval.classification import score_classifiers
+from eval.report import write_report
 from eval.targets import run_target
-from tests.runs import TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics, start
+from tests.runs import ROOT, TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics, start
 from utils.config import Config
 from utils.errors import UserError
 from utils.training import run as training
@@ -381,3 +383,12 @@ def test_a_classifier_learns_a_task_of_glue(config, tmp_path, task, folder, text
     assert result["metric"] == metric and -1 <= result["score"] <= 1 and result["n"] == 16
     with pytest.raises(UserError, match="needs SEQ_CLS, not CAUSAL_LM"):
         command.check(config(data={"train": task, "dir": str(tmp_path)}))
+
+
+def test_the_log_of_a_run_says_why_it_has_no_result(config, tmp_path):
+    this = config(method__name="astra")  # which has no calibration yet
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(this.model_dump()))
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "config.yaml")]
+    assert subprocess.run(command, capture_output=True).returncode == 2
+    assert " error: " in (folder_of(this) / "log.txt").read_text()
+    assert "no calibration for these settings" in write_report(tmp_path / "out")

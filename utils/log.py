@@ -26,8 +26,9 @@ def setup_logging() -> None:
 
 
 def log_to(path: Path) -> None:
-    """Append the project's messages to a file of the experiment or the run, too."""
-    if os.environ.get("RANK", "0") == "0":
+    """Append the project's messages to a file of the experiment or the run, too; once, however often it is asked."""
+    files = [handler.baseFilename for handler in log.handlers if isinstance(handler, logging.FileHandler)]
+    if os.environ.get("RANK", "0") == "0" and str(path.absolute()) not in files:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))

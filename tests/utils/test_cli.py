@@ -78,3 +78,12 @@ def test_a_bug_keeps_its_traceback() -> None:
 
     with pytest.raises(ValueError, match="a bug"):
         main(command)
+
+
+def test_a_defect_is_told_in_one_line_before_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("nothing to\nshare")
+
+    with pytest.raises(ZeroDivisionError):
+        main(broken)
+    assert capsys.readouterr().err == "error: ZeroDivisionError: nothing to share\n"
