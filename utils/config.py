@@ -101,7 +101,7 @@ class TrainConfig(Section):
     logging_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; default: a tenth of the run")
     early_stopping: int | None = Field(None, ge=1, description="stop after N validations without progress")
-    deepspeed: str | None = Field(None, description="path of a DeepSpeed JSON")
+    deepspeed: str | None = Field(None, description="path of a DeepSpeed JSON; one process uses it only to offload")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     packing: bool = Field(False, description="padding-free packing (flash_attention_2)")
     compile: bool = Field(False, description="torch.compile")
