@@ -26,7 +26,7 @@ from utils.cli import main, parse
 from utils.config import Config, DataConfig
 from utils.errors import UserError
 from utils.files import read_json, sha256_file, write_json
-from utils.log import log, progress, setup_logging
+from utils.log import log, log_to, progress, setup_logging
 
 TASKS = list(dict.fromkeys([*TRAINING, *EVALUATION, *GLUE]))
 
@@ -84,6 +84,7 @@ def prepare_experiment(config: Config) -> None:
     path = Path(config.output_dir) / "data.json"
     if not (tasks or own) or (path.is_file() and read_json(path)["wanted"] == wanted):
         return
+    log_to(Path(config.output_dir) / "log.txt")
     found = {task: prepare(task, config.data.dir) for task in tasks}
     if own is not None:
         questions = test_questions([name for name in judged if name in EVALUATION], config.data.dir)
