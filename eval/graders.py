@@ -31,7 +31,7 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3}(?![0-9]))?"
 _CURRENCY = r"(?:US\$|[$€£¥₹]|USD|EUR|GBP|Rs\.?)"
 _CORE = (
-    rf"(?:{_CURRENCY}\s*)?(?:(?P<whole>[0-9]+)\s+(?P<part>[0-9]+)\s*/\s*(?P<of>[0-9]+)"
+    rf"(?:{_CURRENCY}\s*)?(?:(?P<whole>[0-9]+)\s+(?:and\s+)?(?P<part>[0-9]+)\s*/\s*(?P<of>[0-9]+)"
     rf"|(?P<top>{_DECIMAL})(?:\s*/\s*(?P<bottom>{_DECIMAL}))?)"
     r"(?:\s*(?P<scale>hundred|thousand|million|billion|trillion)\b|(?P<kilo>[kK])\b)?"
     r"(?P<percent>\s*(?:%|percent\b|per cent\b))?"
@@ -41,14 +41,18 @@ _WHOLE = re.compile(
     r"(?P<unit>.*)",
     re.DOTALL,
 )
-_WITHIN = re.compile(rf"(?P<sign>(?<![\w)\]}}%.])[-+])?(?:{_CURRENCY}\s?)?(?P<sign2>-?){_CORE}")
-_UNIT = re.compile(
-    r"(?:\s*[/·-]?\s*(?:[^\W\d_]|°)[^\W\d_.'’²³°-]*(?:[.'’²³°-][^\W\d_]*)*(?:\^\{?-?[0-9]\}?)?){1,6}\s*[.!]?\s*"
+_WITHIN = re.compile(
+    rf"(?P<sign>(?<![\w)\]}}%.])[-+]|\bnegative\s+|(?<=is )minus\s+)?(?:{_CURRENCY}\s?)?(?P<sign2>-?){_CORE}"
 )
+_UNIT = re.compile(r"[/·-]?[^\W\d_°]|°")  # how a word of a unit begins; then letters and these:
+_UNIT_REST = re.compile(r"(?:[^\W\d_]|[°²³.'’/·-]|\^\{?-?[0-9]\}?)*")
+_LONGEST_UNIT = 100
 _LETTER_UNITS = frozenset("mgshlLAVWJNKCF")
 _NOT_UNITS = frozenset(
     ["and", "or", "to", "half", "halves", "thirds", "fourths", "fifths", "plus", "minus", "times", "over", "by"]
 )
+_SENTENCE_END = re.compile(r"(?<!Rs)[.;!?]\s")
+_ASIDE = re.compile(r",\s+(?!\d|or\b|and\b)|\s(?:because|since|as|if|when)\b")
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def _plain(text: str) -> str:
     text = "".join(_vulgar(c) for c in text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 ", text)
-    text = re.sub(r"\\[dtc]?frac\s*\{\s*(-?)([^{}]*)\}\s*\{([^{}]*)\}", r"\1 \2/\3", text)
+    text = re.sub(r"\\[dtc]?frac\s*\{( *-)?([^{}]*)\}\s*\{([^{}]*)\}", r"\1 \2/\3", text)
     text = re.sub(r"\\[dtc]?frac\s*([0-9])\s*([0-9])", r" \1/\2", text)
     text = re.sub(r"\\f?box(?:ed)?\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"(?<=[0-9])\s*(?:\\times|\\cdot|×)\s*10\s*\^\s*\{?([+-]?[0-9]{1,3})\}?", r"e\1", text)
@@ -108,10 +112,15 @@ def parse_number(text: str) -> Number | None:
     if len(text) > 4 * _LONGEST:
         return None
     plain = _plain(text).strip().rstrip(".").strip()
+    plain = re.sub(r"(?<![\w.,])([0-9]{1,3})((?: [0-9]{3})+)(?![\w,/]| ?/)", _without_spaces, plain)
     while plain[:1] == "(" and plain[-1:] == ")" and plain.count("(") == 1:
         plain = plain[1:-1].strip()
     match = _WHOLE.fullmatch(plain)
     return _number(match) if match and _is_unit(match["unit"]) else None
+
+
+def _without_spaces(match: re.Match[str]) -> str:
+    return match.group().replace(" ", "")
 
 
 def _is_unit(text: str) -> bool:
@@ -119,27 +128,48 @@ def _is_unit(text: str) -> bool:
     text = re.sub(r"\(([^()\d]*)\)", r" \1", text).strip()
     if not text:
         return True
+    tokens = text.rstrip(" .!").split()
+    if not 1 <= len(tokens) <= 6 or len(text) > _LONGEST_UNIT or not all(map(_is_unit_word, tokens)):
+        return False
     words = re.findall(r"[^\W\d_]+", text)
-    if _UNIT.fullmatch(text) is None or any(word.lower() in _NOT_UNITS for word in words):
+    if any(word.lower() in _NOT_UNITS for word in words):
         return False
     first = words[0] if words else ""
     return len(first) != 1 or first in _LETTER_UNITS or (first == "a" and len(words) > 1)
 
 
+def _is_unit_word(token: str) -> bool:
+    start = _UNIT.match(token)
+    return start is not None and _UNIT_REST.fullmatch(token, start.end()) is not None
+
+
 def extract_number(text: str, marker: str = MARKER) -> str | None:
     """Strict reading of a generation: the number after the last `marker`, on that line, as written; None without.
 
-    Of "5 + 3 = 8" it takes what follows the last equals sign.
+    Of "5 + 3 = 8" it takes the last side that is a number, and of "18 dollars, as ..." what stands before the reason.
+    Any other sentence must hold one number only: "3 or 4", "10:30" and "5 feet 3 inches" are no answer.
     """
     _, found, tail = text.rpartition(marker)
     if not found:
         return None
-    lines = re.sub(r"^[\s$\\\[]*(?=\n)", "", tail).strip().splitlines()
-    answer = lines[0].rpartition("=")[2].strip() if lines else ""
-    if parse_number(answer) is not None:
-        return answer.rstrip(".").strip()
-    match = _WITHIN.search(_plain(answer))
-    return match.group().strip() if match else None
+    line = re.sub(r"^[\s$\\\[]*(?=\n)", "", tail).strip().partition("\n")[0].strip()
+    sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
+    head = _ASIDE.split(re.sub(r"\([^()]*\)", "", sentence), maxsplit=1)[0]
+    for part in (line, sentence, *reversed(head.split("=")), head.split(" for ")[0]):
+        if parse_number(part) is not None:
+            return part.strip().rstrip(".").strip()
+    plain = _plain(sentence)
+    matches = list(_WITHIN.finditer(plain))
+    return matches[0].group().strip() if len(matches) == 1 and _stands_alone(matches[0]) else None
+
+
+def _stands_alone(match: re.Match[str]) -> bool:
+    """Whether a number is no part of a formula or name, as in "3x", "x^2" and "A4"."""
+    before, after = match.string[: match.start()], match.string[match.end() :]
+    letters = re.match(r"[^\W\d_]+", after)
+    if letters and len(letters.group()) == 1 and letters.group() not in _LETTER_UNITS:
+        return False
+    return not re.search(r"[\w^{\\√]$", before) and not re.match(r"\s*[\^\\_{]", after)
 
 
 def last_number(text: str) -> str | None:
@@ -173,39 +203,89 @@ def _read(text: str | None) -> Number | None:
 
 # ----------------------------------------------------------------------------------------------------- mathematics
 
-_ANSWER_IS = re.compile(r"\banswer is\s*:?", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswer is\b(?! not\b)(\s*:)?", re.IGNORECASE)
+_FORMULA = r"(?:\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]|-?[0-9]+(?:[./][0-9]+)?)"
+_FORMULAS = re.compile(rf"{_FORMULA}(?:(?:\s*,\s*(?:and |or )?|\s+(?:and|or)\s+){_FORMULA})*", re.DOTALL)
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|,?\s*(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})[\s$]*")
 _BASE = re.compile(r"[0-9A-F]_\{?([0-9]+)\}?$")
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` (or `\fbox`, or `\boxed 5`), braces balanced; None without."""
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
-        return None
-    rest = text[start:].removeprefix("\\boxed").removeprefix("\\fbox").lstrip()
-    if not rest.startswith("{"):
-        return re.split(r"[\s$]", rest, maxsplit=1)[0] or None
+    r"""The content of the last `\boxed{...}` (or `\fbox`, or `\boxed 5`), braces balanced; None without.
+
+    Boxes with nothing but a comma, "and" or "or" between them are one answer: `\boxed{2}, \boxed{3}` is "2, 3".
+    """
+    found: list[str] = []
+    end = len(text)
+    while (start := max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))) >= 0:
+        content, after = _box(text, start)
+        if found and (end - after > 20 or not _BETWEEN_BOXES.fullmatch(text[after:end])):
+            break
+        if content is None:
+            return None
+        if content not in found:
+            found.insert(0, content)
+        end = start
+    return ", ".join(found) or None
+
+
+def _box(text: str, start: int) -> tuple[str | None, int]:
+    """The content of the box at `start`, None if it is empty or not closed, and where what follows it begins."""
+    at = re.compile(r"\\(?:boxed|fbox)\s*").match(text, start)
+    assert at is not None
+    if text[at.end() : at.end() + 1] != "{":
+        end = re.compile(r"[^\s$]*").match(text, at.end()).end()  # type: ignore[union-attr]
+        return text[at.end() : end] or None, end
     depth = 0
-    for i, char in enumerate(rest):
-        depth += (char == "{") - (char == "}")
+    for brace in re.compile(r"[{}]").finditer(text, at.end()):
+        depth += 1 if brace.group() == "{" else -1
         if depth == 0:
-            return rest[1:i].strip()
-    return None
+            return text[at.end() + 1 : brace.start()].strip(), brace.end()
+    return None, len(text)
 
 
 def extract_math(text: str) -> str | None:
-    r"""The answer of a generation: the last `\boxed{}`, or what follows the last "answer is", whichever is later."""
-    marks = list(_ANSWER_IS.finditer(text))
+    r"""The answer of a generation: the last `\boxed{}`, or what follows the last "answer is", whichever is later.
+
+    An "answer is" with no answer after it ("so the answer is correct") does not hide a box before it. All the
+    formulas of "$2$ or $3$" are the answer.
+    """
     box = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if not marks or box > marks[-1].start():
-        return last_boxed(text)
-    tail = text[marks[-1].end() :].strip()
-    end = re.search(r"\.?\s*\n", tail)
-    if end and tail[: end.start()].count("\\begin") <= tail[: end.start()].count("\\end"):
-        tail = tail[: end.start()]
-    inline = re.match(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\])", tail)
-    answer = next(g for g in inline.groups() if g is not None) if inline else tail
-    return answer.strip().rstrip(".").strip().removesuffix("$") or None
+    for mark in reversed(list(_ANSWER_IS.finditer(text))):
+        if box > mark.start():
+            break
+        answer = _stated(text[mark.end() :])
+        if answer and (box < 0 or mark[1] or re.search(r"[0-9$\\]", answer)):
+            return answer
+    return last_boxed(text)
+
+
+def _stated(tail: str) -> str | None:
+    """The answer at the beginning of what follows "answer is": the formulas there, else its first sentence."""
+    line = _first_line(tail.replace("$$", "$").strip())
+    formulas = _FORMULAS.match(line)
+    if formulas and ("$" in formulas.group() or "\\" in formulas.group()):
+        parts = re.findall(_FORMULA, formulas.group(), re.DOTALL)
+        return (
+            ", ".join(re.sub(r"^(?:\$|\\[(\[])|(?:\$|\\[)\]])$", "", part).strip().rstrip(" .") for part in parts)
+            or None
+        )
+    sentence = re.split(r"[.;?]\s+(?=[A-Z])", line, maxsplit=1)[0].strip("* ").rstrip(".").strip("* ")
+    if parse_number(sentence) is None:
+        sentence = re.sub(r"(?<=[0-9})])(?:,? (?:or|and) )(?=[-\\(0-9])", ", ", sentence)
+    return sentence.removesuffix("$") or None
+
+
+def _first_line(text: str) -> str:
+    """The first line, with those after it that its formula or environment goes on over."""
+    line, taken = text.partition("\n")[0], ""
+    for piece in text.split("\n")[:50]:
+        taken += piece + "\n"
+        plain = taken.replace("\\\\", "")  # a row's end in "\\[2pt]" opens nothing
+        is_open = plain.count("\\begin") > plain.count("\\end") or plain.count("\\[") > plain.count("\\]")
+        if not is_open and plain.replace("\\$", "").count("$") % 2 == 0:
+            return taken.strip()
+    return line.strip()  # a currency sign, or cut off
 
 
 def math_equal(prediction: str | None, gold: str) -> bool:
@@ -219,8 +299,8 @@ def math_equal(prediction: str | None, gold: str) -> bool:
     left, right = (extract_math(text) or text for text in (prediction, gold))
     if _squeeze(left) == _squeeze(right):
         return bool(_squeeze(left))
-    if parse_number(left) and parse_number(right):
-        return numbers_equal(left, right)
+    if parse_number(left) and parse_number(right):  # "100,200" may be one number or two
+        return numbers_equal(left, right) or sorted(_squeeze(left).split(",")) == sorted(_squeeze(right).split(","))
     bases = [_BASE.search(text.strip("$ .")) for text in (left, right)]
     if bases[0] and bases[1] and bases[0][1] != bases[1][1]:  # math-verify ignores the subscript
         return False

@@ -41,4 +41,4 @@ def judge(problems: Sequence[Record], texts: Sequence[Sequence[str]], config: Ev
     ]
 
 
-TASK = Task("math", max_new_tokens=1024, judge=judge, gold=gold, groups=("level", "type"))
+TASK = Task("math", max_new_tokens=1024, judge=judge, gold=gold, groups=("level", "type"), version=2)
