@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.records import find_samples, read_samples
+from eval.records import changes, find_samples, read_samples
 from utils.cli import main
 from utils.errors import UserError
 from utils.files import read_json
@@ -14,6 +14,7 @@ from utils.files import read_json
 USAGE = """Compare two results problem by problem: the paired difference B - A with a 95% bootstrap interval, and the
 exact McNemar test (the chance of so uneven a split of the problems that only one of them solves, were they equal)."""
 RESAMPLES = 10_000
+MODELS = ("model", "adapter")  # the settings that two results are compared for
 
 
 def compare(first: list[float], second: list[float], seed: int = 0) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def read_scores(path: Path) -> dict[int, float]:
     """
     groups: dict[int, list[bool]] = {}
     for sample in read_samples(path):
-        if "correct" not in sample:
+        if sample.get("correct") is None:
             raise UserError(f"{path}: its samples are not right or wrong; nothing to compare")
         groups.setdefault(sample["problem"], []).append(sample["correct"])
     return {number: sum(group) / len(group) for number, group in groups.items()}
@@ -79,6 +80,12 @@ def compare_files(first: Path, second: Path) -> dict[str, Any]:
     if data[0] != data[1] or a.keys() != b.keys():
         raise UserError(f"{first} and {second}: not the same problems; they can't be paired")
     return compare([a[number] for number in sorted(a)], [b[number] for number in sorted(a)])
+
+
+def settings_differ(first: Path, second: Path) -> str:
+    """Return the settings, other than the models', that two samples files were made under, where they differ."""
+    a, b = ({k: v for k, v in _settings(path).items() if k not in MODELS} for path in (first, second))
+    return changes(a, b)
 
 
 def _settings(samples: Path) -> dict[str, Any]:
@@ -110,6 +117,8 @@ def command() -> None:
     if not shared:
         raise UserError(f"{given.a} and {given.b}: no task in common ({', '.join(first)}; {', '.join(second)})")
     for task in shared:
+        if differ := settings_differ(first[task], second[task]):
+            print(f"{task}: A and B were made under other settings ({differ})")
         print(describe(task, compare_files(first[task], second[task])))
 
 

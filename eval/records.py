@@ -140,7 +140,8 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
         UserError: it is missing, or a line is not JSON.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON may hold U+2028 and other line ends of Unicode as they are.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     samples = []

@@ -16,8 +16,8 @@ def select(samples: list[dict[str, Any]], wrong: bool, right: bool, limit: int) 
     """Yield the first `limit` samples that are wrong, right, or either."""
     shown = 0
     for sample in samples:
-        if (wrong and sample.get("correct", True)) or (right and not sample.get("correct", False)):
-            continue
+        if (wrong and sample.get("correct") is not False) or (right and sample.get("correct") is not True):
+            continue  # a score, or a loss, is neither right nor wrong
         if shown == limit:
             return
         shown += 1

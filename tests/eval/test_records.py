@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.compare import compare, compare_files, mcnemar
+from eval.compare import compare, compare_files, mcnemar, settings_differ
 from eval.records import TaskRecord, changes, find_samples, read_samples, wilson
 from eval.show import render, select
 from utils.errors import UserError
@@ -86,6 +86,13 @@ def test_a_malformed_samples_file_names_its_line(tmp_path):
         read_samples(path)
 
 
+def test_samples_are_read_back_whatever_they_hold(tmp_path):
+    done = record(tmp_path)
+    samples = [{"problem": 0, "output": "a\u2028b\u2029c\x85d\x0b\ne"}, {"problem": 1, "output": ""}]
+    done.complete({"settings": done.settings}, samples)
+    assert read_samples(done.samples_path) == samples
+
+
 def test_mcnemar_counts_only_where_the_two_disagree():
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(1, 9) == pytest.approx(2 * 11 / 1024)
@@ -104,8 +111,8 @@ def test_compare_is_paired():
     assert "p" not in compare([0.5], [1.0])
 
 
-def finish(folder, correct, data="d"):
-    done = TaskRecord(folder / "eval", "gsm8k", {"data": data})
+def finish(folder, correct, data="d", **settings):
+    done = TaskRecord(folder / "eval", "gsm8k", {"data": data, **settings})
     samples = [{"problem": k, "sample": 0, "correct": value, "output": f"o{k}"} for k, value in enumerate(correct)]
     done.complete({"settings": done.settings}, samples)
     return done.samples_path
@@ -117,6 +124,20 @@ def test_comparing_files_refuses_other_problems(tmp_path):
     for other in (finish(tmp_path / "c", [True]), finish(tmp_path / "d", [True, False, True], data="other")):
         with pytest.raises(UserError, match="not the same problems"):
             compare_files(first, other)
+
+
+def test_comparing_says_which_settings_differ(tmp_path):
+    first = finish(tmp_path / "a", [True, False], grader="exact", adapter="x")
+    assert settings_differ(first, finish(tmp_path / "b", [True, True], grader="exact", adapter="y")) == ""
+    assert settings_differ(first, finish(tmp_path / "c", [True], grader="metamath")) == "grader: exact -> metamath"
+
+
+def test_samples_without_a_verdict_are_not_compared_and_not_shown_as_wrong(tmp_path):
+    scores = finish(tmp_path, [None, None])
+    with pytest.raises(UserError, match="not right or wrong"):
+        compare_files(scores, scores)
+    assert list(select(read_samples(scores), True, False, 5)) == []
+    assert len(list(select(read_samples(scores), False, False, 5))) == 2
 
 
 def test_samples_are_found_by_run_folder_eval_folder_or_file(tmp_path):
