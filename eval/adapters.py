@@ -73,22 +73,15 @@ def _why_unservable(config: dict[str, Any], rank: int) -> str | None:
 
 
 def padded_rank(rank: int) -> int:
-    """Return the smallest `max_lora_rank` of vLLM that holds `rank`.
-
-    Raises:
-        UserError: the rank is above vLLM's limit.
-    """
-    for allowed in VLLM_RANKS:
-        if rank <= allowed:
-            return allowed
-    raise UserError(f"rank {rank} is above vLLM's limit of {VLLM_RANKS[-1]}; set eval.engine=transformers")
+    """Return the smallest `max_lora_rank` of vLLM that holds `rank`; adapters above its limit are merged instead."""
+    return next(allowed for allowed in VLLM_RANKS if rank <= allowed)
 
 
 def check_base(adapter: Adapter, model: ModelConfig, folder: Path) -> None:
     """Make sure that an adapter belongs to the model of the configuration.
 
-    The names agree, or their last parts do (a mirror of a hub model), or the weights do (a copy under another name);
-    and every LoRA layer has the shape of the layer it adapts.
+    Where the adapter's base is a folder that is there, the weights decide; else the names agree, or their last parts
+    do (a mirror of a hub model). And every LoRA layer has the shape of the layer it adapts.
 
     Raises:
         UserError: it was trained on another base; both are named.
@@ -103,12 +96,10 @@ def check_base(adapter: Adapter, model: ModelConfig, folder: Path) -> None:
 
 
 def _same_base(base: str, model: ModelConfig, folder: Path) -> bool:
-    if not base:
-        return False
-    if base in (model.name, str(folder)) or Path(base).name.lower() in (Path(model.name).name.lower(), folder.name):
-        return True
     other = Path(base)
-    return (other / "config.json").is_file() and model_fingerprint(other) == model_fingerprint(folder)
+    if base and (other / "config.json").is_file():
+        return model_fingerprint(other) == model_fingerprint(folder)
+    return bool(base) and (base == model.name or other.name.lower() in (Path(model.name).name.lower(), folder.name))
 
 
 def _misfit(path: Path, folder: Path) -> str | None:

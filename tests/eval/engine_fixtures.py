@@ -1,10 +1,11 @@
 """Adapters for the engine tests: real PEFT folders for SmolLM2 with random weights that change its texts."""
 
+import shutil
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROMPTS = {
@@ -14,6 +15,19 @@ PROMPTS = {
     3: "Below is an instruction that describes a task.\n\n### Instruction:\nName a colour.\n\n### Response:",
     7: "def add(a, b):\n    return",
 }
+
+
+def tiny_llama(folder: Path, seed: int = 0, tokenizer: Path | None = None) -> Path:
+    """Save a random two-layer Llama, with the tokenizer of another model's folder."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=1,
+        num_key_value_heads=1, max_position_embeddings=512, eos_token_id=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json") if tokenizer else ():
+        shutil.copy(tokenizer / name, folder)
+    return folder
 
 
 def save_adapter(model: Path, folder: Path, rank: int, seed: int, **settings) -> Path:

@@ -10,14 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.evaluate import evaluate
 from eval.records import read_samples
 from eval.targets import adapter_target, base_target, run_target
-from tests.eval.engine_fixtures import save_adapter
+from tests.eval.engine_fixtures import save_adapter, tiny_llama
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -27,15 +25,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def tiny(smollm2, tmp_path_factory):
     """A random two-layer Llama with SmolLM2's tokenizer, an adapter on it, and a run folder that holds the adapter."""
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=1,
-        num_key_value_heads=1, max_position_embeddings=512, eos_token_id=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(smollm2 / name, folder)
+    folder = tiny_llama(tmp_path_factory.mktemp("tiny") / "model", tokenizer=smollm2)
     save_adapter(folder, folder.parent / "adapter", 4, seed=1)
     return folder
 

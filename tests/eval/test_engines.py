@@ -1,13 +1,15 @@
 """vLLM and transformers: the same greedy text in float32, bare and with adapters, and the same likelihoods."""
 
 import importlib.util
+import shutil
 
 import pytest
 import torch
+from transformers import GenerationConfig, LlamaConfig
 
 from eval.adapters import check_base, padded_rank, read_adapter
 from eval.engines import Sampling, open_engine
-from tests.eval.engine_fixtures import PROMPTS, save_adapter
+from tests.eval.engine_fixtures import PROMPTS, save_adapter, tiny_llama
 from utils.config import EvalConfig, ModelConfig
 from utils.errors import UserError
 
@@ -168,8 +170,6 @@ def test_the_cpu_lora_product_leaves_tokens_without_an_adapter_alone():
 
 def test_ranks_are_padded_to_what_vllm_accepts():
     assert [padded_rank(rank) for rank in (1, 2, 8, 9, 64, 65, 512)] == [1, 8, 8, 16, 64, 128, 512]
-    with pytest.raises(UserError, match="rank 513 is above vLLM's limit of 512"):
-        padded_rank(513)
 
 
 def test_adapters_that_vllm_cannot_serve_are_told_apart(smollm2, tmp_path):
@@ -177,6 +177,76 @@ def test_adapters_that_vllm_cannot_serve_are_told_apart(smollm2, tmp_path):
     dora = save_adapter(smollm2, tmp_path / "dora", 4, seed=0, use_dora=True)
     assert read_adapter(plain).unservable is None
     assert read_adapter(dora).unservable == "DoRA"
+
+
+def test_an_adapter_of_too_high_a_rank_is_merged(tmp_path):
+    base = tiny_llama(tmp_path / "base")
+    high = read_adapter(save_adapter(base, tmp_path / "high", 513, seed=0))
+    assert high.unservable == "rank 513, above vLLM's limit of 512"
+
+
+def test_a_folder_of_the_same_name_is_no_base(tmp_path):
+    mine, other = tiny_llama(tmp_path / "a" / "merged"), tiny_llama(tmp_path / "b" / "merged", seed=1)
+    adapter = read_adapter(save_adapter(mine, tmp_path / "adapter", 2, seed=0))
+    check_base(adapter, ModelConfig(name=str(mine)), mine)
+    with pytest.raises(UserError, match=r"a/merged, not model.name .*b/merged"):
+        check_base(adapter, ModelConfig(name=str(other)), other)
+    shutil.copytree(mine, tmp_path / "copy")
+    check_base(adapter, ModelConfig(name=str(tmp_path / "copy")), tmp_path / "copy")
+
+
+def test_a_models_own_penalties_change_no_text(smollm2, tmp_path):
+    folder = tiny_llama(tmp_path, tokenizer=smollm2)
+
+    def texts():
+        with open_engine(folder, EvalConfig(engine="transformers"), "float32", [], CONTEXT) as engine:
+            return dict(engine.generate(PROMPTS, GREEDY))
+
+    plain = texts()
+    GenerationConfig(eos_token_id=2, repetition_penalty=5.0, no_repeat_ngram_size=1).save_pretrained(folder)
+    assert texts() == plain
+    GenerationConfig(eos_token_id=list(range(49152))).save_pretrained(folder)
+    assert all(output.finish == "stop" for (output,) in texts().values())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "heads", "kv_heads", "width", "size"),
+    [
+        (0, 32, 32, 11008, 1),
+        (8, 28, 4, 18944, 4),  # Qwen2.5-7B
+        (8, 32, 32, 11008, 8),
+        (8, 32, 2, 11008, 8),  # each key-value head on four GPUs
+        (8, 32, 3, 11008, 1),
+        (6, 32, 8, 11008, 4),
+        (8, 32, 8, 11010, 2),
+    ],
+)
+def test_gpus_that_a_model_can_be_shared_over(monkeypatch, tmp_path, gpus, heads, kv_heads, width, size):
+    from eval.engines.vllm import _parallel_size
+
+    shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "intermediate_size": width}
+    LlamaConfig(hidden_size=128 * heads, **shape).save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert _parallel_size(tmp_path) == size
+
+
+def test_an_engine_that_cannot_start_says_what_to_set(monkeypatch, tmp_path):
+    vllm = pytest.importorskip("vllm")
+    folder = tiny_llama(tmp_path)
+
+    def start(*_, **__):
+        raise RuntimeError("Engine core initialization failed. See root cause above.")
+
+    monkeypatch.setattr(vllm, "LLM", start)
+    with pytest.raises(UserError, match="vllm can't start.*gpu_memory_utilization.*tensor_parallel_size") as raised:
+        open_engine(folder, EvalConfig(), "float32", [], CONTEXT)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_no_two_samples_share_a_seed():
+    sampling = Sampling(8, n=3, temperature=1.0)
+    seeds = [sampling.seed_of(number) + k for number in range(50) for k in range(sampling.n)]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_an_adapter_of_another_base_is_named(smollm2, adapters, tmp_path):
