@@ -1,16 +1,17 @@
 """Scoring models on tasks: what is finished is skipped, the rest is done with one engine for each base model."""
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dataset.templates import format_prompt
-from eval.engines import encode, open_engine
+from eval.engines import encode, engine_version, open_engine
 from eval.likelihood import LikelihoodTask, score_task
 from eval.records import TaskRecord
 from eval.targets import Target, servable
-from eval.tasks import GROUPS, Record, check_tasks, expand, get_task, load_problems
+from eval.tasks import GROUPS, Record, Task, check_tasks, expand, get_task, left_out, load_problems
 from eval.texts import Job, generate_task
 from utils.config import Config
 from utils.files import fingerprint, write_json
@@ -39,17 +40,20 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False) -> 
     check_tasks(config)
     dtype = config.eval.dtype or usable_dtype(config.model.dtype)
     results: Results = {target.name: {} for target in targets}
+    if missing := left_out(config):
+        log.warning("commonsense: left out, as the mirror (data.dir) has none: %s", ", ".join(missing))
     jobs = []
     for name in expand(config):
         task = get_task(name, config.eval.protocol)
         problems = load_problems(name, config)
         for target in targets:
-            record = TaskRecord(target.folder, task.name, _settings(config, target, task, problems, dtype))
+            prompts = _prompts(config, target.model, problems) if isinstance(task, Task) else []
+            record = TaskRecord(target.folder, task.name, _settings(config, target, task, problems, prompts, dtype))
             if force:
                 record.clear()
             result = record.finished()
             if result is None:
-                jobs.append(Job(target, task, problems, record))
+                jobs.append(Job(target, task, problems, prompts, record))
             else:
                 results[target.name][task.name] = result
                 log.info("%s", describe(result) + " (finished earlier)")
@@ -60,15 +64,18 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False) -> 
     return results
 
 
-def _settings(config: Config, target: Target, task: Any, problems: list[Record], dtype: str) -> dict[str, Any]:
+def _settings(
+    config: Config, target: Target, task: Any, problems: list[Record], prompts: list[str], dtype: str
+) -> dict[str, Any]:
     """Return everything that may change a figure."""
     wanted = config.eval
     shared = {
         **target.fingerprints(),
         "data": fingerprint(problems),
-        "problems": len(problems) or wanted.limit,
+        "problems": len(problems),
         "task_version": task.version,
         "engine": wanted.engine,
+        "engine_version": engine_version(wanted.engine),
         "dtype": dtype,
         "max_model_len": wanted.max_model_len,
     }
@@ -77,6 +84,7 @@ def _settings(config: Config, target: Target, task: Any, problems: list[Record],
     return {
         **shared,
         "template": config.data.template,
+        "prompts": fingerprint(prompts),
         "response_prefix": wanted.response_prefix,
         "max_new_tokens": wanted.max_new_tokens or task.max_new_tokens,
         "stop": list(task.stop),
@@ -84,6 +92,7 @@ def _settings(config: Config, target: Target, task: Any, problems: list[Record],
         "temperature": wanted.temperature,
         "seed": wanted.seed if wanted.temperature else None,
         "grader": wanted.grader,
+        **{package: _version(package) for package in task.packages},
     }
 
 
@@ -106,42 +115,43 @@ def _run_on_one_engine(config: Config, jobs: list[Job], merged: Target | None, d
     model = (merged or jobs[0].target).model
     targets = {job.target: merged or job.target for job in jobs}
     adapters = [target.adapter for target in targets.values() if target.adapter is not None]
-    prompts = _prompts(config, jobs, model)
-    context = _context(config, jobs, prompts, model)
+    context = _context(config, jobs, model)
     with open_engine(model, config.eval, dtype, adapters, context) as engine:
         for job in jobs:
             target = targets[job.target]
             if isinstance(job.task, LikelihoodTask):
                 result = score_task(config, job.task, job.problems, job.record, engine, target)
             else:
-                result = generate_task(config, job, prompts[job.task.name], engine, target)
+                result = generate_task(config, job, engine, target)
             results[job.target.name][job.task.name] = result
             log.info("%s", describe(result))
 
 
-def _prompts(config: Config, jobs: list[Job], model: Path) -> dict[str, list[str]]:
-    """Return the prompts of each task that generates."""
+def _prompts(config: Config, model: Path, problems: list[Record]) -> list[str]:
+    """Return the prompts of a task that generates."""
+    template, prefix = config.data.template, config.eval.response_prefix
+    tokenizer = _tokenizer(model) if template == "chat" else None
+    return [format_prompt(problem["instruction"], template, tokenizer, prefix) for problem in problems]
+
+
+@cache
+def _tokenizer(model: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    data, prefix = config.data, config.eval.response_prefix
-    return {
-        job.task.name: [format_prompt(p["instruction"], data.template, tokenizer, prefix) for p in job.problems]
-        for job in jobs
-        if not isinstance(job.task, LikelihoodTask)
-    }
+    return AutoTokenizer.from_pretrained(model)
 
 
-def _context(config: Config, jobs: list[Job], prompts: dict[str, list[str]], model: Path) -> int:
+def _context(config: Config, jobs: list[Job], model: Path) -> int:
     """Return the context in tokens: what the longest prompt and answer need, within what the model was made for."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = _tokenizer(model)
     limit = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None) or 4096
     if config.eval.max_model_len is not None:
         return min(config.eval.max_model_len, limit)
     needed = [job.task.context for job in jobs if isinstance(job.task, LikelihoodTask)]
-    longest = {name: max(len(encode(tokenizer, text)) for text in texts) for name, texts in prompts.items() if texts}
+    texts = {job.task.name: job.prompts for job in jobs if job.prompts}
+    longest = {name: max(len(encode(tokenizer, text)) for text in found) for name, found in texts.items()}
     for job in jobs:
         if job.task.name in longest:
             needed.append(longest[job.task.name] + (config.eval.max_new_tokens or job.task.max_new_tokens))

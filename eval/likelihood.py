@@ -34,7 +34,7 @@ class LikelihoodTask:
     run: Callable[[list[dict[str, Any]], Engine, Scorer, "LikelihoodTask", Config], tuple[dict[str, Any], list[Any]]]
     own_data: bool = False
     context: int = 2048
-    version: int = 1
+    version: int = 2
 
 
 def score_task(

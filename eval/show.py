@@ -28,7 +28,9 @@ def render(task: str, sample: dict[str, Any]) -> str:
     """Return one sample as text: prompt, output, what was read from it and what it should have been."""
     verdict = {True: "RIGHT", False: "WRONG", None: ""}[sample.get("correct")]
     head = f"{task} #{sample['problem']}" + (f".{sample['sample']}" if sample.get("sample") else "")
-    parts = [f"{f'{head}  {verdict} ':-<{WIDTH}}", _indent(sample.get("prompt", ""), "  | ")]
+    prompt = sample.get("prompt", "")
+    prompt = "\n".join(prompt) if isinstance(prompt, list) else prompt
+    parts = [f"{f'{head}  {verdict} ':-<{WIDTH}}", _indent(prompt, "  | ")]
     output = sample.get("output", "")
     if isinstance(output, list):
         values = sample.get("logprobs") or [None] * len(output)

@@ -16,25 +16,25 @@ from utils.log import Progress, log
 
 @dataclass
 class Job:
-    """One task on one target, not yet finished."""
+    """One task on one target, not yet finished; `prompts` are one a problem where it generates, else none."""
 
     target: Target
     task: Any
     problems: list[Record]
+    prompts: list[str]
     record: TaskRecord
 
 
-def generate_task(config: Config, job: Job, prompts: list[str], engine: Engine, target: Target) -> dict[str, Any]:
+def generate_task(config: Config, job: Job, engine: Engine, target: Target) -> dict[str, Any]:
     """Generate what is missing, judge everything, write the record, and return the result.
 
     Args:
         config: The experiment.
-        job: The task, its problems and its record.
-        prompts: One for each problem.
+        job: The task, its problems with their prompts, and its record.
         engine: An open engine on `target.model`.
         target: The job's target as the engine serves it.
     """
-    wanted = config.eval
+    wanted, prompts = config.eval, job.prompts
     sampling = Sampling(
         wanted.max_new_tokens or job.task.max_new_tokens,
         job.task.stop,

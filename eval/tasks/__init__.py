@@ -14,7 +14,6 @@ from dataset.sources import check_evaluation, load_evaluation
 from eval.evalplus import PLUS_FILES, with_plus
 from utils.config import Config, EvalConfig
 from utils.errors import UserError
-from utils.log import log
 
 Record = dict[str, Any]
 
@@ -68,7 +67,8 @@ class Task:
         gold: The right answer of a problem, as written in the samples.
         groups: Keys of a problem by which accuracy is broken down.
         check: Raises `UserError` when the task can't run here.
-        version: Counted up when its prompts or rules change, so that old records are not taken for new ones.
+        version: Counted up when its rules change, so that old records are not taken for new ones.
+        packages: Those whose version may change a verdict.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Task:
     check: Callable[[EvalConfig], None] = _no_check
     stop: tuple[str, ...] = STOP
     version: int = 1
+    packages: tuple[str, ...] = ()
 
 
 def names() -> list[str]:
@@ -103,7 +104,7 @@ def get_task(name: str, protocol: str = "generate") -> Any:
 
 
 def expand(config: Config) -> list[str]:
-    """Return the tasks asked for, each group replaced by its members that the data source has.
+    """Return the tasks asked for, each group replaced by its members that the data source has (see `left_out`).
 
     Raises:
         UserError: an unknown task.
@@ -111,12 +112,16 @@ def expand(config: Config) -> list[str]:
     found: list[str] = []
     for name in config.eval.tasks:
         for member in GROUPS.get(name, (name,)):
-            if name in GROUPS and config.data.dir is not None and EVALUATION[member].mirror is None:
-                log.warning("%s: %s is left out, the mirror (data.dir) has none", name, member)
-            else:
+            if name not in GROUPS or member not in left_out(config):
                 get_task(member)
                 found.append(member)
     return list(dict.fromkeys(found))
+
+
+def left_out(config: Config) -> list[str]:
+    """Return the members of the groups asked for that the mirror has not."""
+    members = [member for name in config.eval.tasks for member in GROUPS.get(name, ())]
+    return [name for name in members if config.data.dir is not None and EVALUATION[name].mirror is None]
 
 
 def check_tasks(config: Config) -> None:
@@ -140,7 +145,7 @@ def check_tasks(config: Config) -> None:
 
 
 def load_problems(name: str, config: Config) -> list[Record]:
-    """Return the first `eval.limit` problems of a task; none where lm-eval loads its own.
+    """Return the first `eval.limit` problems of a task; where lm-eval loads its own, its documents.
 
     Raises:
         UserError: the data is missing or malformed (file and line).
@@ -150,6 +155,8 @@ def load_problems(name: str, config: Config) -> list[Record]:
 
         return load()
     if name in COMMONSENSE and config.eval.protocol == "loglikelihood" and config.data.dir is None:
-        return []
+        from eval.tasks._choices import hub_documents
+
+        return hub_documents(name)[: config.eval.limit]
     problems = load_evaluation(name, config.data.dir)[: config.eval.limit]
     return with_plus(name, problems, config.data.dir) if name in PLUS_FILES else problems

@@ -33,10 +33,7 @@ _OPTION = re.compile(r"(?:^|\s)(?:Answer|Solution|Option|Ending)(\d): ")
 
 
 def parse_choices(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the question, choices and gold index of a record in the LLM-Adapters form.
-
-    `contexts` and `suffix` hold what lm-eval scores: for WinoGrande the sentence's end after each option in the
-    blank, for the others each choice after the question.
+    """Return the `question`, `choices` and `gold` index of a record in the LLM-Adapters form.
 
     Raises:
         UserError: the record is not in that form.
@@ -87,13 +84,9 @@ def run(
     Raises:
         UserError: lm-eval is not installed.
     """
-    try:
-        import lm_eval
-    except ImportError as error:
-        raise UserError(f"eval.protocol: loglikelihood needs the package lm-eval ({error})") from error
+    lm_eval = _lm_eval()
     from eval.lm_eval_adapter import EngineLM
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     name = LM_EVAL_NAMES[task.source]
     if config.data.dir is not None:
         name = f"{name}_mirror"
@@ -109,6 +102,26 @@ def run(
         bootstrap_iters=0,
     )
     return _figures(found, name), _samples(found["samples"][name])
+
+
+def hub_documents(source: str) -> list[dict[str, Any]]:
+    """Return what lm-eval's own task scores, from the hub.
+
+    Raises:
+        UserError: lm-eval is not installed.
+    """
+    tasks, name = _lm_eval().tasks, LM_EVAL_NAMES[source]
+    return list(tasks.get_task_dict([name], tasks.TaskManager())[name].eval_docs)
+
+
+def _lm_eval() -> Any:
+    try:
+        import lm_eval
+        import lm_eval.tasks
+    except ImportError as error:
+        raise UserError(f"eval.protocol: loglikelihood needs the package lm-eval ({error})") from error
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return lm_eval
 
 
 def _definition(source: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -130,15 +143,16 @@ def _figures(found: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _samples(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a sample for each problem; WinoGrande has a prompt for each choice, the others one for all."""
     return [
         {
             "problem": sample["doc_id"],
             "sample": 0,
-            "prompt": _text(sample["arguments"][0][0]),
-            "output": [_text(pair[1]) for pair in sample["arguments"]],
+            "prompt": _prompt([context for context, _ in sample["arguments"]]),
+            "output": [continuation for _, continuation in sample["arguments"]],
             "logprobs": [response[0] for response in sample["filtered_resps"]],
             "extracted": max(range(len(sample["filtered_resps"])), key=lambda k: sample["filtered_resps"][k][0]),
-            "gold": sample["target"],
+            "gold": _gold(sample),
             "correct": bool(sample["acc"]),
             **({"correct_norm": bool(sample["acc_norm"])} if "acc_norm" in sample else {}),
         }
@@ -146,8 +160,16 @@ def _samples(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
+def _prompt(contexts: list[str]) -> str | list[str]:
+    return contexts[0] if len(set(contexts)) == 1 else contexts
+
+
+def _gold(sample: dict[str, Any]) -> int:
+    """Return the index of the right choice; lm-eval's target is one, but for WinoGrande, where it is the sentence."""
+    doc, target = sample["doc"], sample["target"]
+    if "gold" in doc:
+        return doc["gold"]
+    return target if isinstance(target, int) else int(doc["answer"]) - 1
 
 
 def _lm_eval_version() -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from eval.graders import extract_number, last_number, numbers_equal
-from eval.metamath_rules import gsm8k_equal
+from eval.metamath_rules import gsm8k_equal, gsm8k_number
 from eval.tasks import Judged, Record
 from utils.config import EvalConfig
 
@@ -17,6 +17,9 @@ def judge(problems: Sequence[Record], texts: Sequence[Sequence[str]], config: Ev
 
 
 def _judge(text: str, gold: str, grader: str) -> Judged:
+    lenient = numbers_equal(last_number(text), gold)
+    if grader == "metamath":
+        number = gsm8k_number(text)
+        return Judged(None if number is None else str(number), gsm8k_equal(text, gold), lenient)
     extracted = extract_number(text)
-    correct = gsm8k_equal(text, gold) if grader == "metamath" else numbers_equal(extracted, gold)
-    return Judged(extracted, correct, lenient=numbers_equal(last_number(text), gold))
+    return Judged(extracted, numbers_equal(extracted, gold), lenient)

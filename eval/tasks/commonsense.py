@@ -1,7 +1,8 @@
 """The eight commonsense sets, in both protocols in use.
 
 `generate` (LLM-Adapters, Hu et al., 2023): the model writes "the correct answer is answer2"; the first option named
-counts. `loglikelihood` (lm-eval): the likeliest choice counts, as is (acc) and by length in bytes (acc_norm).
+counts. `loglikelihood` (lm-eval): the likeliest choice counts, as is (acc) and by its length in
+characters (acc_norm).
 
 Data: BoolQ, PIQA, SIQA, HellaSwag, WinoGrande, ARC-e, ARC-c and OBQA from their hub repositories (see
 `dataset.catalog`), or `commonsense/<task>/test.json` in a mirror, which has no HellaSwag.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from eval.graders import extract_math, grade_all
+from eval.metamath_rules import math_answer
 from eval.tasks import Judged, Record, Task
 from utils.config import EvalConfig
 
@@ -19,7 +20,7 @@ def gold(record: Record) -> str:
 def judge(problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig) -> list[list[Judged]]:
     """Judge answers by mathematical equivalence, in worker processes; each has ten seconds."""
     metamath = config.grader == "metamath"
-    extracted = [[extract_math(text) for text in group] for group in texts]
+    extracted = [[(math_answer if metamath else extract_math)(text) for text in group] for group in texts]
     pairs, places = [], []
     for number, problem in enumerate(problems):
         for k, text in enumerate(texts[number]):
@@ -41,4 +42,12 @@ def judge(problems: Sequence[Record], texts: Sequence[Sequence[str]], config: Ev
     ]
 
 
-TASK = Task("math", max_new_tokens=1024, judge=judge, gold=gold, groups=("level", "type"), version=2)
+TASK = Task(
+    "math",
+    max_new_tokens=1024,
+    judge=judge,
+    gold=gold,
+    groups=("level", "type"),
+    version=2,
+    packages=("math-verify", "sympy"),
+)

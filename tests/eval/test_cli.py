@@ -83,6 +83,13 @@ def test_what_is_finished_is_skipped_unless_forced(config_file, monkeypatch):
     assert score(config_file) == first
     with pytest.raises(UserError, match=r"made under other settings \(.*problems: 6 -> 5.*--force"):
         score(config_file, limit=5)
+    monkeypatch.setattr("eval.evaluate.engine_version", lambda _: "another")
+    with pytest.raises(UserError, match=r"\(engine_version: .* -> another\)"):
+        score(config_file)
+    monkeypatch.undo()
+    monkeypatch.setattr("dataset.templates.ALPACA", "Q: {instruction} A:")
+    with pytest.raises(UserError, match=r"\(prompts: \w+ -> \w+\)"):
+        score(config_file)
     monkeypatch.undo()
     assert score(config_file, limit=5, force=True)["mine"]["arithmetic"]["n"] == 5
 

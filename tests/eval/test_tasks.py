@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.tasks import STOP, Judged, check_tasks, expand, get_task, load_problems, names
+from eval.tasks import STOP, Judged, check_tasks, expand, get_task, left_out, load_problems, names
 from eval.tasks._choices import documents, parse_choices
 from eval.tasks.commonsense import options
 from eval.tasks.forgetting import windows
@@ -42,7 +42,8 @@ def test_numbers_are_judged_strictly_and_leniently(name):
     assert (wrong.correct, wrong.lenient) == (False, False)
     assert empty == Judged(None, False, False)
     assert not near.correct
-    assert judge(name, {"answer": "7"}, texts[-1], settings=METAMATH)[0].correct  # those rules round
+    rounded = judge(name, {"answer": "7"}, texts[-1], "It must be 7", settings=METAMATH)
+    assert rounded == [Judged("7", True, False), Judged(None, False, True)]  # those rules round
 
 
 def test_mathematics_is_judged_by_equivalence():
@@ -52,7 +53,13 @@ def test_mathematics_is_judged_by_equivalence():
     assert [verdict.correct for verdict in judged] == [True, True, False, False, True]
     assert judged[2].extracted is None
     assert get_task("math").gold(problem) == r"\frac{1}{2}"
-    assert not judge("math", problem, "The answer is: 0.5x", settings=METAMATH)[0].correct
+    texts = ["The answer is: 0.5x", "The answer is: \\frac12.", r"\boxed{0.5}"]
+    judged = judge("math", problem, *texts, settings=METAMATH)
+    assert [(verdict.extracted, verdict.correct) for verdict in judged] == [
+        ("0.5x", False),
+        ("\\frac12", True),
+        (None, False),
+    ]
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
@@ -120,7 +127,8 @@ def test_winogrande_scores_the_rest_of_the_sentence_after_each_option():
     ]
 
 
-def test_a_group_leaves_out_what_the_mirror_has_not(mirror, caplog):
+def test_a_group_leaves_out_what_the_mirror_has_not(mirror):
+    assert left_out(config(mirror, tasks=["commonsense", "gsm8k"])) == ["hellaswag"]
     members = expand(config(mirror, tasks=["commonsense", "boolq", "gsm8k"]))
     assert members == [
         "boolq",
