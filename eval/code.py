@@ -9,7 +9,8 @@ from typing import Any
 
 from eval.sandbox import Program
 
-_FENCE = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```([^\n]*)\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_STATEMENT = re.compile(r"^(?:(?:async def|def|class|import|from)\b|@|\w+ *=)", re.MULTILINE)
 # What a base model goes on with once the function is written (human-eval, bigcode-evaluation-harness).
 _STOPS = re.compile(
     r"^(?:if __name__\b|print\(|assert\b|# (?:Example|Test|Usage)\b|\[/?[A-Z]+\]|\[DONE\]|</?\w+>|### |>>> )",
@@ -17,19 +18,21 @@ _STOPS = re.compile(
 )
 
 
-def extract_code(text: str, prompt: str | None = None) -> str:
+def extract_code(text: str, prompt: str | None = None, entry: str = r"\w+") -> str:
     """The Python code of a generation.
 
-    The first fenced block marked as Python, else the first fenced block, else the text itself; of that, what comes
-    before the next top-level statement that tests or shows rather than defines. With `prompt`, an echo of it at the
-    beginning is removed (a completion is left to be appended to the prompt).
+    Of the fenced blocks (those marked as Python, if any are) the first that defines `entry`, a pattern of names, else
+    the first; without blocks the text itself. Of that, what comes before the next top-level statement that tests or
+    shows rather than defines. With `prompt`, an echo of it at the beginning is removed (a completion is left to be
+    appended to the prompt).
     """
     text = text.replace("\r\n", "\n").replace("\r", "")
     blocks = _FENCE.findall(text)
     if blocks:
-        text = next(
-            (body for language, body in blocks if language.lower() in ("python", "py", "python3")), blocks[0][1]
-        )
+        marked = [body for language, body in blocks if language.strip().lower() in ("python", "py", "python3")]
+        found = marked or [body for _, body in blocks]
+        defines = re.compile(rf"^\s*(?:async def|def|class)\s+{entry}\b", re.MULTILINE)
+        text = next(filter(defines.search, found), found[0])
     if prompt is not None and text.lstrip("\n").startswith(prompt.strip("\n")):
         text = text.lstrip("\n")[len(prompt.strip("\n")) :]
     stop = _STOPS.search(text, len(text) - len(text.lstrip()) + 1)
@@ -51,14 +54,22 @@ def complete_part(code: str) -> str:
     return code
 
 
+def without_prose(code: str) -> str:
+    """The part of `code` that compiles (see `complete_part`), what a model says before it left out; else `code`."""
+    starts = [0, *(match.start() for match in _STATEMENT.finditer(code))][:20]
+    parts = (complete_part(code[start:]) for start in starts)
+    return next(filter(_compiles, parts), code)
+
+
 def _compiles(code: str) -> bool:
+    """Whether `code` is Python, and not a word such as "Solution" that only happens to be."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of invalid escapes in generated strings
-            ast.parse(code)
+            body = ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return True
+    return not any(isinstance(node, ast.Expr) and isinstance(node.value, ast.Name) for node in body)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -94,13 +105,33 @@ def humaneval_program(record: Mapping[str, Any], completion: str) -> Program:
 def humaneval_candidate(record: Mapping[str, Any], completion: str) -> str:
     """Prompt and completion; or, if the generation defines the function, it alone after the prompt's helpers."""
     prompt, entry = record["prompt"], record["entry_point"]
-    code = extract_code(completion, prompt)
-    if re.search(rf"^def {re.escape(entry)}\b", code, re.MULTILINE):
-        return complete_part(f"{prompt_helpers(prompt, entry)}\n{code}")
-    if code and not code.startswith((" ", "\t", "\n")):
-        lines = code.splitlines(keepends=True)  # the first line's indentation is easily lost with the prompt's newline
-        code = "    " + lines[0] + "".join(lines[1:])
-    return complete_part(prompt + code)
+    code = extract_code(completion, prompt, re.escape(entry))
+    whole = re.search(rf"^def {re.escape(entry)}\b", code, re.MULTILINE)
+    if whole is None:
+        return _completed(prompt, entry, code)
+    body = _completed(prompt, entry, code[: whole.start()])
+    if _returns(body, entry):  # the completion, after which the model began anew
+        return body
+    return f"{prompt_helpers(prompt, entry)}\n{without_prose(code)}"
+
+
+def _completed(prompt: str, entry: str, body: str) -> str:
+    """The prompt with a body after it that may lack its first line's indentation, or have prose before it."""
+    if not body.strip() or body[0] in " \t\n":
+        return complete_part(prompt + body)
+    completed = complete_part(f"{prompt}    {body}")  # the indentation is lost with the prompt's newline
+    prose = re.match(r"(?:(?:[^\s].*)?\n)+(?=[ \t])", body)
+    if prose is None or _STATEMENT.search(prose.group()) or _returns(completed, entry):
+        return completed
+    return complete_part(prompt + body[prose.end() :])
+
+
+def _returns(source: str, entry: str) -> bool:
+    """Whether the function does something beyond what its prompt says: whether it has a `return` or a `yield`."""
+    functions = (
+        [node for node in _tree(source).body if getattr(node, "name", None) == entry] if _compiles(source) else []
+    )
+    return any(isinstance(node, (ast.Return, ast.Yield)) for f in functions for node in ast.walk(f))
 
 
 def prompt_helpers(prompt: str, entry: str) -> str:
@@ -126,7 +157,7 @@ def mbpp_program(record: Mapping[str, Any], completion: str) -> Program:
     them `sum`, in one task); the reference's imports are available to the test.
     """
     setup = record.get("test_setup_code") or "\n".join(record.get("test_imports") or ())
-    reference, candidate = _tree(record["code"]), complete_part(extract_code(completion))
+    reference, candidate = _tree(record["code"]), without_prose(extract_code(completion))
     names = {name for tree in (reference, _tree(setup)) for node in tree.body for name in _defined(node)}
     imports = [ast.unparse(node) for node in reference.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     test = "\n".join([*imports, *record["test_list"]])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.hub import PREPARED
-from eval.code import complete_part, extract_code, humaneval_candidate
+from eval.code import extract_code, humaneval_candidate, without_prose
 from eval.sandbox import Program
 from utils.errors import UserError
 
@@ -154,7 +154,7 @@ def plus_program(record: Mapping[str, Any], completion: str) -> Program:
         f"_reference, _inputs, _rule = {entry}, {_literal(inputs)}, {_rule(entry)!r}\n"
         f"_given, _atol = {given > 0}, {given or 1e-6}\n{_TEST}"
     )
-    candidate = humaneval_candidate(record, completion) if human else complete_part(extract_code(completion))
+    candidate = humaneval_candidate(record, completion) if human else without_prose(extract_code(completion))
     return Program(candidate, test, (entry,))
 
 

@@ -13,4 +13,5 @@ TASK = Task(
     judge=judge_with(humaneval_program),
     gold=lambda record: record["entry_point"],
     check=check,
+    version=2,
 )

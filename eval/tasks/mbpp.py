@@ -20,4 +20,5 @@ TASK = Task(
     judge=judge_with(program),
     gold=lambda record: "\n".join(record["test_list"]),
     check=check,
+    version=2,
 )

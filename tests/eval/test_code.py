@@ -15,6 +15,7 @@ from eval.code import (
     mbpp_program,
     mbpp_prompt,
     pass_at_k,
+    without_prose,
 )
 from eval.evalplus import arguments, plus_program, read_plus, with_plus
 from eval.sandbox import run_all
@@ -62,6 +63,7 @@ def test_complete_part():
     whole = "def f():\n    return 1\n"
     assert complete_part(whole) == whole
     assert complete_part(whole + "\ndef g(x:\n    ret") == whole + "\n"
+    assert without_prose(f"It is:\n\n{whole}Done.") == whole and without_prose("I can't.") == "I can't."
     assert complete_part("def f(:\n") == "def f(:\n"
     assert complete_part("(" * 10**5) == "(" * 10**5
 
@@ -101,6 +103,15 @@ def test_humaneval_generations():
         BODY + "\nprint(half(4))\nassert half(4) == 3",
         f"```python\n{PROMPT}{BODY}```",
         "    y = x\n" + BODY,
+        BODY + "\ndef half(x):\n    return 0\n",
+        BODY.strip() + "\n\n\ndef half(x):\n    return 0\n",
+        BODY + "\ndef half(x: int) -> int:\n    y = ",
+        "Here is the function:\n\n" + whole,
+        "Solution\n\nimport math\n\n" + whole,
+        "Here is the rest of it:\n" + BODY,
+        f"Call it so:\n```python\nhalf(4)\n```\nIt is:\n```python\n{whole}```",
+        f"```python\n{BODY}```\nA test:\n```python\ndef test():\n    assert half(4) == 2\n```",
+        "import math\n\ndef floor(x):\n    return math.floor(x)\n\n" + whole.replace("math.", ""),
     ]
     bad = ["    return x / 3\n", "", "I can't.", "def other(x):\n    return x // 2\n", "    return\n" + BODY]
     verdicts = run_all([humaneval_program(HUMAN, text) for text in good + bad], 2)
@@ -120,11 +131,13 @@ def test_mbpp_generations():
     programs = [
         mbpp_program(MBPP, MBPP["code"]),
         mbpp_program(MBPP, "```python\ndef add(a, b):\n    return a + b\n```"),
+        mbpp_program(MBPP, "The function you want:\n\ndef add(a, b):\n    return a + b\nIt adds."),
+        mbpp_program(MBPP, "Use:\n```python\nadd(1, 2)\n```\n```python\ndef add(a, b):\n    return a + b\n```"),
         mbpp_program(node, "class Node: pass\ndef depth(n): return n.depth"),
         mbpp_program(MBPP, "def add(a, b):\n    return a"),
         mbpp_program(MBPP, "def plus(a, b):\n    return a + b"),
     ]
-    assert [verdict.passed for verdict in run_all(programs, 2)] == [True] * 3 + [False] * 2
+    assert [verdict.passed for verdict in run_all(programs, 2)] == [True] * 5 + [False] * 2
 
 
 @needs_bubblewrap
