@@ -77,9 +77,17 @@ def mbpp(tasks: range) -> Converter:
 
 
 def commonsense(task: str) -> Converter:
-    """The LLM-Adapters form: the question with its options, and `the correct answer is OPTION`."""
+    """The LLM-Adapters form: the question with its options, and `the correct answer is OPTION`.
+
+    Raises:
+        ValueError: from a row without `Answer format:`, or whose answer is not one of the options named there.
+    """
 
     def convert(row: Row) -> Record:
+        options = re.search(r"Answer format:\s*(\S+)\s*$", row["instruction"])
+        # Nothing is read back from the hub's mixed training set, which we have not seen in full.
+        if task != "commonsense" and (options is None or row["answer"] not in options.group(1).split("/")):
+            raise ValueError(f"answer {row['answer']!r} is not among the options after `Answer format:`")
         return _question({key: row[key] for key in ("instruction", "output", "answer")} | {"type": task})
 
     return convert

@@ -197,6 +197,18 @@ def test_a_malformed_mirror_is_named(tmp_path):
         check_training(config("gsm8k", dir=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    ("instruction", "answer"), [("Why?", "answer1"), ("Why?\n\nAnswer format: answer1/answer2", "answer3")]
+)
+def test_a_multiple_choice_row_without_its_options_is_named(tmp_path, instruction, answer):
+    good = {"instruction": "Why?\n\nAnswer format: answer1/answer2", "output": "", "answer": "answer1"}
+    (tmp_path / "commonsense" / "piqa").mkdir(parents=True)
+    path = tmp_path / "commonsense" / "piqa" / "test.json"
+    path.write_text(json.dumps([good, good | {"instruction": instruction, "answer": answer}], indent=1))
+    with pytest.raises(UserError, match=r"piqa/test\.json.*not a row of .* is not among the options"):
+        load_evaluation("piqa", tmp_path)
+
+
 def test_validation_is_held_out():
     records = [{"instruction": str(i)} for i in range(50)]
     train, held = split_validation(records, 0.1, seed=3)
