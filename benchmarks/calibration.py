@@ -38,6 +38,7 @@ from astra.progress import Checkpoint  # noqa: E402
 from astra.store import Calibration  # noqa: E402
 from astra.sums import OuterSum  # noqa: E402
 from astra.targets import find_targets, layer_shape, layer_weight  # noqa: E402
+from benchmarks.provenance import provenance  # noqa: E402
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SHAPES = {"7b": (4096, 11008, 32, 32, 32), "135m": (576, 1536, 30, 9, 3), "tiny": (64, 160, 2, 4, 2)}
@@ -69,7 +70,12 @@ def main() -> None:
         time_ours(model, batches, arguments, device, ours, floor[-1])
         if arguments.plain:
             time_plain(model, batches, device, plain, floor[-1])
-    result = report(model, ours, plain, floor, arguments)
+    name = Path(arguments.model).name if arguments.model else f"random weights, shape {arguments.shape}"
+    data = f"{arguments.data.parent.name}/{arguments.data.name}" if arguments.data else "random tokens"
+    result = {
+        **provenance(f"{name}, {arguments.dtype}", data),
+        **report(model, ours, plain, floor, arguments),
+    }
     if arguments.published:
         result.update(against_published(model, tokenizer, arguments, device))
     if arguments.sweep:
@@ -102,7 +108,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true", help="also 5 ranks x 3 subspaces")
     parser.add_argument("--oracle", action="store_true", help="also tail energies against float64 (slow)")
     parser.add_argument("--json", action="store_true", help="nothing but the JSON line")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.published and not (arguments.model and arguments.data):
+        parser.error("--published needs the records of --data and the tokenizer of --model")
+    return arguments
 
 
 def load(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:

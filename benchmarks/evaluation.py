@@ -15,7 +15,6 @@ prompts at once downwards for as long as that makes it faster; the speed-up is o
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -24,15 +23,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
 
+from benchmarks.provenance import provenance  # noqa: E402
 from dataset.sources import load_evaluation  # noqa: E402
 from dataset.templates import format_prompt  # noqa: E402
 from eval.engines import Engine, Sampling, engine_version, open_engine  # noqa: E402
 from eval.tasks import STOP, get_task  # noqa: E402
 from utils.config import EvalConfig, ModelConfig  # noqa: E402
 from utils.models import resolve_model, usable_dtype  # noqa: E402
-from utils.runs import commit  # noqa: E402
 
 CONTEXT = 512
 WARM_UP = 8
@@ -85,6 +83,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         shares[task] = grading_share(task, solved, [problem["output"] for problem in solved], seconds)
     ratios = [rate / max(sizes.values()) for rate in rates]
     return {
+        **provenance(f"{given.model.rsplit('/', 1)[-1]}, {dtype}", "GSM8K test"),
         "speedup_tokens": statistics.median(ratios),
         "speedup_tokens_range": [min(ratios), max(ratios)],
         "grading_share": shares["gsm8k"],
@@ -93,18 +92,9 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "transformers_tokens_per_second": max(sizes.values()),
         "transformers_batch_sizes": sizes,
         "equal_texts": sum(equal) / len(equal),
-        "model": f"{given.model}, {dtype}",
-        "data": "GSM8K test",
-        "dtype": dtype,
         "prompts": len(prompts),
         "new_tokens": given.new_tokens,
-        **{package: engine_version(package) for package in ("vllm", "transformers", "torch")},
-        "machine": f"{len(os.sched_getaffinity(0))}-core {torch.backends.cpu.get_cpu_capability()} CPU"
-        if not torch.cuda.is_available()
-        else torch.cuda.get_device_name(),
-        "load_average": os.getloadavg()[0],
-        "commit": commit(),
-        "command": " ".join(["python benchmarks/evaluation.py", *(word.rsplit("/", 1)[-1] for word in sys.argv[1:])]),
+        **{package: engine_version(package) for package in ("vllm", "transformers")},
     }
 
 

@@ -11,7 +11,6 @@ adapter takes longer than a lora one, as a share of 100 of our steps; calibratio
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import subprocess
@@ -30,11 +29,11 @@ from transformers.trainer_callback import PrinterCallback  # noqa: E402
 
 from astra.adapter import attach  # noqa: E402
 from astra.store import Calibration, LayerInfo  # noqa: E402
+from benchmarks.provenance import provenance  # noqa: E402
 from dataset.sources import load_training  # noqa: E402
 from dataset.tokens import encode_records  # noqa: E402
 from utils.config import DataConfig, ModelConfig  # noqa: E402
 from utils.models import load_tokenizer, resolve_model  # noqa: E402
-from utils.runs import commit  # noqa: E402
 from utils.training.data import BucketSampler, Collator  # noqa: E402
 from utils.training.trainer import RunTrainer, peak_memory  # noqa: E402
 
@@ -187,6 +186,7 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
     astra, plain = startup_seconds(flags)
     memory = {kind: peak_of(kind) for kind in ("plain", "ours")}
     return {
+        **provenance(f"{flags.name}, float32", "GSM8K train"),
         "speedup_examples": round(statistics.median(ratios), 3),
         "speedup_spread": [round(min(ratios), 3), round(max(ratios), 3)],
         "peak_memory_ratio": round(memory["ours"] / memory["plain"], 3),
@@ -196,17 +196,7 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
         "seconds_a_step": {kind: round(statistics.median(found) / flags.steps, 3) for kind, found in seconds.items()},
         "settings": {"batch": flags.batch, "micro_batch": flags.micro_batch, "steps": flags.steps,
                      "rounds": flags.rounds, "layers": flags.layers or "all", "rank": RANK},
-        "machine": machine(),
-        "commit": commit(),
-        "command": " ".join(["python benchmarks/training.py", *(word.rsplit("/", 1)[-1] for word in sys.argv[1:])]),
     }  # fmt: skip
-
-
-def machine() -> str:
-    """What the figures were measured on."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()}-core {torch.backends.cpu.get_cpu_capability()} {platform.machine()} CPU"
 
 
 def main() -> None:
@@ -221,7 +211,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="keep the first N layers of the model (0: all)")
     parser.add_argument("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    source = ModelConfig.model_validate({"name": flags.model})
+    flags.name, source = flags.model.rsplit("/", 1)[-1], ModelConfig.model_validate({"name": flags.model})
     flags.model, flags.tokenizer = str(resolve_model(source)), load_tokenizer(source)
     flags.pad_id = flags.tokenizer.pad_token_id
     print(json.dumps(worker(flags) if flags.worker else compare(flags)))

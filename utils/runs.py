@@ -3,7 +3,6 @@
 import os
 import platform
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from utils.commit import commit
 from utils.config import Config, run_name
 from utils.distributed import is_main
 from utils.errors import UserError
@@ -75,18 +75,6 @@ def environment() -> dict[str, Any]:
         "gpus": gpus,
         "commit": commit(),
     }
-
-
-def commit() -> str | None:
-    """Return the project's git commit, with `+` when files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True, text=True
-        )
-    except OSError:
-        return None
-    return run.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:

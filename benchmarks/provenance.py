@@ -1,0 +1,25 @@
+"""What a benchmark's figures were measured with: a part of every JSON object that one prints."""
+
+import os
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from utils.commit import commit
+
+
+def provenance(model: str, data: str) -> dict[str, Any]:
+    """Return command, commit, machine, model, data and PyTorch's version; paths by their last part only."""
+    name, *words = (word.rsplit("/", 1)[-1] for word in sys.argv)
+    cpu = f"{len(os.sched_getaffinity(0))}-core {torch.backends.cpu.get_cpu_capability()} {platform.machine()} CPU"
+    return {
+        "command": " ".join(["python", f"benchmarks/{name}", *words]),
+        "commit": commit(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
+        "load_average": os.getloadavg()[0],
+        "model": model,
+        "data": data,
+        "torch": torch.__version__,
+    }
