@@ -13,7 +13,12 @@ install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-chec
 required() { install "$@" || { tail -n 5 "$venv/setup.log" >&2; say "pip install $* failed; see $venv/setup.log"; exit 2; }; }
 optional() { install "${@:2}" || say "$1 could not be installed (see $venv/setup.log)"; }
 
-[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv" || { say "can't make $venv"; exit 2; }
+python=${PYTHON:-python3}
+if [ ! -x "$venv/bin/python" ]; then
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        { say "$python is older than 3.11: name a newer one, as in PYTHON=python3.12"; exit 2; }
+    "$python" -m venv "$venv" || { say "can't make $venv"; exit 2; }
+fi
 say "installing for $kind into $venv (some minutes, once); the log is $venv/setup.log"
 required --upgrade "pip>=24"
 if [ "$kind" = cuda ]; then
