@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from eval.graders import extract_number, last_number, numbers_equal
+from eval.exact_numbers import extract_number, last_number, numbers_equal
 from eval.metamath_rules import gsm8k_equal, gsm8k_number
 from eval.tasks import Judged, Record
 from utils.config import EvalConfig

@@ -4,7 +4,8 @@ import time
 import pytest
 
 from eval import graders
-from eval.graders import Grade, extract_math, extract_number, grade_all, last_number, math_equal, numbers_equal
+from eval.exact_numbers import extract_number, last_number, numbers_equal
+from eval.graders import Grade, extract_math, grade_all, math_equal
 from tests.eval.graded_pairs import MATH, METAMATH_GSM8K, METAMATH_MATH, NUMBERS
 
 
