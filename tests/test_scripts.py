@@ -1,5 +1,6 @@
 """The scripts people run: what they start, what they refuse, and, in the slow tier, whole experiments."""
 
+import functools
 import json
 import os
 import signal
@@ -62,7 +63,9 @@ def bash(script: str, tmp_path: Path, **environment: str) -> subprocess.Popen[st
     python.chmod(0o755)
     variables = {**os.environ, "ASTRA_VENV": str(tmp_path / "venv"), **environment}
     words = ["bash", "-c", f"source scripts/common.sh; dry_run=0 jobs=1 failed=0 force=(); {script}"]
-    return subprocess.Popen(words, cwd=ROOT, env=variables, stdin=subprocess.PIPE, text=True)
+    # Tests that run in the background of a shell ignore SIGINT, and what they start would, too.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(words, cwd=ROOT, env=variables, stdin=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
 def calls(tmp_path: Path) -> list[str]:
