@@ -7,7 +7,8 @@ them, logits and loss at every position. Ours: micro-batches of similar length, 
 line is one JSON object: `speedup_examples` (examples a second, ours over plain, the median over rounds),
 `peak_memory_ratio` (ours over plain, each in a process of its own) and `startup_overhead` (what making an astra
 adapter takes longer than a lora one, as a share of 100 of our steps; calibration apart). Padding is saved within a
-step: the more examples it has, the more like are the lengths in a micro-batch.
+step: the more examples a step has, the more alike are those of a micro-batch, and the larger the micro-batches, the
+more padding there was to save.
 """
 
 import argparse
@@ -171,6 +172,8 @@ def worker(flags: argparse.Namespace) -> dict[str, Any]:
 
 def compare(flags: argparse.Namespace) -> dict[str, Any]:
     """Alternate the two over fresh records and put the figures together."""
+    # First of all: on Linux a process starts with the peak of its parent, so this one must not have grown yet.
+    memory = {kind: peak_of(kind) for kind in ("plain", "ours")}
     rows, model = load_rows(flags), lora(base_model(flags))
     share, ratios = flags.steps * flags.batch, []
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -185,7 +188,6 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
     del model
     step = statistics.median(seconds["ours"]) / flags.steps
     astra, plain = startup_seconds(flags)
-    memory = {kind: peak_of(kind) for kind in ("plain", "ours")}
     return {
         **provenance(f"{flags.name}, float32", "GSM8K train"),
         "speedup_examples": round(statistics.median(ratios), 3),
@@ -206,7 +208,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="model folder, hub id, or smollm2")
     parser.add_argument("--data-dir", help="local mirror of GSM8K; default: the hub")
     parser.add_argument("--batch", type=int, default=64, help="examples a step; the configs have 128")
-    parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--micro-batch", type=int, default=8, help="examples in a forward pass")
     parser.add_argument("--steps", type=int, default=1, help="steps in a turn")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each")
     parser.add_argument("--layers", type=int, default=0, help="keep the first N layers of the model (0: all)")
