@@ -2,13 +2,12 @@
 
     python benchmarks/training.py --data-dir ../data --json
 
-Both take the same examples a step through the same adapter. Plain: random micro-batches padded to the longest of
-them, logits and loss at every position. Ours: micro-batches of similar length, logits only where a label is. The last
-line is one JSON object: `speedup_examples` (examples a second, ours over plain, the median over rounds),
-`peak_memory_ratio` (ours over plain, each in a process of its own) and `startup_overhead` (what making an astra
-adapter takes longer than a lora one, as a share of 100 of our steps; calibration apart). Padding is saved within a
-step: the more examples a step has, the more alike are those of a micro-batch, and the larger the micro-batches, the
-more padding there was to save.
+Both take as many examples a step, and the same ones in a turn, through the same adapter. Plain: random micro-batches
+padded to the longest of them, logits and loss at every position. Ours: micro-batches of similar length, logits only
+where a label is. The last line is one JSON object: `speedup_examples` (examples a second, ours over plain, the median
+over rounds), `peak_memory_ratio` (ours over plain, each in a process of its own) and `startup_overhead` (what making
+an astra adapter takes longer than a lora one, as a share of 100 of our steps; calibration apart). The larger the
+micro-batches, the more padding there was to save.
 """
 
 import argparse
@@ -36,7 +35,7 @@ from dataset.sources import load_training  # noqa: E402
 from dataset.tokens import encode_records  # noqa: E402
 from utils.config import DataConfig, ModelConfig  # noqa: E402
 from utils.models import load_tokenizer, resolve_model  # noqa: E402
-from utils.training.data import BucketSampler, Collator  # noqa: E402
+from utils.training.data import Collator  # noqa: E402
 from utils.training.trainer import RunTrainer, peak_memory  # noqa: E402
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -89,21 +88,10 @@ def run_steps(kind: str, model: Any, rows: list[dict[str, Any]], flags: argparse
         if kind == "ours":
             trainer = RunTrainer(settings={}, train_dataset=Examples(rows), **common)
         else:
-            trainer = Trainer(train_dataset=Examples(same_steps(rows, flags, args.seed)), **common)
+            trainer = Trainer(train_dataset=Examples(random.Random(0).sample(rows, len(rows))), **common)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return clock.seconds
-
-
-def same_steps(rows: list[dict[str, Any]], flags: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """The examples in the order our sampler draws them, step by step, but shuffled within each step."""
-    order = list(BucketSampler([len(row["input_ids"]) for row in rows], flags.batch, seed))
-    shuffled = random.Random(0)
-    for start in range(0, len(order), flags.batch):
-        step = order[start : start + flags.batch]
-        shuffled.shuffle(step)
-        order[start : start + flags.batch] = step
-    return [rows[index] for index in order]
 
 
 def load_rows(flags: argparse.Namespace) -> list[dict[str, Any]]:
@@ -165,7 +153,8 @@ def peak_of(kind: str) -> int:
 
 
 def worker(flags: argparse.Namespace) -> dict[str, Any]:
-    rows = load_rows(flags)[: flags.steps * flags.batch]
+    flags.steps = 1
+    rows = load_rows(flags)[: flags.batch]
     run_steps(flags.worker, lora(base_model(flags)), rows, flags)
     return {"peak_memory_bytes": peak_memory()}
 
@@ -207,9 +196,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
     parser.add_argument("--model", default="smollm2", help="model folder, hub id, or smollm2")
     parser.add_argument("--data-dir", help="local mirror of GSM8K; default: the hub")
-    parser.add_argument("--batch", type=int, default=64, help="examples a step; the configs have 128")
+    parser.add_argument("--batch", type=int, default=16, help="examples in a step")
     parser.add_argument("--micro-batch", type=int, default=8, help="examples in a forward pass")
-    parser.add_argument("--steps", type=int, default=1, help="steps in a turn")
+    parser.add_argument("--steps", type=int, default=8, help="steps in a turn")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each")
     parser.add_argument("--layers", type=int, default=0, help="keep the first N layers of the model (0: all)")
     parser.add_argument("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
