@@ -7,21 +7,21 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${ASTRA_VENV:-$PWD/.venv}
 export PATH="$venv/bin:$PATH"
-stage='' # the process group of the command under way
 trap 'stop 130' INT
 trap 'stop 143' TERM HUP
 
 stop() { # Ctrl-C or a scheduler's signal ends the whole tree, and nothing else
     trap '' INT TERM HUP
-    [ -z "$stage" ] || { kill -TERM -- "-$stage" 2>/dev/null && wait "$stage"; } || true
+    if [ -n "${!:-}" ]; then # the command under way, which may not yet lead its group
+        { kill -TERM -- "-$!" || kill -TERM "$!"; } 2>/dev/null && wait "$!" || true
+    fi
     exit "$1"
 }
 
 run() { # print the command in a dry run, otherwise run it in a process group of its own, so that a signal is seen now
     if [ "$dry_run" = 1 ]; then printf '%q ' "$@"; echo; return; fi
     setsid "$@" </dev/null &
-    stage=$!
-    wait "$stage"
+    wait "$!"
 }
 
 gpus() { # the GPUs that may be used here, a line each
