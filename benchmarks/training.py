@@ -7,8 +7,8 @@ padded to the longest of them, logits and loss at every position. Ours: micro-ba
 where a label is. The last line is one JSON object: `speedup_examples` (examples a second, ours over plain, the median
 over rounds), `peak_memory_ratio` (ours over plain, in a step of two micro-batches, each in a process of its own) and
 `startup_overhead` (what making an astra adapter takes longer than a lora one, as a share of 100 of our steps;
-calibration apart). Padding is saved within a step: the more examples a step has, the more alike are those of a micro-
-batch, and the larger the micro-batches, the more padding there was to save.
+calibration apart). Padding is saved within a step: the more examples a step has, the more alike are those of a
+micro-batch, and the larger the micro-batches, the more padding there was to save.
 """
 
 import argparse
