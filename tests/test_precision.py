@@ -46,7 +46,7 @@ def test_a_bfloat16_run_learns(config, monkeypatch, name, dtypes):
     for module in (models, setup):
         monkeypatch.setattr(module, "usable_dtype", lambda dtype: dtype)
     this, make, seen = (
-        config(method__name=name, model__dtype="bfloat16", train__forgetting=False),
+        config(method__name=name, model__dtype="bfloat16", train__forgetting=False, data__limit=4),
         training.make_trainer,
         set(),
     )
