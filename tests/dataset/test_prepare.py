@@ -45,14 +45,23 @@ def test_own_records_are_compared_with_the_test_sets_they_are_judged_by(mirror, 
     assert noted[str(tmp_path / "own.jsonl")]["contain_a_test_question"] == {"gsm8k": 1, "any": 1}
 
 
-def test_a_short_file_of_glue_is_an_error(mirror, tmp_path):
+def mirror_with_a_short(split, mirror, tmp_path):
     folder = tmp_path / "glue" / "RTE"
     folder.mkdir(parents=True)
-    (folder / "dev.tsv").write_bytes((mirror / "glue/RTE/dev.tsv").read_bytes())
-    lines = (mirror / "glue/RTE/train.tsv").read_bytes().splitlines(keepends=True)
-    (folder / "train.tsv").write_bytes(b"".join(lines[:100]))
-    with pytest.raises(UserError, match="train.tsv: rte has 99 records here, 2,490 as published"):
-        prepare("rte", str(tmp_path))
+    for name in ("train", "dev"):
+        lines = (mirror / f"glue/RTE/{name}.tsv").read_bytes().splitlines(keepends=True)
+        (folder / f"{name}.tsv").write_bytes(b"".join(lines[:100] if name == split else lines))
+    return str(tmp_path)
+
+
+def test_a_part_of_what_glue_trains_on_is_said(mirror, tmp_path, caplog):
+    assert prepare("rte", mirror_with_a_short("train", mirror, tmp_path))["train"]["records"] == 99
+    assert "train.tsv: a part of rte, 99 of 2,490 records" in caplog.text
+
+
+def test_a_part_of_what_glue_scores_is_an_error(mirror, tmp_path):
+    with pytest.raises(UserError, match="dev.tsv: rte has 99 records here, 277 as published"):
+        prepare("rte", mirror_with_a_short("dev", mirror, tmp_path))
 
 
 def test_a_short_mirror_is_an_error(mirror, tmp_path):
