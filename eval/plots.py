@@ -29,6 +29,9 @@ def save_figures(
         folder: Where the PNGs go.
     """
     figures: dict[str, Path] = {}
+    # The same colour for a method in every figure.
+    methods = dict.fromkeys(row["label"] for row in rows if row["method"] != "base")
+    colours = {label: f"C{k % 10}" for k, label in enumerate(methods)}
 
     def draw(title: str, name: str, paint: Callable[[Axes], bool]) -> None:
         figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
@@ -39,16 +42,18 @@ def save_figures(
             figures[title] = folder / name
         plt.close(figure)
 
-    draw("Training loss", "loss.png", lambda axes: _curves(axes, curves, rows))
+    draw("Training loss", "loss.png", partial(_curves, curves=curves, rows=rows, colours=colours))
     for task in dict.fromkeys(row["task"] for row in rows if row["task"]):
         found, best = _scored(rows, task), _scored(tuned, task)
         if not found:
             continue
         name = found[0]["metric"]
-        draw(f"{task}: {name} and rank", f"{task}-rank.png", partial(_lines, rows=best, key="rank"))
-        rate = partial(_lines, rows=found, key="learning_rate")
-        draw(f"{task}: {name} and learning rate", f"{task}-learning-rate.png", rate)
-        draw(f"{task}: {name} and forgetting", f"{task}-forgetting.png", partial(_scatter, rows=found))
+        for what, paint in {
+            "rank": partial(_lines, rows=best, colours=colours, key="rank"),
+            "learning rate": partial(_lines, rows=found, colours=colours, key="learning_rate"),
+            "forgetting": partial(_scatter, rows=found, colours=colours),
+        }.items():
+            draw(f"{task}: {name} and {what}", f"{task}-{what.replace(' ', '-')}.png", paint)
     return figures
 
 
@@ -61,10 +66,11 @@ def embed(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def _curves(axes: Axes, curves: dict[str, list[dict[str, float]]], rows: Sequence[Row]) -> bool:
+def _curves(
+    axes: Axes, curves: dict[str, list[dict[str, float]]], rows: Sequence[Row], colours: dict[str, str]
+) -> bool:
     """Loss of every run, of several runs in the colours of their methods."""
     methods = {row["run"]: row["label"] for row in rows}
-    colours = {label: f"C{k % 10}" for k, label in enumerate(dict.fromkeys(methods.values()))}
     for run, lines in curves.items():
         points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
         if points:
@@ -78,7 +84,7 @@ def _curves(axes: Axes, curves: dict[str, list[dict[str, float]]], rows: Sequenc
     return _legend(axes)
 
 
-def _lines(axes: Axes, rows: Sequence[Row], key: str) -> bool:
+def _lines(axes: Axes, rows: Sequence[Row], colours: dict[str, str], key: str) -> bool:
     """Mean accuracy against one setting with its standard deviation over seeds, a line for all else that differs."""
     values = sorted({row[key] for row in rows if row[key] is not None})
     if len(values) < 2:
@@ -93,7 +99,7 @@ def _lines(axes: Axes, rows: Sequence[Row], key: str) -> bool:
         means = [statistics.fmean(groups[x]) for x in xs]
         spread = [statistics.stdev(groups[x]) if len(groups[x]) > 1 else 0.0 for x in xs]
         if xs:
-            axes.errorbar(xs, means, yerr=spread, marker="o", capsize=3, label=label)
+            axes.errorbar(xs, means, yerr=spread, marker="o", capsize=3, label=label, color=colours.get(label))
     axes.set_xscale("log", base=2 if key == "rank" else 10)
     if key == "rank":
         axes.set_xticks(values, [str(value) for value in values])
@@ -119,15 +125,14 @@ def _by_series(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
     return series
 
 
-def _scatter(axes: Axes, rows: Sequence[Row]) -> bool:
+def _scatter(axes: Axes, rows: Sequence[Row], colours: dict[str, str]) -> bool:
     rows = [row for row in rows if row["forgetting"] is not None]
     if not rows:
         return False
     for label in dict.fromkeys(row["label"] for row in rows):
         of_label = [row for row in rows if row["label"] == label]
-        axes.scatter(
-            [row["forgetting"] for row in of_label], [100 * row["accuracy"] for row in of_label], label=label, s=36
-        )
+        xs, ys = [row["forgetting"] for row in of_label], [100 * row["accuracy"] for row in of_label]
+        axes.scatter(xs, ys, label=label, color=colours[label], s=36)
     axes.set(xlabel="forgetting (rise of loss on general text, nats a token)", ylabel=f"{rows[0]['metric']} (%)")
     return _legend(axes)
 
