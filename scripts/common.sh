@@ -12,9 +12,9 @@ trap 'stop 143' TERM HUP
 
 stop() { # Ctrl-C or a scheduler's signal ends the whole tree, and nothing else
     trap '' INT TERM HUP
-    if [ -n "${!:-}" ]; then # the command under way, which may not yet lead its group
-        { kill -TERM -- "-$!" || kill -TERM "$!"; } 2>/dev/null && wait "$!" || true
-    fi
+    local stage
+    stage=$(jobs -pr) # the command under way, which may not yet lead its group
+    [ -z "$stage" ] || { { kill -TERM -- "-$stage" || kill -TERM "$stage"; } 2>/dev/null && wait "$stage"; } || true
     exit "$1"
 }
 
