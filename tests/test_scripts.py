@@ -108,6 +108,16 @@ def test_a_signal_stops_the_stage_under_way_and_nothing_else(
         time.sleep(0.02)
 
 
+def test_a_signal_stops_a_stage_that_is_just_starting(tmp_path: Path) -> None:
+    marker = f"{os.getpid()}.25"
+    for k in range(40):
+        run = bash(f"run sleep {marker}", tmp_path)
+        time.sleep(0.0005 * k)
+        run.terminate()
+        run.wait(timeout=20)
+    assert subprocess.run(["pgrep", "-f", f"^sleep {marker}"], capture_output=True).returncode == 1
+
+
 @pytest.mark.parametrize("word", ["--jobs=two", "--jobs=0", "--jobs=3"])
 def test_jobs_that_cannot_be_had_are_refused(word: str) -> None:
     run = run_script("demo", word, CUDA_VISIBLE_DEVICES="0,1")
