@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.calibrations import Need, check_settings, store_settings, stores
 from utils.cli import main, parse
 from utils.config import Config
 from utils.distributed import device, is_main, process_group, rank, world_size
@@ -20,6 +19,7 @@ from utils.errors import UserError
 from utils.files import read_json
 from utils.log import Progress, log, log_to
 from utils.runs import stage
+from utils.stores import Need, check_settings, store_settings, stores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -271,11 +271,12 @@ def extend_store(config: Config, old: Calibration, need: Need) -> Calibration:
 
 def load(config: Config) -> nn.Module:
     """The base model, on this process's device or spread over all of them."""
-    from utils.models import load_base
+    from dataset.glue import num_labels
+    from utils.models import load_model
 
     if config.model.device_map is not None:
-        return load_base(config, device_map=config.model.device_map)
-    return load_base(config).to(device())
+        return load_model(config.model, num_labels(config), device_map=config.model.device_map)
+    return load_model(config.model, num_labels(config)).to(device())
 
 
 def finish(folder: Path, result: Calibration, need: Need, seconds: float) -> None:

@@ -73,10 +73,8 @@ def merge(adapter: Path, out: Path, base: str | None, dtype: str) -> None:
         "task_type": config.task_type or "CAUSAL_LM",
     }
     source = ModelConfig.model_validate(values)
-    options: dict[str, Any] = (
-        {"num_labels": head_size(adapter), "ignore_mismatched_sizes": True} if source.task_type == "SEQ_CLS" else {}
-    )
-    model = PeftModel.from_pretrained(load_model(source, **options), str(adapter)).merge_and_unload()
+    outputs = head_size(adapter) if source.task_type == "SEQ_CLS" else None
+    model = PeftModel.from_pretrained(load_model(source, outputs), str(adapter)).merge_and_unload()
     with atomic_write(out) as temporary:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
         AutoTokenizer.from_pretrained(adapter).save_pretrained(temporary)

@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.files import read_json
 from utils.log import log, log_to
 from utils.runs import check_writable, run_folder, write_config
-from utils.training.settings import check_combination, finished
+from utils.settings import check_combination, finished
 
 USAGE = """
 Train a model with the method of a config and write the adapter to <output_dir>/<run>/lora.
@@ -42,7 +42,7 @@ def command() -> None:
         write_config(config, folder)  # from here on the report knows the run, and why it has no result
         log_to(folder / "log.txt")
     check(config)
-    from utils.training.run import train  # takes seconds to import
+    from training.run import train  # takes seconds to import
 
     train(config, flags["force"])
 

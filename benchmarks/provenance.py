@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from utils.commit import commit
+from utils.runs import commit
 
 
 def provenance(model: str, data: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A local mirror (`data.dir`) is a folder with the upstream files under the paths 
     mbpp/mbpp.jsonl               commonsense/<task>/{train,test}.json      glue/<task>/{train,dev}.tsv
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dataset import converters
@@ -42,6 +43,7 @@ class Source:
 
 
 COMMONSENSE = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
+GROUPS = {"commonsense": COMMONSENSE}  # names of several test sets
 _WITH_TRAIN = ("boolq", "ARC-Easy", "ARC-Challenge", "openbookqa")
 _MATH_CONFIGS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
@@ -132,3 +134,16 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "code": ("humaneval", "mbpp"),
     "commonsense": COMMONSENSE,
 }
+
+
+def expand_groups(names: Sequence[str], folder: str | None) -> list[str]:
+    """Return test sets with each group replaced by those of its members that the hub or the mirror `folder` has."""
+    missing = left_out(names, folder)
+    members = [member for name in names for member in GROUPS.get(name, (name,))]
+    return [name for name in dict.fromkeys(members) if name in names or name not in missing]
+
+
+def left_out(names: Sequence[str], folder: str | None) -> list[str]:
+    """Return the members of the groups among `names` that the mirror `folder` does not have."""
+    members = [member for name in names for member in GROUPS.get(name, ())]
+    return [name for name in members if folder is not None and EVALUATION[name].mirror is None]

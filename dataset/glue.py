@@ -13,6 +13,7 @@ from dataset.catalog import Hub
 from dataset.converters import Record, Row
 from dataset.hub import check_hub, fetch
 from dataset.records import read_rows
+from utils.config import Config
 from utils.errors import UserError
 
 Split = Literal["train", "validation"]
@@ -157,3 +158,8 @@ def _label(glue: GlueTask, value: str) -> int | float:
     if glue.numbered:
         return range(len(glue.labels)).index(int(value))
     return glue.labels.index(value)
+
+
+def num_labels(config: Config) -> int | None:
+    """Return how many outputs the head of an experiment's classifier has; None for a language model."""
+    return GLUE[config.data.train].num_labels if config.model.task_type == "SEQ_CLS" else None

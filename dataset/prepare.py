@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Source
+from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
 from dataset.glue import GLUE, Split, glue_file, load_glue
 from dataset.hub import prepared_file
 from dataset.overlap import TestQuestions
 from dataset.records import Record
 from dataset.sources import ARITHMETIC, load_evaluation, load_training, test_questions
-from eval.tasks import expand
 from utils.cli import main, parse
 from utils.config import Config, DataConfig
 from utils.errors import UserError
@@ -77,7 +76,7 @@ def prepare_experiment(config: Config) -> None:
     Raises:
         UserError: see `prepare`.
     """
-    judged = expand(config) if config.model.task_type == "CAUSAL_LM" else []
+    judged = expand_groups(config.eval.tasks, config.data.dir) if config.model.task_type == "CAUSAL_LM" else []
     covered = TESTED_BY.get(config.data.train, ())
     tasks = [name for name in (config.data.train, *judged) if name in TASKS and name not in covered]
     wanted: dict[str, Any] = {"dir": config.data.dir, "tasks": tasks}

@@ -51,7 +51,7 @@ def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
     Raises:
         UserError: flags that exclude each other, or nothing to score.
     """
-    from eval.targets import adapter_target, base_target, run_target
+    from eval.candidates import adapter_target, base_target, run_target
 
     if sum(bool(flags[name]) for name in ("run", "adapter", "base")) > 1:
         raise UserError("--run, --adapter and --base: give one of them (--eval.base=true adds the base model)")

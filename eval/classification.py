@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from dataset.glue import GLUE, load_glue
+from dataset.glue import GLUE, load_glue, num_labels
 from dataset.tokens import collate, encode_records
+from eval.candidates import Target
 from eval.evaluate import describe
-from eval.records import TaskRecord, wilson
-from eval.targets import Target
+from eval.task_record import TaskRecord, wilson
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import fingerprint
 from utils.log import log, progress
-from utils.models import load_base, load_tokenizer, usable_dtype
+from utils.models import load_model, load_tokenizer, usable_dtype
 from utils.runs import stage
 
 VERSION = 1
@@ -106,8 +106,8 @@ def _predict(config: Config, target: Target, problems: list[dict[str, Any]]) -> 
     from peft import PeftModel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = config.model_copy(update={"model": config.model.model_copy(update={"name": str(target.model)})})
-    model = load_base(source)
+    source = config.model.model_copy(update={"name": str(target.model)})
+    model = load_model(source, num_labels(config))
     if target.adapter is not None:
         model = PeftModel.from_pretrained(model, target.adapter.path)
     model.to(device).eval()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.records import changes, find_samples, read_samples
+from eval.task_record import changes, find_samples, read_samples
 from utils.cli import main
 from utils.errors import UserError
 from utils.files import read_json

@@ -6,13 +6,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from dataset.catalog import GROUPS, left_out
 from dataset.templates import format_prompt
+from eval.candidates import Target, servable
 from eval.engines import encode, engine_version, open_engine
+from eval.generation import Job, generate_task
 from eval.likelihood import LikelihoodTask, score_task
-from eval.records import TaskRecord
-from eval.targets import Target, servable
-from eval.tasks import GROUPS, Record, Task, check_tasks, expand, get_task, left_out, load_problems
-from eval.texts import Job, generate_task
+from eval.task_record import TaskRecord
+from eval.tasks import Record, Task, check_tasks, expand, get_task, load_problems
 from utils.config import Config
 from utils.files import fingerprint, write_json
 from utils.log import log
@@ -27,7 +28,7 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False) -> 
 
     Args:
         config: The experiment; `eval`, `data` and `model` matter here.
-        targets: From `eval.targets`; those on one base model share one engine.
+        targets: From `eval.candidates`; those on one base model share one engine.
         force: Redo what is finished.
 
     Returns:
@@ -40,7 +41,7 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False) -> 
     check_tasks(config)
     dtype = config.eval.dtype or usable_dtype(config.model.dtype)
     results: Results = {target.name: {} for target in targets}
-    if missing := left_out(config):
+    if missing := left_out(config.eval.tasks, config.data.dir):
         log.warning("commonsense: left out, as the mirror (data.dir) has none: %s", ", ".join(missing))
     jobs = []
     for name in expand(config):

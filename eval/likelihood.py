@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from eval.candidates import Target
 from eval.engines import Engine, Score
-from eval.records import TaskRecord
-from eval.targets import Target
+from eval.task_record import TaskRecord
 from utils.config import Config
 from utils.log import Progress, log
 

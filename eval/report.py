@@ -14,10 +14,10 @@ from pathlib import Path
 
 import yaml
 
-from eval.plots import Row, embed, save_figures
-from eval.results import at_best_rates, best_rates, collect, stage_costs, summarise
+from eval.results import Row, at_best_rates, best_rates, collect, stage_costs, summarise
 from utils.cli import main, parse
 from utils.files import atomic_write, read_json, write_json
+from utils.plots import embed, save_figures
 
 USAGE = """
 Write results.md, results.csv, report.html and summary.json for all runs of an experiment.

@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
-from eval.plots import Row
 from utils.errors import UserError
 from utils.files import read_json
-from utils.training.settings import FREE, flat_settings
+from utils.settings import FREE, flat_settings
+
+Row = dict[str, Any]
 
 KEYS = {  # columns of their own; other settings have one where runs differ in them
     "method": "method.name", "subspace": "method.subspace", "rank": "method.rank", "alpha": "method.alpha",

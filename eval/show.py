@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eval.records import find_samples, read_samples
+from eval.task_record import find_samples, read_samples
 from utils.cli import main
 
 WIDTH = 100

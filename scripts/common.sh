@@ -50,7 +50,7 @@ experiment() {
             --force) force=(--force) ;;
             --config=*) config=${word#*=} ;;
             --jobs=*) jobs=${word#*=} ;;
-            --help | -h) sed -n 1,5p scripts/common.sh; [ ! -x "$venv/bin/python" ] || python -m utils.preflight --help; exit ;;
+            --help | -h) sed -n 1,5p scripts/common.sh; [ ! -x "$venv/bin/python" ] || python -m scripts.preflight --help; exit ;;
             *) flags+=("$word") ;;
         esac
     done
@@ -59,7 +59,7 @@ experiment() {
     [ "$dry_run" = 1 ] || bash scripts/setup.sh
     [ -x "$venv/bin/python" ] || refuse "--dry-run: call scripts/setup.sh first, it has a lot to install"
     # Checks every stage before the first starts, and writes the config of each run of the sweep.
-    plan=$(python -m utils.preflight --config "$config" "${flags[@]}")
+    plan=$(python -m scripts.preflight --config "$config" "${flags[@]}")
     run python -m dataset.prepare --config "$config" "${flags[@]}"
     launch calibrate.py --config "$config" "${flags[@]}" "${force[@]}"
     train_all "$plan"

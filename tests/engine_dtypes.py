@@ -8,11 +8,11 @@ import sys
 import torch
 from transformers import TrainerCallback
 
+from training import run, setup
 from utils import models
 from utils.config import load_config
 from utils.distributed import is_main
 from utils.files import write_json
-from utils.training import run, setup
 
 
 class Look(TrainerCallback):

@@ -9,9 +9,9 @@ from pathlib import Path
 import yaml
 from transformers import TrainerCallback
 
+from training import run as training
 from utils.config import Config
-from utils.training import run as training
-from utils.training.callbacks import read_lines
+from utils.files import read_lines
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
@@ -20,7 +20,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def calibrate(config: Config) -> None:
     """Make the calibration store that a run of the method astra reads."""
     import calibrate as calibration
-    from utils.calibrations import stores
+    from utils.stores import stores
 
     for folder, (run, need) in stores(config).items():
         calibration.calibrate_store(folder, run, need, False)

@@ -78,7 +78,7 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
 def test_a_classifier_is_merged_with_the_head_it_was_trained_with(tmp_path, smollm2, labels):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from astra.methods import Request, build
+    from training.methods import Request, build
 
     base, folder = tmp_path / "base", tmp_path / "lora"
     tiny_model("bert").bert.save_pretrained(base)

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from astra.methods import Request, build
 from tests.runs import ROOT, TORCHRUN, calibrate, folder_of, losses, metrics, write_config
+from training import run as training
+from training import setup
+from training.methods import Request, build
+from training.quantize import quantize_base
 from utils import models
 from utils.errors import UserError
-from utils.training import run as training
-from utils.training import setup
-from utils.training.quantize import quantize_base
-from utils.training.settings import check_combination
+from utils.settings import check_combination
 
 
 def tiny_classifier(dtype: torch.dtype) -> nn.Module:

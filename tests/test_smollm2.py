@@ -14,7 +14,7 @@ from astra import Calibration, attach, calibrate, save_lora
 from dataset.arithmetic import generate
 from dataset.templates import format_prompt
 from dataset.tokens import calibration_batches
-from eval.adapters import read_adapter
+from eval.candidates import read_adapter
 from eval.engines import Sampling, open_engine
 from tests.astra.oracle import excesses, second_moments
 from utils.config import LLAMA_PROJECTIONS, EvalConfig

@@ -64,6 +64,14 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a JSON-lines file; a line cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
 def sha256_file(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal."""
     digest = hashlib.sha256()

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from utils.config import Config, ModelConfig
+from utils.config import ModelConfig
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.log import log
@@ -50,8 +50,10 @@ def resolve_model(model: ModelConfig) -> Path:
     return _from_hub(model, HUB_FILES)
 
 
-def load_model(model: ModelConfig, **kwargs: Any) -> Any:
-    """Load the base model in `model.dtype`, or a faster one, from its local folder; `kwargs` go to `from_pretrained`.
+def load_model(model: ModelConfig, num_labels: int | None = None, **kwargs: Any) -> Any:
+    """Load a model in `model.dtype`, or a faster one, from its local folder; `kwargs` go to `from_pretrained`.
+
+    A classifier gets a new head of `num_labels` outputs; a head for another task in its folder is dropped.
 
     Raises:
         UserError: the folder holds no model that transformers can load.
@@ -60,6 +62,8 @@ def load_model(model: ModelConfig, **kwargs: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     loader = AutoModelForCausalLM if model.task_type == "CAUSAL_LM" else AutoModelForSequenceClassification
+    if num_labels is not None:
+        kwargs |= {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     if model.attention is not None:
         kwargs["attn_implementation"] = model.attention
     folder, dtype = resolve_model(model), usable_dtype(model.dtype)
@@ -69,16 +73,6 @@ def load_model(model: ModelConfig, **kwargs: Any) -> Any:
         return loader.from_pretrained(folder, dtype=getattr(torch, dtype), **kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.name: {model.name} can't be loaded ({_first_line(error)})") from error
-
-
-def load_base(config: Config, **kwargs: Any) -> Any:
-    """Load the base model of an experiment; a classifier gets a new head with an output for each class of its task."""
-    if config.model.task_type == "SEQ_CLS":
-        from dataset.glue import GLUE
-
-        kwargs["num_labels"] = GLUE[config.data.train].num_labels
-        kwargs["ignore_mismatched_sizes"] = True  # a head for another task is no reason to stop
-    return load_model(config.model, **kwargs)
 
 
 def usable_dtype(dtype: str) -> str:

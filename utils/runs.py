@@ -3,6 +3,7 @@
 import os
 import platform
 import resource
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from utils.commit import commit
 from utils.config import Config, run_name
 from utils.distributed import is_main
 from utils.errors import UserError
@@ -110,3 +110,15 @@ def _process_start() -> float:
     except OSError:
         return _IMPORTED
     return float(boot.split()[1]) + float(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def commit() -> str | None:
+    """Return the project's git commit, with `+` when files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return run.stdout.strip() or None

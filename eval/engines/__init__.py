@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from eval.adapters import Adapter
+from eval.candidates import Adapter
 from utils.config import EvalConfig
 
 

@@ -14,7 +14,7 @@ from transformers import (
     StopStringCriteria,
 )
 
-from eval.adapters import Adapter
+from eval.candidates import Adapter
 from eval.engines import Engine, Output, Sampling, Score, encode
 from utils.config import EvalConfig
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eval.adapters import Adapter, padded_rank
+from eval.candidates import Adapter, padded_rank
 from eval.engines import Engine, Output, Sampling, Score, encode, engine_version
 from utils.config import EvalConfig
 from utils.errors import UserError

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dataset.catalog import COMMONSENSE, EVALUATION
+from dataset.catalog import COMMONSENSE, EVALUATION, GROUPS, expand_groups
 from dataset.sources import check_evaluation, load_evaluation
 from eval.evalplus import PLUS_FILES, with_plus
 from utils.config import Config, EvalConfig
@@ -19,11 +19,10 @@ Record = dict[str, Any]
 
 # Base models that do not stop by themselves go on with a new instruction of their own.
 STOP = ("\n\n### Instruction", "### Instruction:")
-GROUPS = {"commonsense": COMMONSENSE}
 _MODULES = {
     "arithmetic": "arithmetic",
     "gsm8k": "gsm8k",
-    "math": "mathematics",
+    "math": "math",
     "humaneval": "humaneval",
     "mbpp": "mbpp",
     "forgetting": "forgetting",
@@ -104,24 +103,15 @@ def get_task(name: str, protocol: str = "generate") -> Any:
 
 
 def expand(config: Config) -> list[str]:
-    """Return the tasks asked for, each group replaced by its members that the data source has (see `left_out`).
+    """Return the tasks asked for, each group replaced by its members that the data source has.
 
     Raises:
         UserError: an unknown task.
     """
-    found: list[str] = []
-    for name in config.eval.tasks:
-        for member in GROUPS.get(name, (name,)):
-            if name not in GROUPS or member not in left_out(config):
-                get_task(member)
-                found.append(member)
-    return list(dict.fromkeys(found))
-
-
-def left_out(config: Config) -> list[str]:
-    """Return the members of the groups asked for that the mirror has not."""
-    members = [member for name in config.eval.tasks for member in GROUPS.get(name, ())]
-    return [name for name in members if config.data.dir is not None and EVALUATION[name].mirror is None]
+    found = expand_groups(config.eval.tasks, config.data.dir)
+    for name in found:
+        get_task(name)
+    return found
 
 
 def check_tasks(config: Config) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from eval.engines import Engine
 from eval.likelihood import LikelihoodTask, Scorer
-from eval.records import wilson
+from eval.task_record import wilson
 from utils.config import Config
 from utils.errors import UserError
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eval.candidates import adapter_target, base_target, run_target
 from eval.evaluate import evaluate
-from eval.records import read_samples
-from eval.targets import adapter_target, base_target, run_target
+from eval.task_record import read_samples
 from tests.eval.engine_fixtures import save_adapter, tiny_llama
 from utils.config import load_config
 from utils.errors import UserError

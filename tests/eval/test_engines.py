@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig
 
-from eval.adapters import check_base, padded_rank, read_adapter
+from eval.candidates import check_base, padded_rank, read_adapter
 from eval.engines import Sampling, open_engine
 from tests.eval.engine_fixtures import PROMPTS, save_adapter, tiny_llama
 from utils.config import EvalConfig, ModelConfig

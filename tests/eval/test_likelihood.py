@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoTokenizer
 
+from eval.candidates import Target
 from eval.engines import Score
 from eval.likelihood import score_task
-from eval.records import TaskRecord, read_samples
 from eval.show import render
-from eval.targets import Target
+from eval.task_record import TaskRecord, read_samples
 from eval.tasks import _choices, forgetting, get_task, load_problems
 from utils.config import Config
 

@@ -19,7 +19,7 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_json
 from utils.runs import write_config
-from utils.training.settings import flat_settings
+from utils.settings import flat_settings
 
 
 def make_run(

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from training.checkpoints import rotate, write_manifest
+from training.data import IGNORED, BucketSampler, Share
 from utils.distributed import world_size
 from utils.errors import UserError
-from utils.training.checkpoints import rotate, write_manifest
-from utils.training.data import IGNORED, BucketSampler, Share
 
 WEIGHTS = "trainable.safetensors"
 

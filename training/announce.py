@@ -1,4 +1,4 @@
-"""What a run says when it starts, and the figures, plot and model card it leaves."""
+"""What a run says when it starts, and the model card it leaves."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,12 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from astra.methods import METHODS, usual_rates
+from training.methods import METHODS, usual_rates
+from training.setup import Examples
 from utils.config import Config
-from utils.files import atomic_write, read_json, write_json
+from utils.files import read_json, write_json
 from utils.forgetting import general_text, text_loss
 from utils.log import log
-from utils.training.callbacks import read_lines
-from utils.training.setup import Examples
 
 
 def announce(config: Config, model: Any, examples: Examples, measured: dict[str, float], steps: int) -> None:
@@ -103,26 +102,6 @@ class Forgetting(TrainerCallback):
             return None
         after = text_loss(model, self.tokenizer, self.text)
         return {"text": self.name, "before": self.before, "after": after, "rise": after - self.before}
-
-
-def plot_loss(folder: Path) -> None:
-    """Draw `loss.png` from `metrics.jsonl`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lines = read_lines(folder / "metrics.jsonl")
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for key, label in (("loss", "training"), ("eval_loss", "validation")):
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="." if key == "eval_loss" else None)
-    axes.set(xlabel="step", ylabel="loss per target token (nats)", title=folder.name)
-    axes.legend()
-    with atomic_write(folder / "loss.png") as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
 
 
 def model_card(config: Config, base: str, figures: dict[str, Any]) -> str:

@@ -12,22 +12,13 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from astra.methods import METHODS
-from utils.calibrations import require_store
-from utils.config import Config
-from utils.distributed import is_main
-from utils.errors import UserError
-from utils.files import read_json, write_json
-from utils.log import log
-from utils.models import load_tokenizer
-from utils.runs import run_folder, stage, start_run
-from utils.training import report
-from utils.training.callbacks import MetricsFile, StepProgress, StopOnSignal, read_lines
-from utils.training.checkpoints import clear, discard_unusable, last_complete
-from utils.training.data import Collator
-from utils.training.export import base_name, export, exported_folder, is_plain, measure_export
-from utils.training.settings import DATA, run_settings, without_calibration
-from utils.training.setup import (
+from training import announce
+from training.callbacks import MetricsFile, StepProgress, StopOnSignal
+from training.checkpoints import clear, discard_unusable, last_complete
+from training.data import Collator
+from training.export import base_name, export, exported_folder, is_plain, measure_export
+from training.methods import METHODS
+from training.setup import (
     Examples,
     build_model,
     build_request,
@@ -36,7 +27,17 @@ from utils.training.setup import (
     logits,
     training_arguments,
 )
-from utils.training.trainer import RunTrainer, check_engine, peak_memory
+from training.trainer import RunTrainer, check_engine, peak_memory
+from utils.config import Config
+from utils.distributed import is_main
+from utils.errors import UserError
+from utils.files import read_json, read_lines, write_json
+from utils.log import log
+from utils.models import load_tokenizer
+from utils.plots import plot_loss
+from utils.runs import run_folder, stage, start_run
+from utils.settings import DATA, run_settings, without_calibration
+from utils.stores import require_store
 
 STOPPED = 143  # what a shell reports for a process ended by SIGTERM: the run is not finished
 
@@ -62,7 +63,7 @@ def train(config: Config, force: bool = False) -> None:
             start_over(folder)
     _wait(args)
     tokenizer = load_tokenizer(config.model)
-    report.warn_of_pitfalls(config, tokenizer)
+    announce.warn_of_pitfalls(config, tokenizer)
     examples = load_examples(config, tokenizer, args)
     settings[DATA] = examples.train.fingerprint
     checkpoint = last_complete(checkpoints, settings)
@@ -86,7 +87,7 @@ def train(config: Config, force: bool = False) -> None:
         keep_initial(model, checkpoints)
     del request
     trainer = make_trainer(config, folder, args, model, tokenizer, examples, settings)
-    report.announce(config, model, examples, measured, _steps(config, args, examples))
+    announce.announce(config, model, examples, measured, _steps(config, args, examples))
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
         restore_patience(trainer, checkpoint)
@@ -138,7 +139,7 @@ def make_trainer(
             MetricsFile(folder / "metrics.jsonl"),
             StepProgress(),
             StopOnSignal(),
-            report.Forgetting(config, tokenizer, folder / "checkpoints" / "before.json"),
+            announce.Forgetting(config, tokenizer, folder / "checkpoints" / "before.json"),
         ],
     )
     trainer.remove_callback(PrinterCallback)
@@ -179,9 +180,9 @@ def _fit_and_export(
         log.info("stopped before its end; the same command goes on from here")
         raise SystemExit(STOPPED)
     figures = {**_figures(config, folder, trainer, time.monotonic() - started), **measured}
-    figures["forgetting"] = callbacks[report.Forgetting].compare(trainer.model)
+    figures["forgetting"] = callbacks[announce.Forgetting].compare(trainer.model)
     reference = logits(trainer.model, examples.probe())
-    card = report.model_card(config, base_name(config), _card_figures(config, figures))
+    card = announce.model_card(config, base_name(config), _card_figures(config, figures))
     figures["export"] = export(config, trainer.model, tokenizer, folder, card, write=is_main())
     return figures, reference
 
@@ -190,7 +191,7 @@ def _finish(
     config: Config, folder: Path, figures: dict[str, Any], reference: Tensor, probe: Tensor, args: TrainingArguments
 ) -> None:
     """Write the plot and the figures; whatever becomes of the last measurement, they are there."""
-    report.plot_loss(folder)
+    plot_loss(folder)
     write_json(folder / "metrics.json", figures)
     figures["export"].update(_measure(config, folder, reference, probe, args))
     write_json(folder / "metrics.json", figures)
@@ -216,7 +217,7 @@ def _figures(config: Config, folder: Path, trainer: RunTrainer, seconds: float) 
     lines = read_lines(folder / "metrics.jsonl") if is_main() else []
     losses = [line["loss"] for line in lines if "loss" in line]
     last = losses[-max(len(losses) // 10, 1) :]
-    trainable, total = report.count_parameters(trainer.model)
+    trainable, total = announce.count_parameters(trainer.model)
     return {
         "method": config.method.name,
         "steps": trainer.state.global_step,

@@ -15,21 +15,22 @@ from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_z
 
 from astra.adapter import Factors, lora_layers
 from astra.allocation import allocate
-from astra.methods import METHODS, Batch, Request, build, restore
 from astra.store import Calibration
+from dataset.glue import num_labels
 from dataset.sources import load_splits
 from dataset.templates import Record
 from dataset.tokens import collate, encode_records
+from training.checkpoints import INITIAL, load_initial, save_initial
+from training.data import TokenDataset, tokenize
+from training.methods import METHODS, Batch, Request, build, restore
+from training.quantize import quantize_base
+from training.trainer import accumulation, on_cpu
 from utils.config import Config
 from utils.distributed import world_size
 from utils.errors import UserError
 from utils.files import read_json
 from utils.log import log
-from utils.models import load_base, usable_dtype
-from utils.training.checkpoints import INITIAL, load_initial, save_initial
-from utils.training.data import TokenDataset, tokenize
-from utils.training.quantize import quantize_base
-from utils.training.trainer import accumulation, on_cpu
+from utils.models import load_model, usable_dtype
 
 PROBE_TOKENS = 64
 
@@ -164,7 +165,7 @@ def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Ex
 
 
 def build_request(config: Config, store: Path | None, tokenizer: Any, examples: Examples, device: Any) -> Request:
-    """Return what `astra.methods.build` is asked for."""
+    """Return what `training.methods.build` is asked for."""
     method = config.method
     calibration = Calibration.load(store) if store is not None else None
     targets = method.target_modules
@@ -261,11 +262,11 @@ def load_trained(config: Config) -> Any:
     if config.method.name == "full" or (sharding is not None and config.model.task_type == "SEQ_CLS"):
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
     if sharding is None:
-        return load_base(config)
+        return load_model(config.model, num_labels(config))
     # ZeRO-3 makes every weight in its own data type; while it trains, that type would be what trains, too.
     sharding["bf16"]["enabled"] = usable_dtype(config.model.dtype) == "bfloat16"
     try:
-        return load_base(config)
+        return load_model(config.model, num_labels(config))
     finally:
         sharding["bf16"]["enabled"] = False
 

@@ -7,8 +7,8 @@ from peft import PeftModel
 from astra.adapter import lora_layers
 from astra.convert import save_lora
 from astra.errors import AstraError
-from astra.methods import METHODS, Request, build, restore, usual_rates
 from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
+from training.methods import METHODS, Request, build, restore, usual_rates
 
 ADAPTERS = [name for name in METHODS if name != "full"]
 PLAIN = [name for name, method in METHODS.items() if method.plain]

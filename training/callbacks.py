@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from utils.distributed import is_main, world_size
-from utils.files import atomic_write
+from utils.files import atomic_write, read_lines
 from utils.log import Progress, log
 
 
@@ -35,14 +35,6 @@ class MetricsFile(TrainerCallback):
         if is_main() and logs and ("loss" in logs or "eval_loss" in logs):
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a JSON-lines file; a line cut off by a crash is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 class StepProgress(TrainerCallback):

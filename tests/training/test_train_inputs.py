@@ -10,15 +10,15 @@ import torch
 from transformers import AutoTokenizer, Gemma2Config, GPT2Config, MistralConfig, Qwen2Config
 
 from astra.adapter import lora_layers
-from astra.methods import METHODS, Request, build, restore
 from tests.astra.tiny import relative_difference, targets, tiny_model, tokens
 from tests.runs import TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics
+from training import announce, setup
+from training import run as training
+from training.callbacks import duration
+from training.data import Share, tokenize
+from training.methods import METHODS, Request, build, restore
+from training.trainer import RunTrainer
 from utils.errors import UserError
-from utils.training import report, setup
-from utils.training import run as training
-from utils.training.callbacks import duration
-from utils.training.data import Share, tokenize
-from utils.training.trainer import RunTrainer
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -170,7 +170,7 @@ def test_the_warning_about_dropout_is_for_those_it_is_true_of(config, caplog):
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1)
     for name in METHODS:
         caplog.clear()
-        report.warn_of_pitfalls(config(method__name=name, method__dropout=0.1), tokenizer)
+        announce.warn_of_pitfalls(config(method__name=name, method__dropout=0.1), tokenizer)
         warned = "part of W" in caplog.text
         assert warned == (name in ("astra", "pissa", "milora", "olora", "corda", "lora_ga"))
 

@@ -10,13 +10,14 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from astra.adapter import as_matrix, lora_layers
 from astra.convert import current_factors, save_lora
-from astra.methods import METHODS
+from dataset.glue import num_labels
+from training.methods import METHODS
+from training.quantize import dequantized
+from training.setup import deviation, logits
+from training.trainer import trainable_state
 from utils.config import Config
 from utils.files import atomic_write
-from utils.models import load_base, load_model, resolve_model
-from utils.training.quantize import dequantized
-from utils.training.setup import deviation, logits
-from utils.training.trainer import trainable_state
+from utils.models import load_model, resolve_model
 
 HUB_LESS = ("smollm2", "minilm")
 
@@ -70,7 +71,7 @@ def _export_lora(config: Config, model: Any, tokenizer: Any, target: Path, card:
 
 def merge_state(config: Config, trained: Any, state: dict[str, Tensor]) -> nn.Module:
     """Return a fresh base model with trained parameters in it: all of them (full), or a DoRA's, merged."""
-    base = load_base(config)
+    base = load_model(config.model, num_labels(config))
     if not isinstance(trained, PeftModel):
         base.load_state_dict(state, strict=False)  # a tied weight is one parameter and two names
         return base
@@ -84,7 +85,7 @@ def merge_state(config: Config, trained: Any, state: dict[str, Tensor]) -> nn.Mo
 @torch.no_grad()
 def merge_quantized(config: Config, trained: Any) -> nn.Module:
     """Return a fresh base model whose weights are what the quantised, adapted layers stand for."""
-    base = load_base(config)
+    base = load_model(config.model, num_labels(config))
     modules = dict(base.named_modules())
     adapters = dict(lora_layers(trained))
     for name, layer in trained.base_model.model.named_modules():
@@ -109,7 +110,7 @@ def measure_export(config: Config, folder: Path, reference: Tensor, probe: Tenso
     unset_hf_deepspeed_config()
     target = exported_folder(config, folder)
     if is_plain(config):
-        model = PeftModel.from_pretrained(load_base(config), target)
+        model = PeftModel.from_pretrained(load_model(config.model, num_labels(config)), target)
     else:
         model = load_model(config.model.model_copy(update={"name": str(target), "quantization": None}))
     return {"difference_from_trained": deviation(reference, logits(model.to(device), probe))}

@@ -10,19 +10,19 @@ from pathlib import Path
 
 from dataset.sources import check_training
 from eval.tasks import check_tasks
-from utils.calibrations import stores
 from utils.cli import main, parse
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
 from utils.files import read_json
 from utils.models import check_model, model_bytes
 from utils.runs import check_writable, run_folder, write_config
-from utils.training.settings import check_combination
+from utils.settings import check_combination
+from utils.stores import stores
 
 USAGE = """
 Check every stage of an experiment, write the config of each of its runs to <output_dir>/plan, and print their paths.
 
-  python -m utils.preflight --config configs/metamath.yaml --sweep.method.rank=[8,16]
+  python -m scripts.preflight --config configs/metamath.yaml --sweep.method.rank=[8,16]
 """
 SPARE_DISK = 2 << 30
 

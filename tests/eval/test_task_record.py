@@ -3,8 +3,8 @@
 import pytest
 
 from eval.compare import compare, compare_files, mcnemar, settings_differ
-from eval.records import TaskRecord, changes, find_samples, read_samples, wilson
 from eval.show import render, select
+from eval.task_record import TaskRecord, changes, find_samples, read_samples, wilson
 from utils.errors import UserError
 
 SETTINGS = {"model": "abc", "limit": 3}

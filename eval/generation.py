@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from eval.candidates import Target
 from eval.code import pass_at_k
 from eval.engines import Engine, Output, Sampling
-from eval.records import TaskRecord, wilson
-from eval.targets import Target
+from eval.task_record import TaskRecord, wilson
 from eval.tasks import Judged, Record
 from utils.config import Config
 from utils.log import Progress, log

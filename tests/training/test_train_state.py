@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.runs import Crash, crash_at, folder_of, losses, metrics
+from training import run as training
+from training.callbacks import read_lines
+from training.checkpoints import rotate
+from training.trainer import check_engine
 from utils.errors import UserError
-from utils.training import run as training
-from utils.training.callbacks import read_lines
-from utils.training.checkpoints import rotate
-from utils.training.trainer import check_engine
 
 
 def checkpoints(config) -> set[str]:

@@ -17,18 +17,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import train as command
-from astra.methods import METHODS
+from eval.candidates import run_target
 from eval.classification import score_classifiers
 from eval.report import write_report
-from eval.targets import run_target
 from tests.runs import ROOT, TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics, start
+from training import run as training
+from training.callbacks import read_lines
+from training.data import BucketSampler, Collator
+from training.methods import METHODS
+from training.trainer import RunTrainer, TargetLogits, accumulation
 from utils.config import Config
 from utils.errors import UserError
-from utils.training import run as training
-from utils.training.callbacks import read_lines
-from utils.training.data import BucketSampler, Collator
-from utils.training.settings import finished
-from utils.training.trainer import RunTrainer, TargetLogits, accumulation
+from utils.settings import finished
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from utils.files import atomic_write, read_json, sha256_file, write_json
 from utils.log import log
-from utils.training.settings import require_same
+from utils.settings import require_same
 
 MANIFEST = "manifest.json"
 INITIAL = "initial_lora.safetensors"
