@@ -1,4 +1,4 @@
-"""Imports point one way: scripts -> command lines -> training, eval -> dataset -> utils -> astra, and never in a circle."""
+"""Imports point one way: scripts, command lines, training and eval, dataset, utils, astra; and never in a circle."""
 
 import ast
 from collections.abc import Iterator
