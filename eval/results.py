@@ -1,176 +1,321 @@
-"""What the run folders of an experiment hold, as rows: one for a run and task, or one for all seeds of a setting."""
+"""What the run folders of experiments hold, as two tables: one row per run, and one per run and task.
 
-import statistics
+An *arm* is one method with all its settings but the rate and the seed. Its rate is chosen on validation, by the rule
+of `utils.ladder` where the runs kept a loss per record; the test sets have no say.
+"""
+
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
+from numpy.typing import NDArray
 
+from eval.task_record import read_samples
+from utils import ladder
 from utils.errors import UserError
 from utils.files import read_json
 from utils.settings import FREE, flat_settings
 
-Row = dict[str, Any]
-
-KEYS = {  # columns of their own; other settings have one where runs differ in them
-    "method": "method.name", "subspace": "method.subspace", "rank": "method.rank", "alpha": "method.alpha",
-    "learning_rate": "train.learning_rate",
-}  # fmt: skip
+RATES = ("train.relative_step", "train.learning_rate")  # what a ladder varies; the first that is set is the axis
+RESAMPLES = 2000
+BASE = "base model"
 
 
-def collect(folder: Path) -> list[Row]:
-    """Return one row for every run and task in an experiment's folder, and one for every run without a result.
+@dataclass
+class Results:
+    """The results of one experiment or more.
+
+    Attributes:
+        runs: a row per run: `run`, `arm`, `label` (the arm without its rank), `rank`, `rate` (what the ladder varies),
+            `seed`, `error`, `diverged`, and the figures of its metrics.json, in the units of their names.
+        scores: a row per run and task: `run`, `task`, `metric`, `score` (a share, or a loss), `low`, `high`, `n`, and
+            the task's other figures; the base model's rows have `arm` = "base model".
+        axis: the setting that `rate` holds.
+        config: flat settings of one run, for what all share.
+        folders: experiment folders, in the order they were named.
+    """
+
+    runs: pd.DataFrame
+    scores: pd.DataFrame
+    axis: str
+    config: dict[str, Any]
+    folders: list[Path]
+
+
+def collect(folders: Sequence[Path]) -> Results:
+    """Read experiments; a run of several experiments is named `<experiment>/<run>`.
 
     Raises:
-        UserError: no run in the folder.
+        UserError: no run in a folder.
     """
-    runs = {path.parent: _settings(path.parent) for path in sorted(folder.glob("*/config.yaml"))}
+    found = {path: _settings(path) for folder in folders for path in run_folders(folder)}
+    axis = next(key for key in RATES if any(settings.get(key) is not None for settings in found.values()))
+    several = len(folders) > 1
+
+    def name(path: Path) -> str:
+        return f"{path.parent.name}/{path.name}" if several else path.name
+
+    arms = _arms({path: {"experiment": path.parent.name, **s} if several else s for path, s in found.items()})
+    runs = pd.DataFrame(
+        [
+            {
+                "run": name(path), "folder": path, "arm": arms[path][0], "label": arms[path][1],
+                "method": settings["method.name"],
+                "rank": None if settings["method.name"] == "full" else settings["method.rank"],
+                "rate": settings.get(axis), "seed": settings["train.seed"], **_figures(path),
+            }
+            for path, settings in found.items()
+        ]
+    )  # fmt: skip
+    rows = [_score(BASE, BASE, folder / "base", result) for folder in folders for result in _scores(folder / "base")]
+    rows += [
+        _score(row.run, row.arm, row.folder, result) for row in runs.itertuples() for result in _scores(row.folder)
+    ]
+    columns = ["run", "arm", "folder", "task", "metric", "score", "low", "high", "n"]
+    scores = pd.DataFrame(rows, columns=None if rows else columns)
+    return Results(runs, scores, axis, next(iter(found.values())), list(folders))
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The runs of an experiment, by name.
+
+    Raises:
+        UserError: there are none.
+    """
+    runs = [path.parent for path in sorted(folder.glob("*/config.yaml"))]
     if not runs:
         raise UserError(f"{folder}: no run in this folder")
-    named = {*KEYS.values()}
-    varied = [
-        key
-        for key in dict.fromkeys(key for settings in runs.values() for key in settings)
-        if key not in named and len({str(found[key]) for found in runs.values() if key in found}) > 1
-    ]
-    base = {"method": "base", "label": "base model", **dict.fromkeys(varied)}
-    rows = [_row("base", None, base, {}, result) for result in _results(folder / "base")]
-    for run, settings in runs.items():
-        rows += _run_rows(run, settings, varied)
-    return rows
+    return runs
 
 
-def _settings(run: Path) -> Row:
-    """Return what a run's figures depend on, flat, seeds apart: as it was trained, or as it was to be."""
-    metrics = _metrics(run)
+def _settings(run: Path) -> dict[str, Any]:
+    """What a run's figures depend on, flat: as it was trained, or as it was to be."""
     config = flat_settings(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    settings = metrics.get("settings", config)
+    metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+    return {**config, **metrics.get("settings", {})}
+
+
+def _arms(runs: dict[Path, dict[str, Any]]) -> dict[Path, tuple[str, str]]:
+    """Run -> its arm and its label: the arm's own name, or the method and what else differs between the runs."""
+    kept = {path: _of_arm(settings) for path, settings in runs.items()}
+    keys = dict.fromkeys(key for settings in kept.values() for key in settings)
+    varied = [key for key in keys if len({str(settings[key]) for settings in kept.values() if key in settings}) > 1]
+    ranks = len({settings.get("method.rank") for settings in kept.values()} - {None}) > 1
+    named: dict[Path, tuple[str, str]] = {}
+    for path, settings in kept.items():
+        method, subspace = settings["method.name"], settings.get("method.subspace")
+        label = settings.get("arm") or (f"{method} ({subspace})" if subspace else method)
+        own = ("arm", "experiment", "method.name", "method.subspace", "method.rank")
+        extra = [
+            f"{key.rpartition('.')[2].replace('_', ' ')} {_text(settings[key])}"
+            for key in varied
+            if key not in own and settings.get("arm") is None and settings.get(key) is not None
+        ]
+        label = ", ".join([*([settings["experiment"]] if "experiment" in varied else []), label, *extra])
+        rank = f", rank {settings['method.rank']}" if ranks and settings.get("method.rank") else ""
+        named[path] = (label + rank, label)
+    return named
+
+
+def _of_arm(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that tell arms apart: what the method does not read, the rate and the seeds are left out."""
     method = settings["method.name"]
-    idle = {"method.subspace", "method.split", "method.rank_allocation"} if method != "astra" else set()
+    idle = set() if method == "astra" else {"method.subspace", "method.split", "method.rank_allocation"}
     if method == "full":
         idle |= {key for key in settings if key.startswith("method.") and key != "method.name"}
-    kept = {
+    return {
         key: value
         for key, value in settings.items()
-        if key.split(".")[0] in ("model", "data", "calibration", "method", "train")
+        if key.split(".")[0] in ("experiment", "arm", "model", "data", "calibration", "method", "train")
         and not key.endswith((".seed", ".fingerprint"))
-        and key not in {*FREE, *idle}
+        and key not in {*FREE, *RATES, *idle}
     }
-    return {**kept, "seed": settings["train.seed"]}
 
 
-def _metrics(run: Path) -> Row:
-    return read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+def _text(value: Any) -> str:
+    return (
+        " ".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
+    )
 
 
-def _run_rows(run: Path, settings: Row, varied: Sequence[str]) -> list[Row]:
-    found: Row = {name: settings.get(key) for name, key in KEYS.items()}
-    found["label"] = f"{found['method']} ({found['subspace']})" if found["subspace"] else found["method"]
-    found["alpha"] = found["alpha"] or found["rank"]
-    found |= {key: _text(settings.get(key)) for key in varied}
-    metrics = _metrics(run)
-    error = None if metrics else _last_error(run / "log.txt")
-    return [_row(run.name, error, found, metrics, result) for result in _results(run) or [{}]]
-
-
-def _text(value: Any) -> Any:
-    return ", ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _row(run: str, error: str | None, settings: Row, metrics: Row, result: Row) -> Row:
+def _figures(run: Path) -> dict[str, Any]:
+    metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+    diverged = (run / "diverged.json").is_file()
+    forgetting = metrics.get("forgetting") or {}
+    export, update = metrics.get("export") or {}, metrics.get("update") or {}
+    kept = (
+        "validation_loss", "reporting_loss", "learning_rate", "relative_step", "trainable_parameters",
+        "peak_memory_bytes", "train_seconds", "final_loss",
+    )  # fmt: skip
+    text = f"{forgetting['text']} {forgetting.get('fingerprint', '')}".strip() if "text" in forgetting else None
     return {
-        "run": run,
-        **{key: settings.get(key) for key in ("label", *KEYS, "seed")},
-        **{key: value for key, value in settings.items() if "." in key},
-        **_score(result),
-        **{key: result.get(key) for key in ("lenient", "lenient_interval", "plus", "length_stops")},
-        **{key: metrics.get(key) for key in ("validation_loss", "trainable_parameters", "peak_memory_bytes")},
-        "forgetting": (metrics.get("forgetting") or {}).get("rise"),
-        "train_seconds": metrics.get("train_seconds"),
-        "error": error,
+        **{key: metrics.get(key) for key in kept},
+        "forgetting": forgetting.get("rise"),
+        "forgetting_error": forgetting.get("standard_error"),
+        "forgetting_text": text,
+        "update_norm": update.get("relative_norm"),
+        "inside_span": update.get("inside_span"),
+        "output_change": update.get("output_change"),
+        "served_rank": export.get("rank"),
+        "adapter_bytes": export.get("bytes"),
+        "diverged": diverged,
+        "error": None if metrics else _last_error(run / "log.txt"),
     }
-
-
-def _score(result: Row) -> Row:
-    """The figure a task is ranked by: accuracy, or what its `metric` names, which has no interval here."""
-    scores = {key: result.get(key) for key in ("task", "accuracy", "interval", "n", "loss")}
-    metric = result.get("metric", "accuracy").replace("_", " ")
-    if metric != "accuracy":
-        scores |= {"accuracy": result["score"], "interval": None}
-    return {**scores, "metric": metric}
-
-
-def _results(run: Path) -> list[Row]:
-    return [read_json(path) for path in sorted((run / "eval").glob("*.json"))]
 
 
 def _last_error(path: Path) -> str:
-    """Return why a run has no result: the last error in its log, or that it is not finished."""
+    """Why a run has no result: the last error in its log, or that it is not finished."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     errors = [line.partition("error: ")[2] for line in lines if " error: " in line]
     return errors[-1] if errors else "not finished"
 
 
-def _setting(row: Row, *without: str) -> tuple[Any, ...]:
-    """What a row is a result of, seeds apart."""
-    keys = ["label", *KEYS, *(key for key in row if "." in key)]
-    return tuple(row[key] for key in keys if key not in without)
+def _scores(run: Path) -> list[dict[str, Any]]:
+    return [read_json(path) for path in sorted((run / "eval").glob("*.json"))]
 
 
-def summarise(rows: Sequence[Row], task: str) -> list[Row]:
-    """Return one row for each setting of a task, by method and rank: mean and standard deviation over its seeds."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if row["task"] == task and (row["accuracy"] is not None or row["loss"] is not None):
-            groups.setdefault(_setting(row), []).append(row)
-    found = [_mean(group) for group in groups.values()]
-    return sorted(
-        found, key=lambda row: (row["method"] != "base", row["label"], row["rank"] or 0, row["learning_rate"] or 0)
-    )
+def _score(run: str, arm: str, folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """A task's headline figure: accuracy, or what its `metric` names, or a loss."""
+    metric = "loss" if "loss" in result else result.get("metric", "accuracy").replace("_", " ")
+    score = result["loss"] if metric == "loss" else result.get("accuracy", result.get("score"))
+    low, high = result.get("interval") or (None, None)
+    other = {key: value for key, value in result.items() if key not in ("accuracy", "loss", "score", "interval")}
+    return {
+        **other,
+        "run": run,
+        "arm": arm,
+        "folder": folder,
+        "metric": metric,
+        "score": score,
+        "low": low,
+        "high": high,
+    }
 
 
-def _mean(group: list[Row]) -> Row:
-    row = dict(group[0])
-    numeric = (
-        "accuracy", "loss", "lenient", "plus", "validation_loss", "forgetting", "peak_memory_bytes", "train_seconds",
-    )  # fmt: skip
-    for key in numeric:
-        values = [member[key] for member in group if member[key] is not None]
-        row[key] = statistics.fmean(values) if values else None
-        row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
-    row["seeds"] = len(group)
-    return row
+@dataclass(frozen=True)
+class Tuned:
+    """An arm at its best rate.
 
-
-def best_rates(rows: Sequence[Row]) -> list[Row]:
-    """Keep each setting's learning rate of lowest mean validation loss; the test set has no say.
-
-    Returns nothing where no setting was run at several rates, or a validation loss is missing.
+    Attributes:
+        rate: what the ladder varies; None where all runs diverged.
+        tried: the rates that were run.
+        edge: "lowest" or "highest" where the best is an end of what was tried, "one" where one rate was; else "".
+        tied: rates that can't be told from the best.
+        seeds: the seeds run at the best rate.
+        diverged: runs that diverged.
     """
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if row["method"] != "base":
-            groups.setdefault(_setting(row, "learning_rate"), []).append(row)
-    if not any(len(group) > 1 for group in groups.values()):
-        return []
-    if any(row["validation_loss"] is None for group in groups.values() for row in group):
-        return []
-    return [min(group, key=lambda row: row["validation_loss"]) for group in groups.values()]
+
+    arm: str
+    rate: float | None
+    tried: tuple[float, ...]
+    edge: str
+    tied: tuple[float, ...]
+    seeds: tuple[int, ...]
+    diverged: int
 
 
-def at_best_rates(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of runs at the rates that `best_rates` chooses; all, where it chooses none."""
-    kept = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        chosen = {_setting(row) for row in best_rates(summarise(rows, task))}
-        kept += [row for row in rows if row["task"] == task and (not chosen or _setting(row) in chosen)]
-    return kept
+def tune(results: Results) -> dict[str, Tuned]:
+    """The best rate of every arm, chosen on validation; every rate is kept where nothing was validated."""
+    return {arm: _tune(str(arm), runs) for arm, runs in results.runs.groupby("arm", sort=False)}
 
 
-def stage_costs(folder: Path) -> list[tuple[str, str, Row]]:
-    """Return (run, stage, its seconds and peak memory), the stages shared by all runs first."""
-    shared = sorted((folder / "stages").glob("*.json"))
-    of_runs = sorted(folder.glob("*/stages/*.json"))
-    found = [("", path) for path in shared] + [(path.parts[-3], path) for path in of_runs]
-    return [(run, path.stem, read_json(path)) for run, path in found]
+def _tune(arm: str, runs: pd.DataFrame) -> Tuned:
+    ended = runs[runs["validation_loss"].notna() | runs["diverged"]]
+    tried = tuple(sorted(runs["rate"].dropna().unique()))
+    diverged = int(runs["diverged"].sum())
+    if ended.empty or ended["validation_loss"].isna().all():
+        rate = tried[0] if len(tried) == 1 and not diverged else None
+        return Tuned(arm, rate, tried, "one" if rate else "", (), tuple(sorted(runs["seed"])), diverged)
+    order = {rate: number for number, rate in enumerate(tried)}
+    kept: dict[int, dict[int, ladder.Losses]] = {}
+    for row in ended.itertuples():
+        losses = None if row.diverged else record_losses(row.folder, "validation")
+        kept.setdefault(order[row.rate], {})[row.seed] = losses
+    alike = {len(losses) for seeds in kept.values() for losses in seeds.values() if losses is not None}
+    first = int(runs["seed"].min())
+    if alike and alike != {0} and len(alike) == 1 and any(first in seeds for seeds in kept.values()):
+        choice = ladder.choose(kept, first)
+        best, tied = choice.best, choice.tied
+    else:
+        means = ended.groupby("rate")["validation_loss"].mean()
+        best, tied = order[means.idxmin()], ()
+    if best is None:
+        return Tuned(arm, None, tried, "", (), (), diverged)
+    edge = "one" if len(tried) == 1 else "lowest" if best == 0 else "highest" if best == len(tried) - 1 else ""
+    seeds = tuple(sorted(ended.loc[ended["rate"] == tried[best], "seed"]))
+    return Tuned(arm, tried[best], tried, edge, tuple(tried[place] for place in tied), seeds, diverged)
+
+
+def record_losses(run: Path, split: str) -> NDArray[np.float64]:
+    """Loss of each record of a held-out split, float64 (records,), in nats per target token; empty if not kept."""
+    path = run / "losses.json"
+    return np.asarray(read_json(path).get(split, []) if path.is_file() else [], dtype=np.float64)
+
+
+def at_best(results: Results, tuned: dict[str, Tuned]) -> pd.DataFrame:
+    """The runs at their arms' best rates; all runs of an arm that was not tuned."""
+    keep = [tuned[row.arm].rate in (None, row.rate) for row in results.runs.itertuples()]
+    return results.runs[keep]
+
+
+def correct(run: Path, task: str) -> NDArray[np.float64]:
+    """Each problem's share of right answers, float64 (problems,), in the problems' order; empty if not kept."""
+    path = run / "eval" / f"{task}.samples.jsonl"
+    if not path.is_file():
+        return np.empty(0)
+    shares: dict[int, list[bool]] = {}
+    for sample in read_samples(path):
+        if sample.get("correct") is None:
+            return np.empty(0)
+        shares.setdefault(sample["problem"], []).append(sample["correct"])
+    return np.asarray([np.mean(shares[number]) for number in sorted(shares)])
+
+
+def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean of `second` - `first` and its 95% interval, by a bootstrap over problems, paired, and over seeds.
+
+    Args:
+        first, second: float64 (seeds, problems), the same problems in the same order; seeds may differ in number.
+    """
+    rng = np.random.default_rng(0)
+    count = first.shape[1]
+    weights = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count  # (resamples, problems)
+
+    def means(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        seeds = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), RESAMPLES) / len(scores)
+        return np.einsum("rs,rs->r", seeds, weights @ scores.T)
+
+    changes = means(second) - means(first)
+    low, high = np.quantile(changes, [0.025, 0.975])
+    return float(second.mean() - first.mean()), float(low), float(high)
+
+
+def smallest_difference(spreads: Sequence[float], seeds: int) -> float | None:
+    """The difference between two arms that `seeds` runs of each show with a chance of 80%, at a level of 5%.
+
+    From the arms' pooled standard deviation over seeds and Student's t; None below two seeds.
+    """
+    if seeds < 2 or not spreads:
+        return None
+    from scipy.stats import t
+
+    pooled = float(np.sqrt(np.mean(np.square(spreads))))
+    freedom = len(spreads) * (seeds - 1)
+    return float((t.ppf(0.975, freedom) + t.ppf(0.8, freedom)) * pooled * np.sqrt(2 / seeds))
+
+
+def stage_costs(results: Results) -> pd.DataFrame:
+    """Seconds and peak memory of every stage, a row per run and stage; stages that all runs share have no run."""
+    names = {row.folder: (row.run, row.arm) for row in results.runs.itertuples()}
+    rows = []
+    for folder in results.folders:
+        for path in [*sorted((folder / "stages").glob("*.json")), *sorted(folder.glob("*/stages/*.json"))]:
+            run, arm = names.get(path.parent.parent, ("", "all runs"))
+            rows.append({"run": run, "arm": arm, "stage": path.stem, **read_json(path)})
+    return pd.DataFrame(rows, columns=None if rows else ["run", "arm", "stage", "seconds", "peak_memory_bytes"])

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 import yaml
 
 from eval.report import write_report
-from eval.results import best_rates, collect, summarise
+from eval.results import collect, difference, smallest_difference, tune
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_json
@@ -24,17 +25,37 @@ from utils.settings import flat_settings
 
 def make_run(
     folder: Path, name: str, rate: float, seed: int, accuracy: float, validation: float, method: str = "astra",
-    **settings: Any,
+    forgetting: float = 0.1, n: int = 50, records: int = 0, task: str = "gsm8k", **settings: Any,
 ) -> Path:  # fmt: skip
     run = folder / name
     config = {"output_dir": str(folder), "run": name, "method": {"name": method, "rank": 8, **settings}}
     write_config(Config.model_validate({**config, "train": {"learning_rate": rate, "seed": seed}}), run)
-    result = {"task": "gsm8k", "accuracy": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1], "n": 50}
-    write_json(run / "eval" / "gsm8k.json", result)
-    metrics = {"validation_loss": validation, "forgetting": {"rise": 0.1}, "trainable_parameters": 1234}
+    add_score(run, task, accuracy, n)
+    metrics = {
+        "validation_loss": validation,
+        "forgetting": {"rise": forgetting, "text": "a manual", "fingerprint": "0123"},
+        "update": {"relative_norm": 30 * rate},
+        "trainable_parameters": 1234,
+    }
+    if records:
+        noise = np.random.default_rng(0).normal(0, 0.2, records)  # records differ alike in all runs
+        own = np.random.default_rng(seed + int(1e6 * rate)).normal(0, 0.01, records)
+        write_json(
+            run / "losses.json", {split: list(validation + noise + own) for split in ("validation", "reporting")}
+        )
+        metrics["reporting_loss"] = validation
     write_json(run / "metrics.json", metrics)
-    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
+    lines = [{"step": step, "loss": 2.0 / step} for step in range(1, 41)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return run
+
+
+def add_score(run: Path, task: str, accuracy: float, n: int = 50) -> None:
+    result = {"task": task, "accuracy": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1], "n": n}
+    write_json(run / "eval" / f"{task}.json", result)
+    right = np.random.default_rng(7).permutation(n) < accuracy * n  # the same order of difficulty for all
+    lines = [json.dumps({"problem": k, "correct": bool(right[k])}) + "\n" for k in range(n)]
+    (run / "eval" / f"{task}.samples.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 @pytest.fixture
@@ -47,28 +68,32 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_seeds_are_averaged_and_settings_are_not(folder: Path) -> None:
-    rows = summarise(collect(folder), "gsm8k")
-    assert [(row["label"], row["learning_rate"], row["seeds"]) for row in rows] == [
-        ("astra (tail)", 1e-4, 2),
-        ("astra (tail)", 1e-3, 1),
-        ("lora", 1e-3, 1),
-    ]
-    assert rows[0]["accuracy"] == pytest.approx(0.45)
-    assert rows[0]["accuracy_sd"] == pytest.approx(0.0707, abs=1e-4)
+def section(text: str, title: str) -> str:
+    return text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_seeds_are_averaged_at_the_rate_that_validation_chose(folder: Path) -> None:
+    text = write_report(folder)
+    results = section(text, "Results")
+    assert "45.0 ± 7.1" in results and "30.0 [20.0, 40.0]" in results
+    assert "90.0" not in results, "the rate with the higher test accuracy has the worse validation loss"
+    tuned = tune(collect([folder]))
+    assert (tuned["astra (tail)"].rate, tuned["astra (tail)"].seeds) == (1e-4, (1, 2))
+
+
+def test_a_best_rate_at_the_end_of_its_ladder_is_said_not_to_be_tuned(folder: Path) -> None:
+    text = write_report(folder)
+    assert "**Not tuned**, as the best rate is an end of the ladder: astra (tail) (lowest of 2)" in text
+    assert "1e-4 (edge)" in section(text, "Results")
 
 
 def test_runs_that_differ_in_any_setting_are_not_seeds_of_one(folder: Path) -> None:
     make_run(folder, "balanced", 1e-4, 1, 0.10, validation=0.5, split="balanced")
     make_run(folder, "scaled", 1e-4, 1, 0.20, validation=0.5, alpha=16)
-    rows = [row for row in summarise(collect(folder), "gsm8k") if row["learning_rate"] == 1e-4]
-    assert sorted((row["method.split"], row["alpha"], row["seeds"]) for row in rows) == [
-        ("balanced", 8, 1),
-        ("orthonormal", 8, 2),
-        ("orthonormal", 16, 1),
-    ]
-    heading = next(line for line in write_report(folder).splitlines() if line.startswith("| method"))
-    assert "| alpha |" in heading and "| method.split |" in heading
+    arms = {row.run: row.arm for row in collect([folder]).runs.itertuples()}
+    assert arms["low-1"] == arms["low-2"] == arms["high-1"]
+    assert len({arms["low-1"], arms["balanced"], arms["scaled"]}) == 3
+    assert "split balanced" in arms["balanced"] and "alpha 16" in arms["scaled"]
 
 
 def test_what_was_trained_is_shown_not_what_the_config_says_now(folder: Path) -> None:
@@ -76,26 +101,42 @@ def test_what_was_trained_is_shown_not_what_the_config_says_now(folder: Path) ->
     trained = flat_settings(yaml.safe_load((folder / "low-1/config.yaml").read_text(encoding="utf-8")))
     write_json(folder / "low-1/metrics.json", {**metrics, "settings": trained})
     write_config(Config.model_validate({"train": {"learning_rate": 0.7}}), folder / "low-1")
-    assert 0.7 not in {row["learning_rate"] for row in collect(folder)}
+    assert 0.7 not in set(collect([folder]).runs["rate"])
 
 
-def test_a_method_without_a_rank_and_a_task_without_an_accuracy_have_their_place(folder: Path) -> None:
-    make_run(folder, "wide", 1e-4, 1, 0.5, validation=0.5, rank=16)
-    full = make_run(folder, "full", 1e-5, 1, 0.6, validation=0.5, method="full")
-    write_json(full / "eval" / "forgetting.json", {"task": "forgetting", "loss": 3.25, "text": "wikitext", "n": 4})
-    text = write_report(folder)
-    assert "| full |" in text and "3.250" in text.partition("## forgetting")[2]
-    assert (folder / "gsm8k-rank.png").is_file() and not (folder / "forgetting-rank.png").exists()
+def test_every_task_has_its_column_and_its_place_in_the_summary(folder: Path) -> None:
+    for run in ("low-1", "low-2", "lora-1"):
+        add_score(folder / run, "math", 0.2)
+    write_json(folder / "low-1" / "eval" / "forgetting.json", {"task": "forgetting", "loss": 3.25, "n": 4})
+    heading = next(line for line in write_report(folder).splitlines() if line.startswith("| arm | rate | gsm8k"))
+    assert "| math |" in heading and "| forgetting |" in heading
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary["tasks"]) == {"gsm8k", "math", "forgetting"}
+    assert summary["arms"]["astra (tail)"]["edge"] == "lowest"
 
 
-def test_a_folder_is_enough(folder: Path) -> None:
-    run = subprocess.run([sys.executable, "-m", "eval.report", str(folder)], capture_output=True, text=True)
-    assert run.returncode == 0 and "## gsm8k" in run.stdout
+def test_an_arm_is_the_best_only_where_the_others_are_significantly_worse(tmp_path: Path) -> None:
+    for name, method, accuracy in (("a", "astra", 0.60), ("b", "lora", 0.59), ("c", "pissa", 0.20)):
+        for seed in (1, 2):
+            make_run(tmp_path / "e", f"{name}-{seed}", 1e-3, seed, accuracy, 0.5, method, n=200)
+    text = write_report(tmp_path / "e")
+    rows = {line.split(" | ")[0].strip("| "): line for line in section(text, "Results").splitlines()}
+    assert "**60.0" in rows["astra (tail)"]
+    assert "†" not in rows["pissa"] and "20.0" in rows["pissa"]
+    assert "gsm8k: best is astra (tail)" in text and "2 seeds could have shown a difference" in text
 
 
-def test_the_rate_is_chosen_on_validation_not_on_test(folder: Path) -> None:
-    best = {row["label"]: row["learning_rate"] for row in best_rates(summarise(collect(folder), "gsm8k"))}
-    assert best["astra (tail)"] == 1e-4, "the rate with the higher test accuracy has the worse validation loss"
+def test_differences_are_paired_over_problems_and_over_seeds() -> None:
+    rng = np.random.default_rng(0)
+    problems = rng.normal(0, 1, 400)  # problems differ much more than arms
+    first = np.stack([problems + rng.normal(0, 0.05, 400) for _ in range(3)])
+    low, high = difference(first, first + 0.02)[1:]
+    assert 0 < low < 0.02 < high
+    shaky = np.stack([problems + shift for shift in (-0.5, 0.0, 0.5)])
+    mean, low, high = difference(first, shaky + 0.02)
+    assert low < 0 < high and mean == pytest.approx(0.02, abs=0.02), "three seeds that far apart show nothing"
+    assert smallest_difference([1.0, 1.0], 3) == pytest.approx(3.04, abs=0.01)
+    assert smallest_difference([1.0], 1) is None
 
 
 def test_a_run_without_a_result_is_listed_with_its_reason(folder: Path) -> None:
@@ -103,20 +144,55 @@ def test_a_run_without_a_result_is_listed_with_its_reason(folder: Path) -> None:
     write_config(Config(), failed)
     (failed / "log.txt").write_text("2026-01-01 error: loss is NaN at step 3\n", encoding="utf-8")
     text = write_report(folder)
-    assert "| failed | loss is NaN at step 3 |" in text
+    assert "| failed | loss is NaN at step 3 |" in text and "4 of 5 runs" in text
+
+
+def test_diverged_runs_count_as_worse_and_are_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "e"
+    for rate, loss in ((1e-4, 0.6), (3e-4, 0.5)):
+        make_run(folder, f"r{rate}", rate, 1, 0.5, loss, records=40)
+    worst = make_run(folder, "r1e-3", 1e-3, 1, 0.0, 0.1)
+    (worst / "metrics.json").unlink()
+    shutil.rmtree(worst / "eval")
+    write_json(worst / "diverged.json", {"step": 3})
+    text = write_report(folder)
+    tuned = tune(collect([folder]))["astra (tail)"]
+    assert (tuned.rate, tuned.edge, tuned.diverged) == (3e-4, "", 1)
+    assert "Diverged: astra (tail) 1 of 3 runs" in text
 
 
 def test_files_agree_with_each_other(folder: Path) -> None:
     text = write_report(folder)
     assert (folder / "results.md").read_text(encoding="utf-8") == text
     with open(folder / "results.csv", newline="", encoding="utf-8") as file:
-        assert {row["run"] for row in csv.DictReader(file)} == {"low-1", "low-2", "high-1", "lora-1"}
-    assert "45.0 ± 7.1" in text
+        rows = list(csv.DictReader(file))
+    assert {row["run"] for row in rows} == {"low-1", "low-2", "high-1", "lora-1"}
+    assert not any(value.startswith(("[", "{")) for row in rows for value in row.values()), "one value per cell"
 
 
-def test_published_figures_are_kept_apart(folder: Path) -> None:
+def test_published_figures_are_kept_apart_and_only_where_the_data_are_the_same(folder: Path, tmp_path: Path) -> None:
     ours, _, published = write_report(folder).partition("## Published by others, not measured here")
     assert "pull request 3725" in published and "pull request 3725" not in ours
+    other = make_run(tmp_path / "mine", "a", 1e-3, 1, 0.5, 0.5)
+    config = {"output_dir": str(tmp_path / "mine"), "run": "a", "data": {"train": "arithmetic"}}
+    write_config(Config.model_validate(config), other)
+    assert "Published" not in write_report(tmp_path / "mine")
+
+
+def test_experiments_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "second", "a", 1e-3, 1, 0.7, 0.5)
+    text = write_report([folder, tmp_path / "second"])
+    assert "second, astra (tail)" in text and "experiment, lora" in text
+    assert (tmp_path / "experiment+second" / "report.html").is_file()
+
+
+def test_what_a_run_wrote_is_shown_not_run(folder: Path) -> None:
+    (folder / "bad").mkdir()
+    write_config(Config(), folder / "bad")
+    (folder / "bad" / "log.txt").write_text("x error: <script>alert(1)</script>\n", encoding="utf-8")
+    write_report(folder)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;" in page
 
 
 def test_the_page_needs_no_other_file(folder: Path) -> None:
@@ -157,17 +233,24 @@ def test_a_browser_shows_the_page_and_requests_nothing(folder: Path, tmp_path: P
 def test_a_single_run_has_a_summary(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     run = make_run(folder, "astra-tail-r8", 1e-3, 1, 0.6, 0.5)
-    write_json(
-        folder / "base" / "eval" / "gsm8k.json", {"task": "gsm8k", "accuracy": 0.1, "interval": [0, 0.2], "n": 50}
-    )
+    base = {"task": "gsm8k", "accuracy": 0.1, "interval": [0, 0.2], "n": 50}
+    write_json(folder / "base" / "eval" / "gsm8k.json", base)
     write_json(run / "stages" / "train.json", {"seconds": 12.0, "peak_memory_bytes": 99})
     write_json(folder / "stages" / "calibrate.json", {"seconds": 3.0, "peak_memory_bytes": 100})
-    write_report(folder)
+    text = write_report(folder)
+    assert "| base model |" in text and "**" not in section(text, "Results"), "one arm is not the best of anything"
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    assert (summary["base"]["accuracy"], summary["adapted"]["accuracy"], summary["n"]) == (0.1, 0.6, 50)
+    scores = summary["tasks"]["gsm8k"]
+    (before,), (after,) = scores["base model"], scores["astra (tail)"]
+    assert (before["score"], after["score"], after["n"]) == (0.1, 0.6, 50)
     assert summary["seconds"] == {"calibrate": 3.0, "train": 12.0}
-    assert (summary["peak_memory_bytes"], summary["trainable_parameters"]) == (100, 1234)
-    assert summary["lora"] == str(run / "lora")
+    assert summary["peak_memory_bytes"] == 100
+    assert summary["arms"]["astra (tail)"]["loras"] == [str(run / "lora")]
+
+
+def test_a_folder_is_enough(folder: Path) -> None:
+    run = subprocess.run([sys.executable, "-m", "eval.report", str(folder)], capture_output=True, text=True)
+    assert run.returncode == 0 and "## Results" in run.stdout
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
