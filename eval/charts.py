@@ -160,7 +160,7 @@ def _rate_line(axes: Axes, group: pd.DataFrame, tuned: Tuned, style: _Style) -> 
     look = style.of(group.iloc[0])
     axes.errorbar(
         means.index, means["mean"], yerr=np.stack([low.clip(lower=0), high.clip(lower=0)]), marker="o", ms=4,
-        capsize=2, lw=1.4, elinewidth=0.8, label=group["arm"].iloc[0], **look,
+        capsize=2, lw=1.4, elinewidth=0.8, label=group["label"].iloc[0], **look,
     )  # fmt: skip
     if tuned.rate in means.index and len(means) > 1:
         edge = tuned.edge in ("lowest", "highest")

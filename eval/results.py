@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def _figures(run: Path) -> dict[str, Any]:
     forgetting = metrics.get("forgetting") or {}
     export, update = metrics.get("export") or {}, metrics.get("update") or {}
     kept = (
-        "validation_loss", "reporting_loss", "learning_rate", "relative_step", "trainable_parameters",
+        "validation_loss", "reporting_loss", "base_loss", "learning_rate", "relative_step", "trainable_parameters",
         "peak_memory_bytes", "train_seconds", "final_loss",
     )  # fmt: skip
     text = f"{forgetting['text']} {forgetting.get('fingerprint', '')}".strip() if "text" in forgetting else None
@@ -165,7 +166,7 @@ def _figures(run: Path) -> dict[str, Any]:
         "served_rank": export.get("rank"),
         "adapter_bytes": export.get("bytes"),
         "diverged": diverged,
-        "error": None if metrics else _last_error(run / "log.txt"),
+        "error": None if metrics else "diverged" if diverged else _last_error(run / "log.txt"),
     }
 
 
@@ -264,6 +265,7 @@ def at_best(results: Results, tuned: dict[str, Tuned]) -> pd.DataFrame:
     return results.runs[keep]
 
 
+@cache
 def correct(run: Path, task: str) -> NDArray[np.float64]:
     """Each problem's share of right answers, float64 (problems,), in the problems' order; empty if not kept."""
     path = run / "eval" / f"{task}.samples.jsonl"
@@ -277,6 +279,13 @@ def correct(run: Path, task: str) -> NDArray[np.float64]:
     return np.asarray([np.mean(shares[number]) for number in sorted(shares)])
 
 
+@cache
+def _weights(count: int) -> NDArray[np.float32]:
+    """How often each of `count` problems is drawn, over `count`: (resamples, problems), the same in every comparison."""
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    return (drawn / count).astype(np.float32)
+
+
 def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[float, float, float]:
     """Mean of `second` - `first` and its 95% interval, by a bootstrap over problems, paired, and over seeds.
 
@@ -284,8 +293,7 @@ def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple
         first, second: float64 (seeds, problems), the same problems in the same order; seeds may differ in number.
     """
     rng = np.random.default_rng(0)
-    count = first.shape[1]
-    weights = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count  # (resamples, problems)
+    weights = _weights(first.shape[1])
 
     def means(scores: NDArray[np.float64]) -> NDArray[np.float64]:
         seeds = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), RESAMPLES) / len(scores)
