@@ -281,7 +281,7 @@ def correct(run: Path, task: str) -> NDArray[np.float64]:
 
 @cache
 def _weights(count: int) -> NDArray[np.float32]:
-    """How often each of `count` problems is drawn, over `count`: (resamples, problems), the same in every comparison."""
+    """How often each problem is drawn, over their count: float32 (resamples, problems), the same in all comparisons."""
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     return (drawn / count).astype(np.float32)
 
