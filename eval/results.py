@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from utils.config import CHOOSERS
 from utils.errors import UserError
 from utils.files import read_json
 from utils.settings import FREE, flat_settings
@@ -47,7 +48,7 @@ def _settings(run: Path) -> Row:
     config = flat_settings(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     settings = metrics.get("settings", config)
     method = settings["method.name"]
-    idle = {"method.subspace", "method.split", "method.rank_allocation"} if method != "astra" else set()
+    idle = {"method.subspace", "method.split", "method.rank_allocation"} if method not in CHOOSERS else set()
     if method == "full":
         idle |= {key for key in settings if key.startswith("method.") and key != "method.name"}
     kept = {
