@@ -1,4 +1,4 @@
-"""What stops a run is said in one line before anything heavy is loaded; a new method is known wherever one is asked."""
+"""What stops a run is said in one line before anything heavy is loaded; a new method is known wherever it must be."""
 
 import subprocess
 import sys
