@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.check import check
+from training.stores import Need, check_settings, store_settings, stores
 from utils.cli import main, parse
 from utils.config import Config
 from utils.distributed import device, is_main, process_group, rank, world_size
@@ -19,7 +21,6 @@ from utils.errors import UserError
 from utils.files import read_json
 from utils.log import Progress, log, log_to
 from utils.runs import stage
-from utils.stores import Need, check_settings, store_settings, stores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,17 +55,6 @@ def command() -> None:
     with process_group():
         for folder, (run, need) in found.items():
             calibrate_store(folder, run, need, flags["force"])
-
-
-def check(config: Config) -> None:
-    """Raise a `UserError` for what can be known before anything heavy is imported."""
-    from dataset.sources import check_training
-    from utils.models import check_model
-    from utils.runs import check_writable
-
-    check_writable(config)
-    check_model(config.model)
-    check_training(config.data, config.model.task_type)
 
 
 def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.cli import main
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.log import log, setup_logging
 
 USAGE = """
@@ -24,11 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line's flags.
-
-    Raises:
-        UserError: a wrong flag, or not exactly one thing to do.
-    """
+    """Return the command line's flags: a folder and one thing to do with it."""
     parser = _Parser(usage=USAGE, allow_abbrev=False)
     parser.add_argument("--adapter", type=Path, required=True, help="folder of a LoRA, or of a merged model to push")
     parser.add_argument("--out", type=Path, help="folder to write")
@@ -44,10 +40,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError("export.py: --out names the folder to write")
     if flags.rank is not None and flags.rank < 1:
         raise UserError(f"--rank: must be at least 1, not {flags.rank}")
-    if (
-        not (flags.adapter / ("config.json" if flags.push else "adapter_config.json")).is_file()
-        and not (flags.adapter / "adapter_config.json").is_file()
-    ):
+    holds = [path.name for path in flags.adapter.glob("*config.json")]
+    if "adapter_config.json" not in holds and not (flags.push and "config.json" in holds):
         raise UserError(f"--adapter: {flags.adapter} holds no adapter_config.json")
     if flags.out is not None and flags.out.exists() and any(flags.out.iterdir()):
         raise UserError(f"--out: {flags.out} is not empty")
@@ -114,11 +108,7 @@ def compress(adapter: Path, rank: int, out: Path) -> dict[str, Any]:
 
 
 def push(folder: Path, repository: str) -> None:
-    """Upload a folder to the hub.
-
-    Raises:
-        UserError: no hub, no permission, or no token.
-    """
+    """Upload a folder to the hub."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -127,8 +117,7 @@ def push(folder: Path, repository: str) -> None:
         api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder)
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--push: {repository} can't be written on the hub ({reason})") from error
+        raise UserError(f"--push: {repository} can't be written on the hub ({first_line(error)})") from error
     log.info("pushed %s to %s", folder, repository)
 
 

@@ -3,18 +3,23 @@
 python train.py --config configs/demo.yaml
 """
 
+import gc
 import os
+import time
 
+from training.check import check, finished, run_settings
+from training.methods import METHODS
+from training.stores import require_store
 from utils.cli import main, parse
 from utils.config import Config, expand_sweep
-from utils.distributed import is_main
+from utils.distributed import barrier, is_main
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import write_json
 from utils.log import log, log_to
-from utils.runs import check_writable, run_folder, write_config
-from utils.settings import check_combination, finished
+from utils.runs import check_writable, run_folder, stage, start_over, start_run, write_config
+from utils.settings import DATA
 
-USAGE = """
+USAGE = f"""
 Train a model with the method of a config and write the adapter to <output_dir>/<run>/lora.
 
   python train.py --config configs/demo.yaml [--train.max_steps=20 ...] [--force]
@@ -25,6 +30,8 @@ A run that was interrupted goes on from its last complete checkpoint; a finished
 
   --force   start over: first removes the run's checkpoints, result and scores. Give it once: with it, an
             interrupted run begins again instead of going on
+
+method.name is one of {", ".join(METHODS)}.
 """
 
 
@@ -42,21 +49,75 @@ def command() -> None:
         write_config(config, folder)  # from here on the report knows the run, and why it has no result
         log_to(folder / "log.txt")
     check(config)
-    from training.run import train  # takes seconds to import
-
     train(config, flags["force"])
 
 
-def check(config: Config) -> None:
-    """Raise a `UserError` for what can be known before anything heavy is imported."""
-    from dataset.sources import check_training
-    from utils.models import check_model
+def train(config: Config, force: bool = False) -> None:
+    """Train one run, or go on with it, and export what it has learned.
 
-    check_combination(config)
-    if config.train.deepspeed is not None:
-        read_json(config.train.deepspeed)
-    check_model(config.model)
-    check_training(config.data, config.model.task_type)
+    Raises:
+        UserError: whatever the user can put right, in one line.
+        SystemExit: 143 after SIGTERM, with a checkpoint written.
+    """
+    from training.announce import announce, model_card, run_figures, warn_of_pitfalls  # these take seconds to import
+    from training.arguments import training_arguments
+    from training.checkpoints import checkpoint_to_resume, start_checkpoints
+    from training.data import load_examples
+    from training.export import export, exported_folder, measure_export
+    from training.model import add_adapter, deviation, load_base, logits, room_for_model, sharded
+    from training.trainer import fit, make_trainer
+    from utils.models import load_tokenizer
+    from utils.plots import plot_loss
+
+    started = time.monotonic()
+    folder, settings = run_folder(config), run_settings(config)
+    store = require_store(config) if METHODS[config.method.name].needs == "calibration" else None
+    args = training_arguments(config, folder)  # here several processes find each other
+    if is_main():
+        start_run(config)
+        if force:
+            start_over(folder)
+    barrier()
+
+    # Data: the examples as tokens. A checkpoint counts only if it was made from the same ones, in the same way.
+    tokenizer = load_tokenizer(config.model)
+    warn_of_pitfalls(config, tokenizer)
+    examples = load_examples(config, tokenizer, args)
+    settings[DATA], probe = examples.train.fingerprint, examples.probe()
+    checkpoint = checkpoint_to_resume(folder / "checkpoints", settings, args.deepspeed is not None)
+
+    # Model and adapter: together they compute what the base model computes, within rounding.
+    with room_for_model(config):
+        model = load_base(config, args.device)
+        base_logits = None if sharded(model) else logits(model, probe)
+        model, measured = add_adapter(config, model, store, tokenizer, examples, args.device, resumed=checkpoint)
+        if base_logits is not None:
+            measured["step0_deviation"] = deviation(base_logits, logits(model, probe))
+    if checkpoint is None and is_main():
+        start_checkpoints(folder / "checkpoints", model)
+
+    # Fit.
+    trainer = make_trainer(config, folder, args, model, tokenizer, examples, settings)
+    announce(config, model, examples, measured)
+    measured["setup_seconds"] = time.monotonic() - started
+    with stage(folder, "train"):
+        seconds = fit(trainer, config, checkpoint)
+        figures = run_figures(config, folder, trainer, seconds, measured)
+
+        # Export: the adapter in PEFT's ordinary form, or the merged model.
+        trained_logits = logits(trainer.model, probe)
+        card = model_card(config, figures)
+        figures["export"] = export(config, trainer.model, tokenizer, folder, card, write=is_main())
+        del trainer, model  # with the optimizer: what is measured next loads a second model
+        gc.collect()
+        if is_main():
+            plot_loss(folder)
+            write_json(folder / "metrics.json", figures)  # whatever becomes of the last measurement
+            figures["export"].update(measure_export(config, folder, trained_logits, probe, args))
+            write_json(folder / "metrics.json", figures)
+            loss = "" if figures["final_loss"] is None else f" loss {figures['final_loss']:.4f};"
+            log.info("%s:%s result in %s", folder.name, loss, exported_folder(config, folder))
+        barrier()
 
 
 if __name__ == "__main__":

@@ -35,9 +35,10 @@ from benchmarks.provenance import provenance  # noqa: E402
 from dataset.sources import load_training  # noqa: E402
 from dataset.tokens import encode_records  # noqa: E402
 from training.data import Collator  # noqa: E402
-from training.trainer import RunTrainer, peak_memory  # noqa: E402
+from training.trainer import RunTrainer  # noqa: E402
 from utils.config import DataConfig, ModelConfig  # noqa: E402
 from utils.models import load_tokenizer, resolve_model  # noqa: E402
+from utils.runs import peak_memory  # noqa: E402
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RANK = 16

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from eval.task_record import read_samples
 from utils import ladder
+from utils.config import CHOOSERS
 from utils.errors import UserError
 from utils.files import read_json
 from utils.settings import FREE, flat_settings
@@ -127,7 +128,7 @@ def _arms(runs: dict[Path, dict[str, Any]]) -> dict[Path, tuple[str, str]]:
 def _of_arm(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that tell arms apart: what the method does not read, the rate and the seeds are left out."""
     method = settings["method.name"]
-    idle = set() if method == "astra" else {"method.subspace", "method.split", "method.rank_allocation"}
+    idle = set() if method in CHOOSERS else {"method.subspace", "method.split", "method.rank_allocation"}
     if method == "full":
         idle |= {key for key in settings if key.startswith("method.") and key != "method.name"}
     return {
@@ -281,7 +282,7 @@ def correct(run: Path, task: str) -> NDArray[np.float64]:
 
 @cache
 def _weights(count: int) -> NDArray[np.float32]:
-    """How often each problem is drawn, over their count: float32 (resamples, problems), the same in all comparisons."""
+    """How often each problem is drawn, as a share: float32 (resamples, problems), the same in every comparison."""
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     return (drawn / count).astype(np.float32)
 

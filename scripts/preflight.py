@@ -5,44 +5,36 @@ Nothing heavy is loaded: the model's config, the data's first records, the engin
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.sources import check_training
 from eval.tasks import check_tasks
+from training.check import check
+from training.methods import METHODS
 from utils.cli import main, parse
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
-from utils.files import read_json
-from utils.models import check_model, model_bytes
-from utils.runs import check_writable, run_folder, write_config
-from utils.settings import check_combination
-from utils.stores import stores
+from utils.models import model_bytes
+from utils.runs import run_folder, write_config
 
-USAGE = """
+USAGE = f"""
 Check every stage of an experiment, write the config of each of its runs to <output_dir>/plan, and print their paths.
 
   python -m scripts.preflight --config configs/metamath.yaml --sweep.method.rank=[8,16]
+
+method.name is one of {", ".join(METHODS)}.
 """
 SPARE_DISK = 2 << 30
 
 
-def preflight(config: Config, runs: Sequence[Config]) -> None:
+def preflight(config: Config) -> None:
     """Raise a `UserError` for the first thing that would stop one of the stages of an experiment's runs."""
-    check_writable(config)
-    check_model(config.model)
-    for data in {run.data.model_dump_json(): run.data for run in runs}.values():
-        check_training(data, config.model.task_type)
-    stores(config)  # knows which ranks a calibration can serve
-    for run in runs:
-        check_combination(run)
+    check(config)
     check_tasks(config)
-    check_engine(config)
-    check_deepspeed(config)
+    check_packages(config)
     check_room(config)
 
 
-def check_engine(config: Config) -> None:
+def check_packages(config: Config) -> None:
     """Raise a `UserError` when the evaluation engine or a report integration is not installed."""
     engine = set() if config.model.task_type == "SEQ_CLS" else {config.eval.engine}
     needed = {*engine, *config.train.report_to} & {"vllm", "tensorboard", "wandb"}
@@ -51,15 +43,6 @@ def check_engine(config: Config) -> None:
             key = "eval.engine" if package == "vllm" else "train.report_to"
             hint = "; use --eval.engine=transformers" if package == "vllm" else ""
             raise UserError(f"{key}: {package} is not installed{hint}")
-
-
-def check_deepspeed(config: Config) -> None:
-    """Raise a `UserError` when the DeepSpeed file is missing or is not JSON."""
-    if config.train.deepspeed is not None:
-        try:
-            read_json(config.train.deepspeed)
-        except UserError as error:
-            raise UserError(f"train.deepspeed: {error}") from error
 
 
 def check_room(config: Config) -> None:
@@ -91,7 +74,7 @@ def command() -> None:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"sweep: two runs would share the folder {sorted(map(str, repeated))[0]}")
-    preflight(config, runs)
+    preflight(config)
     for run in runs:
         print(write_config(run, Path(run.output_dir) / "plan" / run_folder(run).name))
 

@@ -8,7 +8,8 @@ import sys
 import torch
 from transformers import TrainerCallback
 
-from training import run, setup
+import train
+from training import arguments, model, trainer
 from utils import models
 from utils.config import load_config
 from utils.distributed import is_main
@@ -30,18 +31,18 @@ class Look(TrainerCallback):
 
 
 def main() -> None:
-    for module in (models, setup):
+    for module in (models, arguments, model):
         module.usable_dtype = lambda dtype: dtype
-    make = run.make_trainer
+    make = trainer.make_trainer
 
     def looking(*args):
-        trainer, look = make(*args), Look()
-        look.trainer = trainer
-        trainer.add_callback(look)
-        return trainer
+        made, look = make(*args), Look()
+        look.trainer = made
+        made.add_callback(look)
+        return made
 
-    run.make_trainer = looking
-    run.train(load_config(sys.argv[1]))
+    trainer.make_trainer = looking
+    train.train(load_config(sys.argv[1]))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

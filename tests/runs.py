@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from transformers import TrainerCallback
 
-from training import run as training
+from training import trainer as fitting
 from utils.config import Config
 from utils.files import read_lines
 
@@ -20,7 +20,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def calibrate(config: Config) -> None:
     """Make the calibration store that a run of the method astra reads."""
     import calibrate as calibration
-    from utils.stores import stores
+    from training.stores import stores
 
     for folder, (run, need) in stores(config).items():
         calibration.calibrate_store(folder, run, need, False)
@@ -48,14 +48,14 @@ def crash_at(monkeypatch, step: int) -> None:
             if state.global_step == step:
                 raise Crash
 
-    make = training.make_trainer
+    make = fitting.make_trainer
 
     def crashing(*args):
         trainer = make(*args)
         trainer.add_callback(Crasher())
         return trainer
 
-    monkeypatch.setattr(training, "make_trainer", crashing)
+    monkeypatch.setattr(fitting, "make_trainer", crashing)
 
 
 def write_config(config: Config, folder: Path) -> Path:

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from astra import Calibration
+from training.stores import store_folder
 from utils.config import ModelConfig, load_config
 from utils.models import load_model
-from utils.stores import store_folder
 from utils.streaming import open_streamed
 
 ROOT = Path(__file__).parent.parent

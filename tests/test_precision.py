@@ -7,14 +7,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
+import train as training
 from tests.runs import ROOT, TORCHRUN, calibrate, folder_of, losses, metrics, write_config
-from training import run as training
-from training import setup
+from training import arguments, trainer
+from training import model as model_
+from training.check import check_combination
 from training.methods import Request, build
 from training.quantize import quantize_base
 from utils import models
 from utils.errors import UserError
-from utils.settings import check_combination
 
 
 def tiny_classifier(dtype: torch.dtype) -> nn.Module:
@@ -29,7 +30,7 @@ def tiny_classifier(dtype: torch.dtype) -> nn.Module:
 def test_what_trains_is_float32_and_the_rest_stays_as_loaded(name, dtype):
     request = Request(rank=2, alpha=2, target_modules=["q_proj"], task_type="SEQ_CLS")
     model = build(name, tiny_classifier(dtype), request)
-    setup.upcast_trainable(model)
+    model_.upcast_trainable(model)
     trained = {key: p.dtype for key, p in model.named_parameters() if p.requires_grad}
     assert set(trained.values()) == {torch.float32} and any("score" in key for key in trained)
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == ({dtype} if name == "lora" else set())
@@ -37,26 +38,26 @@ def test_what_trains_is_float32_and_the_rest_stays_as_loaded(name, dtype):
 
 def test_an_untrained_mixed_model_can_be_probed():
     model = build("lora", tiny_classifier(torch.bfloat16), Request(2, 2, ["q_proj"], task_type="SEQ_CLS"))
-    setup.upcast_trainable(model)
-    assert torch.isfinite(setup.logits(model, torch.arange(1, 9)[None])).all()
+    model_.upcast_trainable(model)
+    assert torch.isfinite(model_.logits(model, torch.arange(1, 9)[None])).all()
 
 
 @pytest.mark.parametrize(("name", "dtypes"), [("lora", {torch.float32, torch.bfloat16}), ("full", {torch.float32})])
 def test_a_bfloat16_run_learns(config, monkeypatch, name, dtypes):
-    for module in (models, setup):
+    for module in (models, arguments, model_):
         monkeypatch.setattr(module, "usable_dtype", lambda dtype: dtype)
     this, make, seen = (
         config(method__name=name, model__dtype="bfloat16", train__forgetting=False, data__limit=4),
-        training.make_trainer,
+        trainer.make_trainer,
         set(),
     )
 
     def noted(*args):
-        trainer = make(*args)
-        seen.update(p.dtype for p in trainer.model.parameters())
-        return trainer
+        made = make(*args)
+        seen.update(p.dtype for p in made.model.parameters())
+        return made
 
-    monkeypatch.setattr(training, "make_trainer", noted)
+    monkeypatch.setattr(trainer, "make_trainer", noted)
     training.train(this)
     assert losses(this)[-1] < losses(this)[0] and seen == dtypes
     assert metrics(this)["export"]["difference_from_trained"] < 0.05
@@ -100,13 +101,13 @@ def run_processes(config, tmp_path, found) -> None:
 
 @pytest.mark.parametrize(("engine", "used"), [("zero2", False), ("zero3", False), ("zero3_offload", True)])
 def test_one_process_uses_deepspeed_only_to_offload(config, engine, used):
-    settings = setup.deepspeed_settings(config(train__deepspeed=f"configs/deepspeed/{engine}.json"))
+    settings = arguments.deepspeed_settings(config(train__deepspeed=f"configs/deepspeed/{engine}.json"))
     assert (settings is not None) == used
 
 
 def test_of_several_gpus_one_process_uses_one(config, monkeypatch, tmp_path):
-    monkeypatch.setattr(setup.TrainingArguments, "n_gpu", 4)
-    args = setup.training_arguments(config(), tmp_path)
+    monkeypatch.setattr(arguments.TrainingArguments, "n_gpu", 4)
+    args = arguments.training_arguments(config(), tmp_path)
     assert args._n_gpu == 1
 
 

@@ -1,1 +1,1 @@
-"""What `train.py` is made of: data in memory, the trainer, checkpoints, and what a run reports."""
+"""What `train.py` is made of: checks, methods, model, data, trainer, checkpoints, export, and what a run reports."""

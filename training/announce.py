@@ -1,4 +1,4 @@
-"""What a run says when it starts, and the model card it leaves."""
+"""What a run says when it starts, and the figures and the model card it leaves."""
 
 from pathlib import Path
 from typing import Any
@@ -6,19 +6,23 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from training.data import Examples
+from training.export import base_name, is_plain
 from training.methods import METHODS, usual_rates
-from training.setup import Examples
 from utils.config import Config
-from utils.files import read_json, write_json
+from utils.distributed import is_main
+from utils.files import read_json, read_lines, write_json
 from utils.forgetting import general_text, text_loss
 from utils.log import log
+from utils.runs import peak_memory
 
 
-def announce(config: Config, model: Any, examples: Examples, measured: dict[str, float], steps: int) -> None:
+def announce(config: Config, model: Any, examples: Examples, measured: dict[str, float]) -> None:
     """State what is about to be trained, on what, for how long."""
     method = config.method
     trainable, total = count_parameters(model)
-    subspace = f", subspace {method.subspace}, split {method.split}" if method.name == "astra" else ""
+    chosen = METHODS[method.name].needs == "calibration"
+    subspace = f", subspace {method.subspace}, split {method.split}" if chosen else ""
     log.info(
         "method %s%s, rank %d, alpha %g: %s of %s parameters train (%.2f%%)",
         method.name, subspace, method.rank, method.scaled_alpha, f"{trainable:,}", f"{total:,}",
@@ -33,7 +37,7 @@ def announce(config: Config, model: Any, examples: Examples, measured: dict[str,
             "nf4: the quantised residual and adapter are off by %.4f of the weights' norm, plain nf4 by %.4f",
             measured["nf4_error_residual"], measured["nf4_error_plain"],
         )  # fmt: skip
-    epoch_tokens = sum(examples.train.lengths)
+    steps, epoch_tokens = examples.steps(config), sum(examples.train.lengths)
     share = steps * config.train.global_batch_size / len(examples.train)
     log.info(
         "%s examples, %s tokens; %s steps of %d examples: about %s tokens to come",
@@ -43,7 +47,7 @@ def announce(config: Config, model: Any, examples: Examples, measured: dict[str,
 
 
 def warn_of_pitfalls(config: Config, tokenizer: Any) -> None:
-    """Say at the start what users of these methods find out late."""
+    """Warn about common mistakes."""
     method, rate = config.method, config.train.learning_rate
     low, high = usual_rates(method.name, method.subspace)
     if not low / 3 <= rate <= high * 3:
@@ -104,23 +108,52 @@ class Forgetting(TrainerCallback):
         return {"text": self.name, "before": self.before, "after": after, "rise": after - self.before}
 
 
-def model_card(config: Config, base: str, figures: dict[str, Any]) -> str:
+def run_figures(
+    config: Config, folder: Path, trainer: Any, seconds: float, measured: dict[str, float]
+) -> dict[str, Any]:
+    """Return the run's figures, the final loss from the last tenth of the steps; every process must call it."""
+    lines = read_lines(folder / "metrics.jsonl") if is_main() else []
+    losses = [line["loss"] for line in lines if "loss" in line]
+    last = losses[-max(len(losses) // 10, 1) :]
+    trainable, total = count_parameters(trainer.model)
+    return {
+        "method": config.method.name,
+        "steps": trainer.state.global_step,
+        "final_loss": sum(last) / len(last) if last else None,
+        **validation_figures(lines),
+        "trainable_parameters": trainable,
+        "parameters": total,
+        "train_seconds": seconds,
+        "peak_memory_bytes": peak_memory(),
+        "settings": trainer.settings,
+        **measured,
+        "forgetting": trainer.callback(Forgetting).compare(trainer.model),
+    }
+
+
+def validation_figures(lines: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Return the validation figures of the checkpoint that is exported, the one of the smallest loss."""
+    best = min((line for line in lines if "eval_loss" in line), key=lambda line: line["eval_loss"], default={})
+    return {"validation_loss": best.get("eval_loss"), "validation_accuracy": best.get("eval_accuracy")}
+
+
+def model_card(config: Config, figures: dict[str, Any]) -> str:
     """Return the README of an exported adapter or model."""
-    method = config.method
+    method, base, plain = config.method, base_name(config), is_plain(config)
     head = {
         "base_model": base,
-        "library_name": "peft" if figures["plain"] else "transformers",
+        "library_name": "peft" if plain else "transformers",
         "tags": ["astra", method.name],
     }
     settings = {"data": config.data.model_dump(), "method": method.model_dump(), "train": config.train.model_dump()}
     use = (
         _USE_LORA
-        if figures["plain"]
+        if plain
         else f"This folder is a whole model: load it with `{_AUTO_CLASS[config.model.task_type]}.from_pretrained`."
     )
-    results = "\n".join(
-        f"| {key} | {value} |" for key, value in figures.items() if key != "plain" and value is not None
-    )
+    shown = {key: figures[key] for key in ("steps", "final_loss", "validation_loss", "trainable_parameters")}
+    shown["forgetting"] = (figures["forgetting"] or {}).get("rise")
+    results = "\n".join(f"| {key} | {value} |" for key, value in shown.items() if value is not None)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {method.name} on {base}\n\n"
         f"Trained from {base}, revision {config.model.revision or 'default'}, in {config.model.dtype}.\n{use}\n\n"

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from utils.distributed import is_main, world_size
-from utils.files import atomic_write, read_lines
+from utils.files import read_lines, write_text
 from utils.log import Progress, log
 
 
@@ -26,8 +26,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if is_main():
             kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
-            with atomic_write(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any

@@ -9,16 +9,48 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from peft.utils.integrations import gather_params_ctx
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from astra.adapter import Factors, lora_layers
+from utils.distributed import barrier, is_main
+from utils.errors import UserError
 from utils.files import atomic_write, read_json, sha256_file, write_json
 from utils.log import log
 from utils.settings import require_same
 
 MANIFEST = "manifest.json"
 INITIAL = "initial_lora.safetensors"
+WEIGHTS = "trainable.safetensors"
+
+
+def checkpoint_to_resume(folder: Path, settings: dict[str, Any], deepspeed: bool) -> Path | None:
+    """Return the checkpoint that a run goes on from, or None; every process must call it.
+
+    Removes what the run can't go on from.
+
+    Raises:
+        UserError: the checkpoint was written with other settings, or with DeepSpeed and the run has none (or vice
+            versa).
+    """
+    last = last_complete(folder, settings)
+    barrier()  # nothing is removed until every process has looked
+    if last is not None:
+        require_same_deepspeed(last, deepspeed)
+        if is_main():
+            discard_unusable(folder, last)
+    return last
+
+
+def start_checkpoints(folder: Path, model: Any) -> None:
+    """Remove what a discarded attempt left, and keep the factors that the new run starts from."""
+    shutil.rmtree(folder, ignore_errors=True)
+    initial: dict[str, Factors] = getattr(model, "initial_lora", {})
+    if initial:
+        scalings = {name: float(layer.scaling["default"]) for name, layer in lora_layers(model)}
+        save_initial(folder / INITIAL, initial, scalings)
 
 
 def write_manifest(folder: Path, settings: dict[str, Any], step: int) -> None:
@@ -32,11 +64,7 @@ def write_manifest(folder: Path, settings: dict[str, Any], step: int) -> None:
 
 
 def last_complete(folder: Path, settings: dict[str, Any]) -> Path | None:
-    """Return the latest complete checkpoint below `folder`, or None.
-
-    Raises:
-        UserError: the checkpoint was written with other settings; names the first key that differs.
-    """
+    """Return the latest complete checkpoint below `folder`, or None; refuse one written with other settings."""
     for path in newest_first(folder):
         if (path / MANIFEST).is_file():
             manifest = read_json(path / MANIFEST)
@@ -71,12 +99,7 @@ def discard_unusable(folder: Path, last: Path) -> None:
             shutil.rmtree(path)
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier, discarded attempt left."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def save_initial(path: Path, initial: dict[str, tuple[Tensor, Tensor]], scalings: dict[str, float]) -> None:
+def save_initial(path: Path, initial: dict[str, Factors], scalings: dict[str, float]) -> None:
     """Keep the factors the adapters started from: a resumed run must subtract the same ones, not similar ones."""
     tensors = {
         f"{name}.{side}": factor for name, pair in initial.items() for side, factor in zip("AB", pair, strict=True)
@@ -85,7 +108,7 @@ def save_initial(path: Path, initial: dict[str, tuple[Tensor, Tensor]], scalings
         save_file(tensors, temporary, metadata={"scalings": json.dumps(scalings)})
 
 
-def load_initial(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
+def load_initial(path: Path) -> tuple[dict[str, Factors], dict[str, float]]:
     """Return what `save_initial` kept: layer name -> (A0, B0), and layer name -> scaling."""
     with safe_open(path, framework="pt") as file:
         scalings = json.loads(file.metadata()["scalings"])
@@ -103,3 +126,37 @@ def _intact(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def trainable_state(model: Any, keep: bool = True) -> dict[str, Tensor]:
+    """Return a copy on the CPU of every trainable parameter, by name.
+
+    Under ZeRO-3 every process must call it, and those without `keep` get nothing: their copies would be waste.
+    """
+    state = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with gather_params_ctx([parameter], modifier_rank=None):
+                if keep:
+                    state[name] = parameter.detach().cpu().clone()
+    return state
+
+
+def require_same_deepspeed(checkpoint: Path, deepspeed: bool) -> None:
+    """Refuse a checkpoint that was written with DeepSpeed where the run goes on without, or vice versa."""
+    written_with = not (checkpoint / WEIGHTS).is_file()
+    if written_with != deepspeed:
+        raise UserError(
+            f"train.deepspeed: {checkpoint} was written {'with' if written_with else 'without'} DeepSpeed; go on with "
+            "as many processes as before, or start over (--force)"
+        )
+
+
+def load_trainable(model: Any, checkpoint: Path) -> None:
+    """Copy the parameters of a checkpoint into a model that has them."""
+    state = load_file(checkpoint / WEIGHTS)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if state.keys() != parameters.keys():
+        raise UserError(f"{checkpoint}: holds other parameters than this run trains")
+    for name, tensor in state.items():
+        parameters[name].data.copy_(tensor)

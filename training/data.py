@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from transformers import TrainingArguments
 
+from dataset.sources import load_splits
 from dataset.templates import Record
 from dataset.tokens import encode_records
-from utils.config import DataConfig
+from utils.config import Config, DataConfig
+from utils.errors import UserError
 from utils.files import atomic_write
-from utils.log import progress
+from utils.log import log, progress
 
 IGNORED = -100
+PROBE_TOKENS = 64
 
 
 class TokenDataset(Dataset[dict[str, Any]]):
@@ -48,6 +54,41 @@ class TokenDataset(Dataset[dict[str, Any]]):
         classes = len(self.labels) == len(self)
         labels = self.labels[index].item() if classes else self.labels[span].tolist()
         return {"input_ids": self.input_ids[span].tolist(), "labels": labels}
+
+
+@dataclass
+class Examples:
+    """Training examples with the records they come from, and validation examples if some are held out."""
+
+    train: TokenDataset
+    validation: TokenDataset | None
+    records: Sequence[Record]
+
+    def steps(self, config: Config) -> int:
+        """Return the optimizer steps of the whole run."""
+        per_epoch = math.ceil(len(self.train) / config.train.global_batch_size)
+        return config.train.max_steps or math.ceil(config.train.epochs * per_epoch)
+
+    def probe(self) -> Tensor:
+        """The beginning of the first example, int64 (1, <= 64), on which two models are compared."""
+        return torch.tensor(self.train[0]["input_ids"][:PROBE_TOKENS])[None]
+
+
+def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Examples:
+    """Read, tokenise and split the training data; one process does the work and the others read the result."""
+    records, held = load_splits(config.data)
+    cache = Path(config.output_dir) / "tokens"
+    with args.main_process_first(desc="tokenizing"):
+        train = tokenize(records, tokenizer, config.data, cache)
+        validation = tokenize(held, tokenizer, config.data, cache) if held else None
+    for what, count in train.counts.items():
+        if count:
+            log.info(
+                "%d of %d examples %s at data.max_length=%d tokens", count, len(records), what, config.data.max_length
+            )
+    if len(train) < args.world_size:
+        raise UserError(f"data.train: {len(train)} examples are fewer than the {args.world_size} processes")
+    return Examples(train, validation, records)
 
 
 def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache: Path) -> TokenDataset:

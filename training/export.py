@@ -6,17 +6,19 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
 from astra.adapter import as_matrix, lora_layers
 from astra.convert import current_factors, save_lora
 from dataset.glue import num_labels
+from training.checkpoints import trainable_state
 from training.methods import METHODS
+from training.model import deviation, logits
 from training.quantize import dequantized
-from training.setup import deviation, logits
-from training.trainer import trainable_state
 from utils.config import Config
 from utils.files import atomic_write
+from utils.log import log
 from utils.models import load_model, resolve_model
 
 HUB_LESS = ("smollm2", "minilm")
@@ -100,13 +102,28 @@ def merge_quantized(config: Config, trained: Any) -> nn.Module:
     return base
 
 
-def measure_export(config: Config, folder: Path, reference: Tensor, probe: Tensor, device: Any) -> dict[str, float]:
+def measure_export(
+    config: Config, folder: Path, reference: Tensor, probe: Tensor, args: TrainingArguments
+) -> dict[str, float]:
     """Load the result as a user would and compare it with the trained model on a few tokens.
+
+    On the GPU where the model is known to fit there whole and unquantised, else on the CPU.
 
     Returns:
         `difference_from_trained`, the largest difference of logits as a share of their range: for a plain LoRA the
         rounding of the residual weights in the base model's data type.
     """
+    if torch.cuda.is_available() and args.deepspeed is None and config.model.quantization is None:
+        torch.cuda.empty_cache()
+        try:
+            return difference(config, folder, reference, probe, args.device)
+        except torch.cuda.OutOfMemoryError:
+            log.info("the GPU has no room to load the result: its difference is measured on the CPU")
+    return difference(config, folder, reference, probe, "cpu")
+
+
+def difference(config: Config, folder: Path, reference: Tensor, probe: Tensor, device: Any) -> dict[str, float]:
+    """Return what `measure_export` does, measured on one device."""
     unset_hf_deepspeed_config()
     target = exported_folder(config, folder)
     if is_plain(config):

@@ -1,28 +1,28 @@
 """Every method of the comparison, by name. PEFT supplies what PEFT has; adding a method is one entry in `METHODS`.
 
 A method turns a base model into one to train. Those that start from a non-zero product keep it as `initial_lora`, so
-that `astra.convert` can express what was learned as a plain LoRA on the untouched base.
+that `astra.convert` can express what was learned as a plain LoRA on the untouched base. The table is read before
+anything heavy is loaded, so that torch and PEFT are imported where a model is built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from peft import LoraConfig, PeftModel
-from peft.tuners.lora.config import CordaConfig, EvaConfig
-from torch import Tensor, nn
-
-from astra.adapter import Factors, attach, attach_factors, lora_layers, plain_lora, with_initial
-from astra.convert import current_factors
 from astra.errors import AstraError
-from astra.store import Calibration
 
-Batch = dict[str, Tensor]
-# What a data-driven method reads: `samples(size)` yields batches of that many calibration examples with labels.
-Samples = Callable[[int], Iterable[Batch]]
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import Tensor, nn
+
+    from astra.adapter import Factors
+    from astra.store import Calibration
+
+    Batch = dict[str, Tensor]
+    # What a data-driven method reads: `samples(size)` yields batches of that many calibration examples with labels.
+    Samples = Callable[[int], Iterable[Batch]]
 
 
 @dataclass
@@ -53,6 +53,8 @@ class Request:
 
     def peft_config(self, **options: Any) -> LoraConfig:
         """The `LoraConfig` of this request; `options` are the method's own."""
+        from peft import LoraConfig
+
         scaling = self.alpha / self.rank
         return LoraConfig(
             r=self.rank,
@@ -108,6 +110,8 @@ def restore(
     model: nn.Module, request: Request, initial: Mapping[str, Factors], scalings: Mapping[str, float]
 ) -> PeftModel:
     """Rebuild the adapter of an interrupted run from the factors it started with; nothing is decomposed again."""
+    from astra.adapter import attach_factors
+
     config = request.peft_config(init_lora_weights=False)
     config.target_modules = list(initial)  # the run may have left layers out, as EVA does
     config.rank_pattern = {name: a.shape[0] for name, (a, _) in initial.items()}
@@ -116,11 +120,14 @@ def restore(
 
 
 def usual_rates(name: str, subspace: str) -> tuple[float, float]:
-    """The usual range of the learning rate; Astra's `principal` moves large directions and wants PiSSA's."""
-    return METHODS["pissa"].rates if (name, subspace) == ("astra", "principal") else METHODS[name].rates
+    """The usual range of the learning rate; the subspace `principal` moves large directions and wants PiSSA's."""
+    principal = METHODS[name].needs == "calibration" and subspace == "principal"
+    return METHODS["pissa"].rates if principal else METHODS[name].rates
 
 
 def _astra(model: nn.Module, request: Request) -> PeftModel:
+    from astra.adapter import attach
+
     assert request.calibration is not None
     config = request.peft_config(init_lora_weights=False)
     return attach(model, request.calibration, config, request.subspace, request.split, request.seed)
@@ -128,20 +135,23 @@ def _astra(model: nn.Module, request: Request) -> PeftModel:
 
 def _peft(**options: Any) -> Callable[[nn.Module, Request], PeftModel]:
     """A method that starts at zero and leaves the base weights alone."""
-    return lambda model, request: plain_lora(model, request.peft_config(**options), request.seed)
+    return lambda model, request: _plain(model, request, request.peft_config(**options))
 
 
 def _peft_edited(init: str) -> Callable[[nn.Module, Request], PeftModel]:
     """A method whose initialisation, by PEFT, edits the base weights."""
 
     def built(model: nn.Module, request: Request) -> PeftModel:
-        return _remember(plain_lora(model, request.peft_config(init_lora_weights=init), request.seed))
+        return _remember(_plain(model, request, request.peft_config(init_lora_weights=init)))
 
     return built
 
 
 def _milora(model: nn.Module, request: Request) -> PeftModel:
     """Minor singular components of W, shared evenly between A and B (MiLoRA, arXiv 2406.09044)."""
+    import torch
+
+    from astra.adapter import attach_factors
 
     def factors(_: str, weight: Tensor, rank: int, scaling: float) -> Factors:
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)
@@ -153,22 +163,24 @@ def _milora(model: nn.Module, request: Request) -> PeftModel:
 
 def _corda(model: nn.Module, request: Request) -> PeftModel:
     """Instruction-previewed CorDA (arXiv 2406.05223), its covariances from the calibration samples."""
+    from peft.tuners.lora.config import CordaConfig
     from peft.tuners.lora.corda import preprocess_corda
 
     assert request.samples is not None
     config = request.peft_config(init_lora_weights="corda", corda_config=CordaConfig(corda_method="ipm"))
     batches = request.samples(1)  # PEFT's hook wants one sequence, unpadded, at a time
     preprocess_corda(model, config, run_model=lambda: _forward(model, batches))
-    return _remember(plain_lora(model, config, request.seed))
+    return _remember(_plain(model, request, config))
 
 
 def _eva(model: nn.Module, request: Request) -> PeftModel:
     """Explained variance adaptation (arXiv 2410.07170), with its redistribution of ranks over layers."""
     from peft import initialize_lora_eva_weights
+    from peft.tuners.lora.config import EvaConfig
 
     assert request.samples is not None
     config = request.peft_config(init_lora_weights="eva", eva_config=EvaConfig())
-    peft_model = plain_lora(model, config, request.seed)
+    peft_model = _plain(model, request, config)
     initialize_lora_eva_weights(peft_model, list(request.samples(8)), show_progress_bar=False)
     return _remember(peft_model)
 
@@ -186,7 +198,7 @@ def _lora_ga(model: nn.Module, request: Request) -> PeftModel:
             model(**batch).loss.backward()
 
     preprocess_loraga(model, config, accumulate)
-    return _remember(plain_lora(model, config, request.seed))
+    return _remember(_plain(model, request, config))
 
 
 def _full(model: nn.Module, _: Request) -> nn.Module:
@@ -198,7 +210,18 @@ def _forward(model: nn.Module, batches: Iterable[Batch]) -> None:
         model(**{key: value for key, value in batch.items() if key != "labels"})
 
 
+def _plain(model: nn.Module, request: Request, config: LoraConfig) -> PeftModel:
+    """PEFT's own adapter, as its configuration starts it."""
+    from astra.adapter import plain_lora
+
+    return plain_lora(model, config, request.seed)
+
+
 def _remember(peft_model: PeftModel) -> PeftModel:
+    """Keep the factors that PEFT's initialisation has made as the model's `initial_lora`."""
+    from astra.adapter import lora_layers, with_initial
+    from astra.convert import current_factors
+
     return with_initial(peft_model, {name: current_factors(layer) for name, layer in lora_layers(peft_model)})
 
 

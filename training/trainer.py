@@ -1,26 +1,30 @@
 """The transformers Trainer with a cheaper loss, even batches, and checkpoints that are whole."""
 
 import math
-import os
-import resource
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from peft.utils.integrations import gather_params_ctx
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
-from training.checkpoints import rotate, write_manifest
-from training.data import IGNORED, BucketSampler, Share
-from utils.distributed import world_size
+from training.announce import Forgetting
+from training.callbacks import MetricsFile, StepProgress, StopOnSignal
+from training.checkpoints import WEIGHTS, load_trainable, rotate, trainable_state, write_manifest
+from training.data import IGNORED, BucketSampler, Collator, Examples, Share
+from utils.config import Config
 from utils.errors import UserError
+from utils.files import read_json
+from utils.log import log
+from utils.runs import peak_memory
 
-WEIGHTS = "trainable.safetensors"
+Found = TypeVar("Found")
+STOPPED = 143  # what a shell reports for a process ended by SIGTERM: the run is not finished
 
 
 class TargetLogits:
@@ -183,76 +187,71 @@ class RunTrainer(Trainer):
             rotate(folder.parent, Path(best) if best else None)
         self.accelerator.wait_for_everyone()
 
+    def callback(self, kind: type[Found]) -> Found:
+        """Return the trainer's callback of a kind."""
+        return next(found for found in self.callback_handler.callbacks if isinstance(found, kind))
+
     @staticmethod
     def _count_tokens(inputs: dict[str, Tensor]) -> Tensor | int:
         mask = inputs.get("attention_mask")
         return inputs["input_ids"].numel() if mask is None else mask.sum()
 
 
-def trainable_state(model: Any, keep: bool = True) -> dict[str, Tensor]:
-    """Return a copy on the CPU of every trainable parameter, by name.
+def make_trainer(
+    config: Config,
+    folder: Path,
+    args: TrainingArguments,
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Examples,
+    settings: dict[str, Any],
+) -> RunTrainer:
+    """Return the trainer of a run, with what it reports and when it stops."""
+    args.save_steps = args.eval_steps = config.train.save_steps or max(math.ceil(examples.steps(config) / 10), 1)
+    trainer = RunTrainer(
+        settings=settings,
+        causal=config.model.task_type == "CAUSAL_LM",
+        model=model,
+        args=args,
+        train_dataset=examples.train,
+        eval_dataset=examples.validation,
+        data_collator=Collator(tokenizer.pad_token_id or 0, config.train.packing),
+        callbacks=[
+            MetricsFile(folder / "metrics.jsonl"),
+            StepProgress(),
+            StopOnSignal(),
+            Forgetting(config, tokenizer, folder / "checkpoints" / "before.json"),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if config.train.early_stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.train.early_stopping))
+    return trainer
 
-    Under ZeRO-3 every process must call it, and those without `keep` get nothing: their copies would be waste.
-    """
-    state = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            with gather_params_ctx([parameter], modifier_rank=None):
-                if keep:
-                    state[name] = parameter.detach().cpu().clone()
-    return state
+
+def restore_patience(trainer: RunTrainer, checkpoint: Path) -> None:
+    """Let early stopping count on from a checkpoint; the Trainer would restore the other callbacks' states too."""
+    kept = read_json(checkpoint / "trainer_state.json")["stateful_callbacks"]
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStoppingCallback) and "EarlyStoppingCallback" in kept:
+            count = kept["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"]
+            callback.early_stopping_patience_counter = count
 
 
-def check_engine(checkpoint: Path, deepspeed: bool) -> None:
-    """Raise a `UserError` where a checkpoint was written with DeepSpeed and the run goes on without, or vice versa."""
-    written_with = not (checkpoint / WEIGHTS).is_file()
-    if written_with != deepspeed:
+def fit(trainer: RunTrainer, config: Config, checkpoint: Path | None) -> float:
+    """Train to the end, from a checkpoint or from the start, and return the seconds it took."""
+    if checkpoint is not None:
+        log.info("going on from %s", checkpoint)
+        restore_patience(trainer, checkpoint)
+    started = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.cuda.OutOfMemoryError as error:
         raise UserError(
-            f"train.deepspeed: {checkpoint} was written {'with' if written_with else 'without'} DeepSpeed; go on with "
-            "as many processes as before, or start over (--force)"
-        )
-
-
-def load_trainable(model: Any, checkpoint: Path) -> None:
-    """Copy the parameters of a checkpoint into a model that has them."""
-    state = load_file(checkpoint / WEIGHTS)
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if state.keys() != parameters.keys():
-        raise UserError(f"{checkpoint}: holds other parameters than this run trains")
-    for name, tensor in state.items():
-        parameters[name].data.copy_(tensor)
-
-
-def peak_memory() -> int:
-    """Return the most bytes held so far: on the GPU where there is one, else by this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def accumulation(global_batch: int, micro_batch: int) -> tuple[int, int]:
-    """Return micro-batch size and accumulation steps that make up the global batch over all processes.
-
-    Raises:
-        UserError: the global batch can't be shared evenly by the processes.
-    """
-    processes = world_size()
-    if global_batch % processes:
-        raise UserError(f"train.global_batch_size: {global_batch} can't be shared evenly by {processes} processes")
-    share = global_batch // processes
-    micro = next(size for size in range(min(micro_batch, share), 0, -1) if share % size == 0)
-    return micro, share // micro
-
-
-def on_cpu() -> bool:
-    """Return whether training runs on the CPU.
-
-    Raises:
-        UserError: CUDA is asked for by CUDA_VISIBLE_DEVICES and there is none.
-    """
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if torch.cuda.is_available():
-        return False
-    if wanted not in ("", "-1"):
-        raise UserError(f"CUDA_VISIBLE_DEVICES={wanted} asks for a GPU, and torch finds none; unset it to use the CPU")
-    return True
+            f"train.micro_batch_size: the GPU has no room for {trainer.args.per_device_train_batch_size} examples of "
+            f"{config.data.max_length} tokens; set fewer, or train.gradient_checkpointing=true, and the run goes on"
+        ) from error
+    if trainer.callback(StopOnSignal).stopped:
+        log.info("stopped before its end; the same command goes on from here")
+        raise SystemExit(STOPPED)
+    return time.monotonic() - started

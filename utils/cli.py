@@ -26,9 +26,6 @@ def parse(usage: str, flags: dict[str, Any], argv: Sequence[str] | None = None) 
         usage: The text of `--help`, without the list of configuration keys.
         flags: The command's own flags besides `--config`, with their defaults.
         argv: The words after the command's name; default: those of this process.
-
-    Raises:
-        UserError: no config, an unknown flag, a stray word or a wrong value.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or "--help" in words or "-h" in words:
@@ -53,16 +50,20 @@ def parse(usage: str, flags: dict[str, Any], argv: Sequence[str] | None = None) 
 
 
 def _fire(words: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the positional words and the flags that `fire` finds in `words`."""
-    found: dict[str, Any] = {}
+    """Return the positional words and the flags that `fire` finds in `words`, with YAML's null, true and false."""
+    found: list[Any] = []
+    names = {"null": None, "true": True, "false": False}
+
+    def value(given: Any) -> Any:
+        if isinstance(given, str):
+            return names.get(given, given)
+        return list(given) if isinstance(given, tuple) else given
 
     def collect(*stray: Any, **given: Any) -> None:
-        found.update(stray=stray, given=given)
+        found.extend((stray, {key: value(word) for key, word in given.items()}))
 
-    fire.Fire(collect, command=[word.replace("=null", "=None") if word.endswith("=null") else word for word in words])
-    given = {key: {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
-             for key, value in found["given"].items()}  # fmt: skip
-    return found["stray"], {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    fire.Fire(collect, command=words)
+    return found[0], found[1]
 
 
 def main(command: Callable[[], None]) -> None:
@@ -81,6 +82,6 @@ def main(command: Callable[[], None]) -> None:
 
 
 def _say(message: str) -> None:
-    """Log an error on one line; of several processes each speaks, as it may be the only one that knows."""
+    """Log an error on one line; every process logs its own."""
     place = f" (process {rank()})" if rank() else ""
     log.critical("error%s: %s", place, " ".join(message.split()))

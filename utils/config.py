@@ -5,6 +5,7 @@ validated `Config`. Every mistake is a `UserError` that names the key, what it w
 """
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,9 +16,7 @@ from pydantic_core import ErrorDetails
 from utils.errors import UserError
 
 Subspace = Literal["tail", "nullspace", "principal", "middle", "random"]
-Method = Literal[
-    "astra", "lora", "rslora", "dora", "pissa", "milora", "olora", "corda", "eva", "lora_ga", "full"
-]  # fmt: skip
+CHOOSERS = ("astra",)  # the methods that choose eigenvectors of a calibration: for others, a subspace means nothing
 LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -57,7 +56,7 @@ class CalibrationConfig(Section):
     max_length: int = Field(512, ge=8, description="tokens kept of each")
     batch_size: int = Field(8, ge=1, description="samples in a forward pass; changes speed, not the result")
     seed: int = Field(42, description="which samples, and the basis of nullspace and random")
-    max_rank: int | None = Field(None, ge=1, description="vectors kept a layer; default: what the runs need")
+    max_rank: int | None = Field(None, ge=1, description="vectors kept per layer; default: what the runs need")
     subspaces: list[Subspace] | None = Field(None, description="subspaces kept; default: what the runs need")
     spectrum: Literal["full", "ends"] = Field("full", description="all eigenvalues, or only the ends (large layers)")
     keep_moments: bool = Field(False, description="keep the second moments, to ask for more vectors later")
@@ -65,7 +64,7 @@ class CalibrationConfig(Section):
 
 
 class MethodConfig(Section):
-    name: Method = Field("astra", description="how the adapter is initialised")
+    name: str = Field("astra", description="how the adapter is initialised: a name of training/methods.py")
     subspace: Subspace = Field("tail", description="which eigenvectors Astra takes")
     split: Literal["orthonormal", "balanced"] = Field(
         "orthonormal", description="the product's norm: all in A, or halved"
@@ -120,7 +119,7 @@ class EvalConfig(Section):
     max_new_tokens: int | None = Field(None, ge=1, description="default: the task's own")
     batch_size: int = Field(16, ge=1, description="prompts in a batch (transformers engine)")
     response_prefix: str = Field("", description='appended to the prompt, e.g. " Let\'s think step by step."')
-    n_samples: int = Field(1, ge=1, description="samples a problem, for pass@k")
+    n_samples: int = Field(1, ge=1, description="samples per problem, for pass@k")
     temperature: float = Field(0.0, ge=0, description="0: greedy")
     seed: int = Field(42, description="seed of sampling")
     grader: Literal["exact", "metamath"] = Field("exact", description="metamath: the rules of published scripts")
@@ -171,38 +170,28 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
         if "extends" in base:
             raise UserError(f"{parent}: extends: a parent may not extend another file")
         values = _merge(base, values)
-    for key, value in (overrides or {}).items():
-        _set(values, key, value)
-    return validate(values, source=str(path))
+    return validate(_set(values, overrides or {}), source=str(path))
 
 
 def validate(values: dict[str, Any], source: str = "config") -> Config:
     """Return the `Config` of nested `values`, with every point of its sweep checked too."""
     config = _validate(values, source)
-    _check_sweep(config)
-    for point in _grid(config.sweep):
-        _validate(_with(config.model_dump(), point), source)
-    return config
-
-
-def _check_sweep(config: Config) -> None:
-    """Refuse to sweep what all runs of an experiment share: the model, and what they are scored by and on."""
     shared = {"data.template", "data.dir"} | ({"data.train"} if config.model.task_type == "SEQ_CLS" else set())
-    for key in config.sweep:
+    for key in config.sweep:  # models and tests are what the runs of an experiment have in common
         if key.split(".")[0] not in ("data", "calibration", "method", "train") or key in shared:
             raise UserError(f"sweep.{key}: all runs of an experiment share it; start one experiment for each value")
+    for point in _grid(config.sweep):
+        _validate(_set(config.model_dump(), point), source)
+    return config
 
 
 def expand_sweep(config: Config) -> list[Config]:
     """Return one config for each point of the sweep's grid, in order, each with its own `run` name."""
     runs = []
     for point in _grid(config.sweep):
-        values = _with(config.model_dump(), point)
-        values["sweep"] = {}
-        values["run"] = config.run or run_name(config, point)
-        if config.run and point:
-            values["run"] = f"{config.run}-{run_name(config, point)}"
-        runs.append(_validate(values, "sweep"))
+        name = run_name(config, point) if point or not config.run else ""
+        run = "-".join(filter(None, (config.run, name)))
+        runs.append(_validate(_set(config.model_dump(), {**point, "sweep": {}, "run": run}), "sweep"))
     return runs
 
 
@@ -210,7 +199,7 @@ def run_name(config: Config, point: dict[str, Any]) -> str:
     """Return the default folder of a run: its swept keys and values, or its method and rank."""
     if not point:
         method = config.method
-        subspace = f"-{method.subspace}" if method.name == "astra" else ""
+        subspace = f"-{method.subspace}" if method.name in CHOOSERS else ""
         return f"{method.name}{subspace}-r{method.rank}"
     parts = (f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items())
     return ",".join(parts).replace("/", "_").replace(" ", "")
@@ -218,26 +207,19 @@ def run_name(config: Config, point: dict[str, Any]) -> str:
 
 def describe_keys() -> str:
     """Return one line for every key: its dotted name, type, default and meaning."""
-    lines = []
-    for name, section in Config.model_fields.items():
-        if isinstance(section.annotation, type) and issubclass(section.annotation, Section):
-            for key, field in section.annotation.model_fields.items():
-                lines.append(_describe(f"{name}.{key}", field))
-        else:
-            lines.append(_describe(name, section))
-    return "\n".join(lines)
+    keys = {}
+    for name, field in Config.model_fields.items():
+        section = getattr(field.annotation, "model_fields", None)
+        keys.update({f"{name}.{key}": found for key, found in section.items()} if section else {name: field})
+    return "\n".join(_describe(key, field) for key, field in keys.items())
 
 
 def _describe(key: str, field: Any) -> str:
     default = field.get_default(call_default_factory=True)
     shown = "7 Llama projections" if default == LLAMA_PROJECTIONS else default
-    return f"  --{key}={shown}\n      {field.description}{_allowed(field.annotation)}"
-
-
-def _allowed(annotation: Any) -> str:
-    options = [annotation, *get_args(annotation)]
+    options = [field.annotation, *get_args(field.annotation)]
     names = [str(value) for option in options for value in get_args(option) if isinstance(value, str)]
-    return f" ({' | '.join(names)})" if names else ""
+    return f"  --{key}={shown}\n      {field.description}" + (f" ({' | '.join(names)})" if names else "")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -257,30 +239,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `2e-5` is a number and a repeated key is an error."""
+    """YAML in which `2e-5` is a number (see below) and a repeated key is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {key for key in keys if keys.count(key) > 1}
-        if repeated:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {sorted(map(str, repeated))[0]} is given twice", node.start_mark
-            )
+        keys = [str(self.construct_object(key, deep=True)) for key, _ in node.value]
+        if repeated := sorted(key for key in keys if keys.count(key) > 1):
+            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def _resolve_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(loader.construct_scalar(node))
-
-
-def _allow_bare_exponents() -> None:
-    import re
-
-    pattern = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-    _Loader.add_implicit_resolver("tag:yaml.org,2002:float", pattern, list("-+0123456789"))
-
-
-_allow_bare_exponents()
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -291,29 +261,25 @@ def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in place; below `sweep.` and `data.fields.` the rest of the name is one key."""
-    head, _, rest = key.partition(".")
-    if not rest:
-        values[head] = value
-        return
-    section = values.setdefault(head, {})
-    if not isinstance(section, dict):
-        raise UserError(f"{key}: {head} holds a value, not a section")
-    if head == "sweep":
-        section[rest] = value if isinstance(value, list | tuple) else [value]
-    else:
-        _set(section, rest, value)
+def _set(values: dict[str, Any], dotted: dict[str, Any]) -> dict[str, Any]:
+    """Set dotted keys in place and return the values; below `sweep.` the rest of the name is one key."""
+    for key, value in dotted.items():
+        head, _, rest = key.partition(".")
+        if not rest:
+            values[head] = value
+            continue
+        section = values.setdefault(head, {})
+        if not isinstance(section, dict):
+            raise UserError(f"{key}: {head} holds a value, not a section")
+        if head == "sweep":
+            section[rest] = value if isinstance(value, list | tuple) else [value]
+        else:
+            _set(section, {rest: value})
+    return values
 
 
 def _grid(sweep: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(sweep, point, strict=True)) for point in itertools.product(*sweep.values())]
-
-
-def _with(values: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    for key, value in point.items():
-        _set(values, key, value)
-    return values
 
 
 def _validate(values: dict[str, Any], source: str) -> Config:
@@ -328,17 +294,9 @@ def _explain(error: ErrorDetails) -> str:
     location = [part for part in error["loc"] if isinstance(part, str) and not part.startswith(("list[", "literal["))]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key}; allowed here: {', '.join(_siblings(location))}"
+        section: Any = Config if len(location) == 1 else Config.model_fields[location[0]].annotation
+        return f"unknown key {key}; allowed here: {', '.join(section.model_fields)}"
     if error["type"] == "model_type":
         return f"{key}: must be a section of keys, not {error['input']!r}"
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{key}: {message}, not {error['input']!r}"
-
-
-def _siblings(location: list[str]) -> list[str]:
-    section: type[BaseModel] = Config
-    for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
-    return list(section.model_fields)

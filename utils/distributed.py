@@ -20,6 +20,14 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def barrier() -> None:
+    """Wait for the other processes, if there are any."""
+    if world_size() > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, for the length of the block; does nothing for a single process."""

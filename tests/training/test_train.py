@@ -16,19 +16,21 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-import train as command
+import train as training
 from eval.candidates import run_target
 from eval.classification import score_classifiers
 from eval.report import write_report
 from tests.runs import ROOT, TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics, start
-from training import run as training
-from training.callbacks import read_lines
+from training import trainer as fitting
+from training.arguments import accumulation
+from training.check import check, finished
+from training.checkpoints import last_complete
 from training.data import BucketSampler, Collator
 from training.methods import METHODS
-from training.trainer import RunTrainer, TargetLogits, accumulation
+from training.trainer import RunTrainer, TargetLogits
 from utils.config import Config
 from utils.errors import UserError
-from utils.settings import finished
+from utils.files import read_lines
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -132,9 +134,9 @@ def test_an_incomplete_or_altered_checkpoint_does_not_count(config, monkeypatch)
     weights = newest / "trainable.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     settings = json.loads((newest / "manifest.json").read_text())["settings"]
-    assert training.last_complete(newest.parent, settings).name == "checkpoint-2"
+    assert last_complete(newest.parent, settings).name == "checkpoint-2"
     (newest.parent / "checkpoint-2" / "manifest.json").unlink()
-    assert training.last_complete(newest.parent, settings) is None
+    assert last_complete(newest.parent, settings) is None
 
 
 def test_a_checkpoint_of_other_settings_names_the_one_that_differs(config, monkeypatch):
@@ -151,7 +153,7 @@ def test_sigterm_checkpoints_first_and_the_run_goes_on_later(config, monkeypatch
             if state.global_step == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    this, make = config(train__save_steps=100), training.make_trainer
+    this, make = config(train__save_steps=100), fitting.make_trainer
 
     def terminated(*args):
         trainer = make(*args)
@@ -159,7 +161,7 @@ def test_sigterm_checkpoints_first_and_the_run_goes_on_later(config, monkeypatch
         return trainer
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
-        patched.setattr(training, "make_trainer", terminated)
+        patched.setattr(fitting, "make_trainer", terminated)
         training.train(this)
     assert ended.value.code == 143
     assert (folder_of(this) / "checkpoints" / "checkpoint-3" / "manifest.json").is_file()
@@ -173,14 +175,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_good_checkpoint
             if state.global_step == 3:
                 next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
 
-    make = training.make_trainer
+    make = fitting.make_trainer
 
     def poisoned(*args):
         trainer = make(*args)
         trainer.add_callback(Poison())
         return trainer
 
-    monkeypatch.setattr(training, "make_trainer", poisoned)
+    monkeypatch.setattr(fitting, "make_trainer", poisoned)
     this = config()
     with pytest.raises(UserError, match="not a number at step 4"):
         training.train(this)
@@ -219,7 +221,7 @@ def test_nf4_is_trained_merged_and_its_error_stated(config):
 def test_bad_input_is_one_line(config, changes, words):
     this = config(**changes)
     with pytest.raises(UserError, match=words):
-        command.check(this)
+        check(this)
         training.train(this)
 
 
@@ -370,7 +372,7 @@ def test_a_classifier_learns_a_task_of_glue(config, tmp_path, task, folder, text
         method__name="astra",
         method__target_modules=["query", "value"],
     )
-    command.check(this)
+    check(this)
     calibrate(this)
     training.train(this)
     found = metrics(this)
@@ -382,7 +384,7 @@ def test_a_classifier_learns_a_task_of_glue(config, tmp_path, task, folder, text
     result = json.loads((folder_of(this) / "eval" / f"{task}.json").read_text())
     assert result["metric"] == metric and -1 <= result["score"] <= 1 and result["n"] == 16
     with pytest.raises(UserError, match="needs SEQ_CLS, not CAUSAL_LM"):
-        command.check(config(data={"train": task, "dir": str(tmp_path)}))
+        check(config(data={"train": task, "dir": str(tmp_path)}))
 
 
 def test_the_log_of_a_run_says_why_it_has_no_result(config, tmp_path):

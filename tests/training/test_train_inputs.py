@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Gemma2Config, GPT2Config, MistralConfig, Qwen2Config
 
+import train as training
 from astra.adapter import lora_layers
 from tests.astra.tiny import relative_difference, targets, tiny_model, tokens
 from tests.runs import TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics
-from training import announce, setup
-from training import run as training
+from training import announce, data, model
+from training import trainer as fitting
 from training.callbacks import duration
 from training.data import Share, tokenize
 from training.methods import METHODS, Request, build, restore
@@ -77,7 +78,7 @@ def test_fewer_examples_than_processes_is_one_line(config):
     this = config()
     many = SimpleNamespace(main_process_first=lambda desc: contextlib.nullcontext(), world_size=25)
     with pytest.raises(UserError, match=r"data\.train: 24 examples are fewer than the 25 processes"):
-        setup.load_examples(this, AutoTokenizer.from_pretrained(this.model.name), many)
+        data.load_examples(this, AutoTokenizer.from_pretrained(this.model.name), many)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
@@ -113,7 +114,7 @@ def test_no_room_for_the_model_is_one_line(config, monkeypatch):
     def exhausted(*args):
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(training, "build_model", exhausted)
+    monkeypatch.setattr(model, "load_base", exhausted)
     with pytest.raises(UserError, match=r"model\.name: the GPU has no room"):
         training.train(config())
 
@@ -149,7 +150,7 @@ def test_forgetting_is_measured_on_one_text_or_not_at_all(config, monkeypatch):
 
 
 def test_a_loss_that_is_not_a_number_stops_a_float16_run_too(config, monkeypatch):
-    make, total = training.make_trainer, RunTrainer.summed_loss
+    make, total = fitting.make_trainer, RunTrainer.summed_loss
 
     def half(*args):
         trainer = make(*args)
@@ -160,7 +161,7 @@ def test_a_loss_that_is_not_a_number_stops_a_float16_run_too(config, monkeypatch
         loss, count = total(self, model, inputs)
         return (loss * float("nan") if self.state.global_step == 3 else loss), count
 
-    monkeypatch.setattr(training, "make_trainer", half)
+    monkeypatch.setattr(fitting, "make_trainer", half)
     monkeypatch.setattr(RunTrainer, "summed_loss", broken)
     with pytest.raises(UserError, match="not a number at step 4"):
         training.train(config(train__forgetting=False))

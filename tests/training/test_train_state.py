@@ -7,12 +7,13 @@ import weakref
 import pytest
 import torch
 
+import train as training
 from tests.runs import Crash, crash_at, folder_of, losses, metrics
-from training import run as training
-from training.callbacks import read_lines
-from training.checkpoints import rotate
-from training.trainer import check_engine
+from training import announce, arguments, export
+from training import trainer as fitting
+from training.checkpoints import require_same_deepspeed, rotate
 from utils.errors import UserError
+from utils.files import read_lines
 
 
 def checkpoints(config) -> set[str]:
@@ -20,7 +21,7 @@ def checkpoints(config) -> set[str]:
 
 
 def test_the_trained_model_is_gone_before_its_export_is_loaded(config, monkeypatch):
-    this, make, kept = config(train__forgetting=False), training.make_trainer, []
+    this, make, kept = config(train__forgetting=False), fitting.make_trainer, []
 
     def remembered(*args):
         trainer = make(*args)
@@ -31,8 +32,8 @@ def test_the_trained_model_is_gone_before_its_export_is_loaded(config, monkeypat
         assert kept and all(reference() is None for reference in kept)
         return {"difference_from_trained": 0.0}
 
-    monkeypatch.setattr(training, "make_trainer", remembered)
-    monkeypatch.setattr(training, "measure_export", measure)
+    monkeypatch.setattr(fitting, "make_trainer", remembered)
+    monkeypatch.setattr(export, "measure_export", measure)
     training.train(this)
 
 
@@ -42,7 +43,7 @@ def test_a_measurement_that_fails_leaves_the_figures(config, monkeypatch):
     def fail(*args):
         raise MemoryError
 
-    monkeypatch.setattr(training, "measure_export", fail)
+    monkeypatch.setattr(export, "measure_export", fail)
     with pytest.raises(MemoryError):
         training.train(this)
     assert metrics(this)["steps"] == 6
@@ -58,13 +59,13 @@ def test_a_gpu_without_room_leaves_the_measurement_to_the_cpu(config, monkeypatc
         return {"difference_from_trained": 0.0}
 
     this = config()
-    args = training.training_arguments(this, tmp_path)
+    args = arguments.training_arguments(this, tmp_path)
     args.__dict__["device"] = "cuda:0"
-    monkeypatch.setattr(training, "measure_export", measure)
+    monkeypatch.setattr(export, "difference", measure)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     probe = torch.zeros(1, 1)
-    assert training._measure(this, tmp_path, probe, probe, args) == {"difference_from_trained": 0.0}
+    assert export.measure_export(this, tmp_path, probe, probe, args) == {"difference_from_trained": 0.0}
     assert devices[-1] == "cpu" and len(devices) == 2
 
 
@@ -77,8 +78,8 @@ def test_two_checkpoints_are_kept_the_newest_and_the_best(tmp_path, best, kept):
 
 
 def test_older_checkpoints_stay_until_the_new_one_is_complete(config, monkeypatch):
-    this, whole = config(train__forgetting=False), training.RunTrainer._save_checkpoint
-    write = training.RunTrainer._save_checkpoint.__globals__["write_manifest"]
+    this, whole = config(train__forgetting=False), fitting.RunTrainer._save_checkpoint
+    write = fitting.RunTrainer._save_checkpoint.__globals__["write_manifest"]
 
     def crash(folder, settings, step):
         if step == 6:
@@ -128,16 +129,16 @@ def test_the_accuracy_is_that_of_the_checkpoint_exported(tmp_path):
     lines = [{"step": k, "loss": 1.0} for k in (1, 2)]
     lines += [{"step": 1, "eval_loss": 0.2, "eval_accuracy": 0.9}, {"step": 2, "eval_loss": 0.3, "eval_accuracy": 0.7}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    figures = training.validation_figures(read_lines(tmp_path / "metrics.jsonl"))
+    figures = announce.validation_figures(read_lines(tmp_path / "metrics.jsonl"))
     assert figures == {"validation_loss": 0.2, "validation_accuracy": 0.9}
-    assert training.validation_figures([]) == {"validation_loss": None, "validation_accuracy": None}
+    assert announce.validation_figures([]) == {"validation_loss": None, "validation_accuracy": None}
 
 
 def test_a_run_goes_on_with_the_engine_that_wrote_its_checkpoint(tmp_path):
     with pytest.raises(UserError, match="was written with DeepSpeed"):
-        check_engine(tmp_path, deepspeed=False)
-    check_engine(tmp_path, deepspeed=True)
+        require_same_deepspeed(tmp_path, deepspeed=False)
+    require_same_deepspeed(tmp_path, deepspeed=True)
     (tmp_path / "trainable.safetensors").touch()
     with pytest.raises(UserError, match="was written without DeepSpeed"):
-        check_engine(tmp_path, deepspeed=True)
-    check_engine(tmp_path, deepspeed=False)
+        require_same_deepspeed(tmp_path, deepspeed=True)
+    require_same_deepspeed(tmp_path, deepspeed=False)

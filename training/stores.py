@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.methods import METHODS
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
 from utils.files import fingerprint, read_json
@@ -42,7 +43,7 @@ def stores(config: Config) -> dict[Path, tuple[Config, Need]]:
     """
     runs: dict[Path, list[Config]] = {}
     for run in expand_sweep(config):
-        if run.method.name == "astra":
+        if METHODS[run.method.name].needs == "calibration":
             runs.setdefault(store_folder(run), []).append(run)
     return {folder: (group[0], need(group)) for folder, group in runs.items()}
 

@@ -1,0 +1,90 @@
+"""What is known of a run before anything heavy is imported: that it can work, what decides it, whether it is done."""
+
+from pathlib import Path
+from typing import Any
+
+from dataset.sources import check_training
+from training.methods import METHODS
+from training.stores import stores
+from utils.config import Config, expand_sweep
+from utils.errors import UserError
+from utils.files import read_json
+from utils.models import check_model, model_fingerprint, resolve_model
+from utils.runs import check_writable
+from utils.settings import DATA, flat_settings, require_same
+
+
+def check(config: Config) -> None:
+    """Check all that calibration and training need, for every run of the sweep; downloads no weights.
+
+    Raises:
+        UserError: the first thing that would stop a run, in one line.
+    """
+    runs = expand_sweep(config)
+    for run in runs:
+        if run.method.name not in METHODS:
+            raise UserError(f"method.name: no method {run.method.name!r}; allowed: {', '.join(METHODS)}")
+    check_writable(config)
+    check_model(config.model)
+    for data in {run.data.model_dump_json(): run.data for run in runs}.values():
+        check_training(data, config.model.task_type)
+    for run in runs:
+        check_combination(run)
+    stores(config)  # knows which ranks a calibration can serve
+
+
+def check_combination(config: Config) -> None:
+    """Refuse settings that are each allowed and make no sense together."""
+    method, deepspeed = METHODS[config.method.name], deepspeed_file(config)
+    if config.model.quantization is not None:
+        if config.model.task_type == "SEQ_CLS":
+            raise UserError("model.quantization: nf4 is for language models (model.task_type: CAUSAL_LM)")
+        if not method.plain:
+            raise UserError(
+                f"model.quantization: nf4 freezes the weights that {config.method.name} trains or rescales"
+            )
+        if deepspeed is not None and deepspeed["zero_optimization"]["stage"] == 3:
+            raise UserError("model.quantization: ZeRO-3 can't split nf4 weights; use configs/deepspeed/zero2.json")
+    if config.train.early_stopping and not validated(config):
+        raise UserError("train.early_stopping: needs validation examples (data.validation)")
+    if config.method.rank_allocation == "effective_rank" and method.needs != "calibration":
+        able = " or ".join(name for name, other in METHODS.items() if other.needs == "calibration")
+        raise UserError(f"method.rank_allocation: effective_rank needs method.name={able}, not {config.method.name}")
+
+
+def validated(config: Config) -> bool:
+    """Whether a run has validation examples: those held out, or a classifier's own."""
+    return config.data.validation > 0 or config.model.task_type == "SEQ_CLS"
+
+
+def deepspeed_file(config: Config) -> dict[str, Any] | None:
+    """Return what the run's DeepSpeed file holds, or None where it names none."""
+    if config.train.deepspeed is None:
+        return None
+    try:
+        return read_json(config.train.deepspeed)
+    except UserError as error:
+        raise UserError(f"train.deepspeed: {error}") from error
+
+
+def run_settings(config: Config) -> dict[str, Any]:
+    """Return what a run's result depends on, flat: its checkpoints and its result belong to these values."""
+    values = config.model_dump(include={"model", "data", "method", "train", "calibration"})
+    values["model"]["fingerprint"] = model_fingerprint(resolve_model(config.model))
+    if METHODS[config.method.name].needs == "nothing":
+        del values["calibration"]
+    return flat_settings(values)
+
+
+def finished(config: Config, folder: Path) -> bool:
+    """Whether the run has its result.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    exported = (folder / "lora").is_dir() or (folder / "merged").is_dir()
+    if not (exported and (folder / "metrics.json").is_file()):
+        return False
+    before = read_json(folder / "metrics.json")["settings"]
+    require_same({key: value for key, value in before.items() if key != DATA}, run_settings(config), str(folder))
+    return True
