@@ -43,7 +43,17 @@ launch() { # start a script on all processes: deepspeed over nodes, torchrun ove
     fi
 }
 
-sweep() { # start a script for every run, in turn or `jobs` at a time on a GPU each; a failed run does not stop the rest
+sweep() { # start a script for every run, and for those that a ladder asks for then; a failed run does not stop the rest
+    local before
+    while [ -n "$plan" ]; do
+                wave "$@"
+        before=$plan
+        [ "$dry_run" = 1 ] || plan=$(python -m scripts.preflight "${config[@]}" --next)
+        [ "$plan" != "$before" ] || break # what failed would fail again
+    done
+}
+
+wave() { # start a script for each of `runs`, in turn or `jobs` at a time on a GPU each
     local file
     if [ "$jobs" -gt 1 ] && [ "$dry_run" = 0 ]; then
         ASTRA_GPUS=$(gpus) run xargs -a <(printf '%s\n' "${runs[@]}") -d '\n' -P "$jobs" --process-slot-var=SLOT -I FILE \
@@ -73,4 +83,3 @@ done
 [ "$dry_run" = 1 ] || bash scripts/setup.sh
 [ -x "$venv/bin/python" ] || refuse "--dry-run: call scripts/setup.sh first, it has a lot to install"
 plan=$(python -m scripts.preflight "${config[@]}") # checks every stage, and writes a config for each run of the sweep
-mapfile -t runs <<<"$plan"

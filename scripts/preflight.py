@@ -11,8 +11,12 @@ from eval.tasks import check_tasks
 from training.check import check
 from training.methods import METHODS
 from utils.cli import main, parse
-from utils.config import Config, expand_sweep
+from utils.comparison import choices, ended, most_runs, planned
+from utils.config import Config, expand_sweep, ladder_key
 from utils.errors import UserError
+from utils.files import read_json
+from utils.ladder import value
+from utils.log import log
 from utils.models import model_bytes
 from utils.runs import run_folder, write_config
 
@@ -20,6 +24,7 @@ USAGE = f"""
 Check every stage of an experiment, write the config of each of its runs to <output_dir>/plan, and print their paths.
 
   python -m scripts.preflight --config configs/metamath.yaml --sweep.method.rank=[8,16]
+  python -m scripts.preflight --config configs/compare.yaml --next     only the runs that a ladder asks for next
 
 method.name is one of {", ".join(METHODS)}.
 """
@@ -68,15 +73,31 @@ def _memory() -> int | None:
 
 
 def command() -> None:
-    config, _ = parse(USAGE, {})
-    runs = expand_sweep(config)
-    names = [run.run for run in runs]
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise UserError(f"sweep: two runs would share the folder {sorted(map(str, repeated))[0]}")
-    preflight(config)
-    for run in runs:
+    config, flags = parse(USAGE, {"next": False})
+    if not flags["next"]:
+        names = [run.run for run in expand_sweep(config)]
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated:
+            raise UserError(f"sweep: two runs would share the folder {sorted(map(str, repeated))[0]}")
+        preflight(config)
+        announce(config)
+    elif ladder_key(config) is None:
+        return
+    for run in planned(config):
         print(write_config(run, Path(run.output_dir) / "plan" / run_folder(run).name))
+
+
+def announce(config: Config) -> None:
+    """Say what a comparison has done, and what it can cost at most."""
+    if ladder_key(config) is None:
+        return
+    for arm, choice in choices(config).items():
+        tried = ", ".join(f"{value(rung):g}" for rung in choice.tried) or "nothing yet"
+        log.info("%s: tried %s%s", arm, tried, f"; best {value(choice.best):g}" if choice.best is not None else "")
+    done = sum(len(seeds) for runs in ended(config).values() for seeds in runs.values())
+    seconds = [read_json(path)["seconds"] for path in Path(config.output_dir).glob("*/stages/train.json")]
+    cost = f", {sum(seconds) / len(seconds):.0f} s of training each so far" if seconds else ""
+    log.info("comparison: %d runs ended; at most %d in all%s", done, most_runs(config), cost)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from utils.errors import UserError
 
 Subspace = Literal["tail", "nullspace", "principal", "middle", "random"]
 CHOOSERS = ("astra",)  # the methods that choose eigenvectors of a calibration: for others, a subspace means nothing
+ARM, LADDERS = "arm", ("train.relative_step", "train.learning_rate")
 LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -47,6 +48,7 @@ class DataConfig(Section):
     limit: int | None = Field(None, ge=1, description="use the first N records")
     max_length: int = Field(512, ge=8, description="longest training example in tokens")
     validation: float = Field(0.0, ge=0, lt=1, description="fraction held out of training for validation")
+    reporting: float = Field(0.0, ge=0, lt=1, description="held out too, to report a loss that has selected nothing")
     decontaminate: bool = Field(False, description="drop training records that contain a test question")
     seed: int = Field(42, description="seed of the split and of generated data")
 
@@ -88,6 +90,11 @@ class MethodConfig(Section):
 
 class TrainConfig(Section):
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
+    relative_step: float | None = Field(
+        None,
+        gt=0,
+        description="sets the rate instead: |dW| over |W| of the first step, the same scale for all methods",
+    )
     global_batch_size: int = Field(128, ge=1, description="examples in an optimizer step, over all processes")
     micro_batch_size: int = Field(4, ge=1, description="examples in a forward pass of one process, at most")
     epochs: float = Field(1.0, gt=0, description="passes over the data")
@@ -137,6 +144,13 @@ class EvalConfig(Section):
         return values
 
 
+class CompareConfig(Section):
+    start: float = Field(1e-3, gt=0, description="the first three rungs of every ladder are around it")
+    select: Literal["validation_loss"] = Field("validation_loss", description="what chooses an arm's rung")
+    test: Literal["chosen", "all", "none"] = Field("chosen", description="which runs generate the test sets")
+    max_runs: int = Field(100, ge=1, description="of all arms together")
+
+
 class Config(Section):
     """A whole experiment; see `configs/` for commented examples."""
 
@@ -144,13 +158,17 @@ class Config(Section):
         "outputs/experiment", min_length=1, description="folder of the runs and their calibrations"
     )
     run: str | None = Field(None, description="folder of this run in output_dir; default: from the swept keys")
+    arm: str | None = Field(None, description="the arm of a comparison that a run belongs to")
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     method: MethodConfig = Field(default_factory=MethodConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
-    sweep: dict[str, list[Any]] = Field(default_factory=dict, description="dotted key -> values; the grid is run")
+    compare: CompareConfig = Field(default_factory=CompareConfig)
+    sweep: dict[str, list[Any] | dict[str, dict[str, Any]] | Literal["ladder"]] = Field(
+        default_factory=dict, description="dotted key -> values; the grid is run. arm: named sets of overrides"
+    )
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
@@ -177,22 +195,43 @@ def validate(values: dict[str, Any], source: str = "config") -> Config:
     """Return the `Config` of nested `values`, with every point of its sweep checked too."""
     config = _validate(values, source)
     shared = {"data.template", "data.dir"} | ({"data.train"} if config.model.task_type == "SEQ_CLS" else set())
-    for key in config.sweep:  # models and tests are what the runs of an experiment have in common
-        if key.split(".")[0] not in ("data", "calibration", "method", "train") or key in shared:
-            raise UserError(f"sweep.{key}: all runs of an experiment share it; start one experiment for each value")
-    for point in _grid(config.sweep):
-        _validate(_set(config.model_dump(), point), source)
+    for key, values_ in config.sweep.items():
+        if isinstance(values_, dict) != (key == ARM):
+            raise UserError(f"sweep.{key}: {'arm' if key == ARM else 'only arm'} takes names of sets of overrides")
+        if values_ == "ladder" and (key not in LADDERS or ladder_key(config) != key):
+            raise UserError(f"sweep.{key}: one of {' and '.join(LADDERS)} can be a ladder")
+        swept = [dotted for arm in values_.values() for dotted in arm] if isinstance(values_, dict) else [key]
+        for dotted in swept:  # models and tests are what the runs of an experiment have in common
+            if dotted.split(".")[0] not in ("data", "calibration", "method", "train") or dotted in shared:
+                raise UserError(
+                    f"sweep.{dotted}: all runs of an experiment share it; start one experiment for each value"
+                )
+    if ladder_key(config) and not config.data.validation:
+        raise UserError("data.validation: 0 holds nothing out, and a ladder chooses its rung on what is held out")
+    for point in grid(config):
+        _validate(_set(config.model_dump(), _overrides(config, point)), source)
     return config
 
 
+def ladder_key(config: Config) -> str | None:
+    """Return the key that a comparison has a ladder of, or None for a plain sweep."""
+    return next((key for key, values in config.sweep.items() if values == "ladder"), None)
+
+
 def expand_sweep(config: Config) -> list[Config]:
-    """Return one config for each point of the sweep's grid, in order, each with its own `run` name."""
-    runs = []
-    for point in _grid(config.sweep):
-        name = run_name(config, point) if point or not config.run else ""
-        run = "-".join(filter(None, (config.run, name)))
-        runs.append(_validate(_set(config.model_dump(), {**point, "sweep": {}, "run": run}), "sweep"))
-    return runs
+    """Return one config for each point of the sweep's grid, in order, each with its own `run` name.
+
+    A ladder has no grid: it is left at the configuration's own rate; `utils.comparison` knows its runs.
+    """
+    return [point_config(config, point) for point in grid(config)]
+
+
+def point_config(config: Config, point: dict[str, Any]) -> Config:
+    """Return the config of one run: swept keys set, the arm's overrides among them, and named after them."""
+    name = run_name(config, point) if point or not config.run else ""
+    run = "-".join(filter(None, (config.run, name)))
+    changed = {**_overrides(config, point), "sweep": {}, "run": run}
+    return _validate(_set(config.model_dump(), changed), "sweep")
 
 
 def run_name(config: Config, point: dict[str, Any]) -> str:
@@ -272,14 +311,22 @@ def _set(values: dict[str, Any], dotted: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(section, dict):
             raise UserError(f"{key}: {head} holds a value, not a section")
         if head == "sweep":
-            section[rest] = value if isinstance(value, list | tuple) else [value]
+            section[rest] = value if isinstance(value, list | tuple | dict) or value == "ladder" else [value]
         else:
             _set(section, {rest: value})
     return values
 
 
-def _grid(sweep: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(sweep, point, strict=True)) for point in itertools.product(*sweep.values())]
+def grid(config: Config) -> list[dict[str, Any]]:
+    """Return every point of the sweep, ladders apart: swept key -> value, and `arm` -> its name."""
+    swept = {key: list(values) for key, values in config.sweep.items() if values != "ladder"}
+    return [dict(zip(swept, point, strict=True)) for point in itertools.product(*swept.values())]
+
+
+def _overrides(config: Config, point: dict[str, Any]) -> dict[str, Any]:
+    """A point's dotted keys, with what its arm stands for; a key that is swept too overrides the arm's."""
+    arms = config.sweep.get(ARM, {})
+    return {**(arms[point[ARM]] if isinstance(arms, dict) and ARM in point else {}), **point}
 
 
 def _validate(values: dict[str, Any], source: str) -> Config:
