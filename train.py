@@ -16,7 +16,7 @@ from utils.distributed import barrier, is_main
 from utils.errors import UserError
 from utils.files import write_json
 from utils.log import log, log_to
-from utils.runs import check_writable, run_folder, stage, start_over, start_run, write_config
+from utils.runs import check_writable, held, run_folder, stage, start_over, start_run, write_config
 from utils.settings import DATA
 
 USAGE = f"""
@@ -45,11 +45,12 @@ def command() -> None:
         log.info("%s is finished: nothing to do (--force trains it again)", folder)
         return
     check_writable(config)
-    if is_main():
-        write_config(config, folder)  # from here on the report knows the run, and why it has no result
-        log_to(folder / "log.txt")
-    check(config)
-    train(config, flags["force"])
+    with held(folder):
+        if is_main():
+            write_config(config, folder)  # from here on the report knows the run, and why it has no result
+            log_to(folder / "log.txt")
+        check(config)
+        train(config, flags["force"])
 
 
 def train(config: Config, force: bool = False) -> None:

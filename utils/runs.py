@@ -1,5 +1,6 @@
 """Run folders: where each stage of a run leaves its files, and what machine made them."""
 
+import fcntl
 import os
 import platform
 import resource
@@ -37,6 +38,32 @@ def start_run(config: Config) -> Path:
     write_json(folder / "environment.json", environment())
     log_to(folder / "log.txt")
     return folder
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder for the length of the block against any other command; the lock ends with its process.
+
+    Only the main process of several holds it.
+
+    Raises:
+        UserError: another command holds it; says which process, and since when.
+    """
+    if not is_main():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{folder}: {holder} is at work here; wait for it, or stop it first") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
+        file.flush()
+        yield
 
 
 def start_over(folder: Path) -> None:

@@ -1,0 +1,35 @@
+"""Run folders: two commands never work in one."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from utils.errors import UserError
+from utils.runs import held
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from utils.runs import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_held_by_one_command_and_free_when_that_is_killed(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {holder.pid} on .* is at work here"), held(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    time.sleep(0.1)
+    with held(tmp_path):
+        pass
