@@ -1,13 +1,14 @@
 """The generated task: solvable, checked step by step, and its splits share nothing that could be copied."""
 
+import hashlib
+import json
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.arithmetic import _NAMES, _THINGS, generate, split_of
-from dataset.problems import TEMPLATES, Words
+from dataset.arithmetic import _NAMES, _THINGS, TEMPLATES, Words, generate, split_of
 from utils.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -69,6 +70,18 @@ def test_numbers_decide_the_split_and_can_be_read_off_the_question(template, dat
     if None not in problems and first != second:
         assert problems[0].question != problems[1].question
     assert split_of(template.name, first) == split_of(template.name, first)
+
+
+@pytest.mark.parametrize(
+    ("split", "digest"),
+    [
+        ("train", "f63b4664fcaa8e8526f445e7dd8b1e805b5fde4867907c370eb0edd41a5accb2"),
+        ("validation", "c240cd28e6d4d68bd7acd09c59dd46d9e21b9dc4522b9533f5f57f17ffc3bd44"),
+        ("test", "9aaf246bc9d627f59a2c8e81807feb5ee76737bff5d94adc8f4b0691bcd06a27"),
+    ],
+)
+def test_a_seed_gives_the_same_letters_for_good(split, digest):
+    assert hashlib.sha256(json.dumps(generate(split, 1000, 7)).encode()).hexdigest() == digest
 
 
 def test_splits_share_no_name_and_no_thing():
