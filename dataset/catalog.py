@@ -6,40 +6,94 @@ A local mirror (`data.dir`) is a folder with the upstream files under the paths 
     mbpp/mbpp.jsonl               commonsense/<task>/{train,test}.json      glue/<task>/{train,dev}.tsv
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dataset import converters
-from dataset.converters import Converter
-
-
-@dataclass(frozen=True)
-class Hub:
-    """A split of a data set on the Hugging Face hub, and the number of records it must give (None: not known)."""
-
-    repository: str
-    convert: Converter
-    count: int | None
-    configs: tuple[str | None, ...] = (None,)
-    split: str = "train"
-    folder: str | None = None
-    revision: str | None = None
+from dataset.hub import Hub
+from dataset.records import Converter, Record, converted, read_rows
+from utils.errors import UserError
+from utils.files import sha256_file
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """Upstream files, relative to the mirror's folder, each with the converter of its rows."""
+    """Upstream files, relative to the mirror's folder, each with the converter of its rows.
 
-    files: tuple[tuple[str, Converter], ...]
+    Attributes:
+        count: Records as published.
+        columns: Names of the columns of TSV files without a header line.
+        part: Whether fewer records than published will do.
+    """
+
+    files: dict[str, Converter]
     count: int
+    columns: tuple[str, ...] = ()
+    part: bool = False
+
+    def records(self, folder: Path, name: str, convert: Converter) -> Iterator[Record]:
+        """Yield the records of one of the files."""
+        return converted(read_rows(folder / name, self.columns), convert, name)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A named set. Without `hub` it is in no repository we know; without `mirror` it comes from the hub alone."""
+    """A split (train, validation or test) of a named set, on the hub and perhaps in a mirror.
 
+    Every `folder` is a local mirror, or None for the hub.
+    """
+
+    task: str
+    split: str
     hub: Hub
     mirror: Mirror | None = None
+
+    @property
+    def what(self) -> str:
+        """The setting that names the set, as errors begin."""
+        return f"{'eval.tasks' if self.split == 'test' else 'data.train'}: {self.task}"
+
+    def records(self, folder: str | Path | None) -> Iterator[Record]:
+        """Yield the records.
+
+        Raises:
+            UserError: the hub can't be read or lacks records, the mirror lacks the set, or a row is malformed.
+        """
+        if folder is None:
+            yield from self.hub.records(self.what)
+            return
+        mirror = self._mirror(folder)
+        for name, convert in mirror.files.items():
+            yield from mirror.records(Path(folder), name, convert)
+
+    def check(self, folder: str | Path | None) -> None:
+        """Raise a `UserError` early: unless the hub answers, or each file of the mirror gives a record."""
+        if folder is None:
+            self.hub.check(self.what)
+            return
+        mirror = self._mirror(folder)
+        for name, convert in mirror.files.items():
+            if next(mirror.records(Path(folder), name, convert), None) is None:
+                raise UserError(f"{self.what}: {Path(folder) / name} holds no records")
+
+    def origin(self, folder: str | Path | None) -> dict[str, str]:
+        """Return what the records were read from: the hub's repository and commit, or a mirror's files and sums."""
+        if folder is None:
+            return {self.hub.repository: f"commit {self.hub.snapshot(self.what).name}"}
+        files = [Path(folder) / name for name in self._mirror(folder).files]
+        return {str(file): f"SHA-256 {sha256_file(file)}" for file in files}
+
+    def _mirror(self, folder: str | Path) -> Mirror:
+        if not Path(folder).is_dir():
+            raise UserError(f"data.dir: {folder} is not a folder; name a local mirror, or leave it out to use the hub")
+        if self.mirror is None:
+            table = EVALUATION if self.split == "test" else TRAINING
+            there = ", ".join(source.task for source in table.values() if source.mirror is not None)
+            raise UserError(
+                f"{self.what} is only on the hub ({self.hub.repository}); a mirror (data.dir) has: {there}"
+            )
+        return self.mirror
 
 
 COMMONSENSE = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
@@ -52,80 +106,89 @@ _MATH_CONFIGS = (
 _PARQUET = "refs/convert/parquet"  # the hub's own conversion of repositories that hold a loading script
 
 
-def _adapters(task: str, split: str, count: int) -> Mirror:
-    return Mirror(((f"commonsense/{task}/{split}.json", converters.commonsense(task)),), count)
+def _sources(split: str, sets: dict[str, tuple[Hub, Mirror | None]]) -> dict[str, Source]:
+    return {task: Source(task, split, hub, mirror) for task, (hub, mirror) in sets.items()}
 
 
-TRAINING: dict[str, Source] = {
-    "metamath": Source(
-        Hub(
-            "fxmeng/pissa-dataset", converters.instruction(converters.METAMATH_TYPES), count=395_000, folder="metamath"
-        )
-    ),
-    "code": Source(
-        Hub("fxmeng/pissa-dataset", converters.instruction(("python",)), count=None, folder="python"),
-        Mirror((("mbpp/mbpp.jsonl", converters.mbpp(converters.MBPP_TRAIN)),), 374),
-    ),
-    "commonsense": Source(
-        Hub("zwhe99/commonsense_170k", converters.commonsense("commonsense"), count=170_420),
-        Mirror(
-            tuple((f"commonsense/{task}/train.json", converters.commonsense(task)) for task in _WITH_TRAIN), 17_754
+def _adapters(task: str, count: int) -> Mirror:
+    return Mirror({f"commonsense/{task}/test.json": converters.commonsense(task)}, count)
+
+
+TRAINING = _sources(
+    "train",
+    {
+        "metamath": (
+            Hub("fxmeng/pissa-dataset", converters.instruction(converters.METAMATH_TYPES), 395_000, folder="metamath"),
+            None,
         ),
-    ),
-    "gsm8k": Source(
-        Hub("openai/gsm8k", converters.gsm8k, 7_473, configs=("main",)),
-        Mirror((("gsm8k/train.jsonl", converters.gsm8k),), 7_473),
-    ),
-}
-
-EVALUATION: dict[str, Source] = {
-    "gsm8k": Source(
-        Hub("openai/gsm8k", converters.gsm8k, 1_319, configs=("main",), split="test"),
-        Mirror((("gsm8k/test.jsonl", converters.gsm8k),), 1_319),
-    ),
-    "math": Source(
-        Hub("EleutherAI/hendrycks_math", converters.math, 5_000, configs=_MATH_CONFIGS, split="test"),
-        Mirror((("math/test-1000.jsonl", converters.math),), 1_000),
-    ),
-    "humaneval": Source(
-        Hub("openai/openai_humaneval", converters.humaneval, 164, split="test"),
-        Mirror((("humaneval/HumanEval.jsonl.gz", converters.humaneval),), 164),
-    ),
-    "mbpp": Source(
-        Hub("google-research-datasets/mbpp", converters.mbpp(converters.MBPP_TEST), 500, ("full",), split="test"),
-        Mirror((("mbpp/mbpp.jsonl", converters.mbpp(converters.MBPP_TEST)),), 500),
-    ),
-    "boolq": Source(
-        Hub("google/boolq", converters.boolq, 3_270, split="validation"), _adapters("boolq", "test", 3_270)
-    ),
-    "piqa": Source(
-        Hub("ybisk/piqa", converters.piqa, 1_838, split="validation", revision=_PARQUET),
-        _adapters("piqa", "test", 1_838),
-    ),
-    "social_i_qa": Source(
-        Hub("allenai/social_i_qa", converters.social_i_qa, 1_954, split="validation", revision=_PARQUET),
-        _adapters("social_i_qa", "test", 1_954),
-    ),
-    "hellaswag": Source(Hub("Rowan/hellaswag", converters.hellaswag, 10_042, split="validation")),
-    "winogrande": Source(
-        Hub("allenai/winogrande", converters.winogrande, 1_267, ("winogrande_xl",), split="validation"),
-        _adapters("winogrande", "test", 1_267),
-    ),
-    "ARC-Easy": Source(
-        Hub("allenai/ai2_arc", converters.science("ARC-Easy", "question"), 2_376, ("ARC-Easy",), split="test"),
-        _adapters("ARC-Easy", "test", 2_376),
-    ),
-    "ARC-Challenge": Source(
-        Hub(
-            "allenai/ai2_arc", converters.science("ARC-Challenge", "question"), 1_172, ("ARC-Challenge",), split="test"
+        "code": (
+            Hub("fxmeng/pissa-dataset", converters.instruction(("python",)), None, folder="python"),
+            Mirror({"mbpp/mbpp.jsonl": converters.mbpp(converters.MBPP_TRAIN)}, 374),
         ),
-        _adapters("ARC-Challenge", "test", 1_172),
-    ),
-    "openbookqa": Source(
-        Hub("allenai/openbookqa", converters.science("openbookqa", "question_stem"), 500, ("main",), split="test"),
-        _adapters("openbookqa", "test", 500),
-    ),
-}
+        "commonsense": (
+            Hub("zwhe99/commonsense_170k", converters.commonsense("commonsense"), 170_420),
+            Mirror({f"commonsense/{task}/train.json": converters.commonsense(task) for task in _WITH_TRAIN}, 17_754),
+        ),
+        "gsm8k": (
+            Hub("openai/gsm8k", converters.gsm8k, 7_473, ("main",)),
+            Mirror({"gsm8k/train.jsonl": converters.gsm8k}, 7_473),
+        ),
+    },
+)
+
+EVALUATION = _sources(
+    "test",
+    {
+        "gsm8k": (
+            Hub("openai/gsm8k", converters.gsm8k, 1_319, ("main",), split="test"),
+            Mirror({"gsm8k/test.jsonl": converters.gsm8k}, 1_319),
+        ),
+        "math": (
+            Hub("EleutherAI/hendrycks_math", converters.math, 5_000, _MATH_CONFIGS, split="test"),
+            Mirror({"math/test-1000.jsonl": converters.math}, 1_000),
+        ),
+        "humaneval": (
+            Hub("openai/openai_humaneval", converters.humaneval, 164, split="test"),
+            Mirror({"humaneval/HumanEval.jsonl.gz": converters.humaneval}, 164),
+        ),
+        "mbpp": (
+            Hub("google-research-datasets/mbpp", converters.mbpp(converters.MBPP_TEST), 500, ("full",), split="test"),
+            Mirror({"mbpp/mbpp.jsonl": converters.mbpp(converters.MBPP_TEST)}, 500),
+        ),
+        "boolq": (
+            Hub("google/boolq", converters.boolq, 3_270, split="validation"),
+            _adapters("boolq", 3_270),
+        ),
+        "piqa": (
+            Hub("ybisk/piqa", converters.piqa, 1_838, split="validation", revision=_PARQUET),
+            _adapters("piqa", 1_838),
+        ),
+        "social_i_qa": (
+            Hub("allenai/social_i_qa", converters.social_i_qa, 1_954, split="validation", revision=_PARQUET),
+            _adapters("social_i_qa", 1_954),
+        ),
+        "hellaswag": (
+            Hub("Rowan/hellaswag", converters.hellaswag, 10_042, split="validation"),
+            None,
+        ),
+        "winogrande": (
+            Hub("allenai/winogrande", converters.winogrande, 1_267, ("winogrande_xl",), split="validation"),
+            _adapters("winogrande", 1_267),
+        ),
+        "ARC-Easy": (
+            Hub("allenai/ai2_arc", converters.science("ARC-Easy"), 2_376, ("ARC-Easy",), split="test"),
+            _adapters("ARC-Easy", 2_376),
+        ),
+        "ARC-Challenge": (
+            Hub("allenai/ai2_arc", converters.science("ARC-Challenge"), 1_172, ("ARC-Challenge",), split="test"),
+            _adapters("ARC-Challenge", 1_172),
+        ),
+        "openbookqa": (
+            Hub("allenai/openbookqa", converters.science("openbookqa"), 500, ("main",), split="test"),
+            _adapters("openbookqa", 500),
+        ),
+    },
+)
 
 # The test sets whose questions must not be in a training set.
 TESTED_BY: dict[str, tuple[str, ...]] = {

@@ -1,12 +1,9 @@
-"""From upstream rows to records, one pure function a form. A converter returns None for rows that are not wanted."""
+"""From upstream rows to records, one pure function per form. A converter returns None for rows that are not wanted."""
 
 import re
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
-Row = dict[str, Any]
-Record = dict[str, Any]
-Converter = Callable[[Row], Record | None]
+from dataset.records import Converter, Record, Row
 
 METAMATH_TYPES = (
     "GSM_Rephrased", "GSM_AnsAug", "GSM_SV", "GSM_FOBAR", "MATH_Rephrased", "MATH_AnsAug", "MATH_SV", "MATH_FOBAR",
@@ -157,8 +154,9 @@ def winogrande(row: Row) -> Record:
     return _choice("winogrande", question, "option", [row["option1"], row["option2"]], int(row["answer"]) - 1)
 
 
-def science(task: str, question_key: str) -> Converter:
+def science(task: str) -> Converter:
     """allenai/ai2_arc and allenai/openbookqa: `choices` with texts and labels, `answerKey`."""
+    question_key = "question_stem" if task == "openbookqa" else "question"
 
     def convert(row: Row) -> Record:
         question = f"Please choose the correct answer to the question: {row[question_key]}"

@@ -1,6 +1,6 @@
 """Get the data of a task ready: download it once, or check a local mirror, and compare it with the test sets.
 
-  python -m dataset.prepare TASK...                     from the hub, to dataset/<task>/{train,test}.jsonl
+  python -m dataset.prepare TASK...                     from the hub, to the cache of its library (HF_HOME)
   python -m dataset.prepare TASK... --data.dir=FOLDER   checks the mirror's files; they are read where they are
   python -m dataset.prepare --config FILE [overrides]   what an experiment needs; once, noted in <output_dir>/data.json
 
@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
-from dataset.glue import GLUE, Split, glue_file, load_glue
-from dataset.hub import prepared_file
+from dataset.glue import GLUE, glue_source
 from dataset.overlap import TestQuestions
 from dataset.records import Record
-from dataset.sources import ARITHMETIC, load_evaluation, load_training, test_questions
+from dataset.sources import ARITHMETIC, load_training, test_questions, test_sets
 from utils.cli import main, parse
-from utils.config import Config, DataConfig
+from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_json, sha256_file, write_json
 from utils.log import log, log_to, progress, setup_logging
@@ -39,27 +38,38 @@ def prepare(task: str, data_dir: str | None = None) -> dict[str, Any]:
     if task not in TASKS:
         raise UserError(f"no task {task!r}; allowed: {', '.join(TASKS)}")
     found: dict[str, Any] = {}
-    if task in GLUE:
-        splits: tuple[Split, Split] = ("train", "validation")
-        for split, published in zip(splits, GLUE[task].counts, strict=True):
-            count = len(load_glue(task, split, data_dir))
-            file = prepared_file(task, split) if data_dir is None else glue_file(task, split, data_dir)
-            part = data_dir is not None and split == "train" and count < published
-            if part:  # a smaller set to learn from is a choice; a score is of the whole validation split
-                log.warning("%s: a part of %s, %s of %s records", file, task, f"{count:,}", f"{published:,}")
-            found[split] = _report(task, split, [file], None if part else published, count)
-        return found
-    tests = TESTED_BY.get(task, (task,))
-    for name in tests:
-        if data_dir is None or EVALUATION[name].mirror is not None:
-            count = len(load_evaluation(name, data_dir))
-            found[f"{name} test"] = _report(name, "test", *_published(name, "test", EVALUATION[name], data_dir), count)
-    if task in TRAINING:
-        records = load_training(DataConfig.model_validate({"train": task, "dir": data_dir}))
-        files = _published(task, "train", TRAINING[task], data_dir)
-        found["train"] = _report(task, "train", *files, len(records))
-        found["train"]["contain_a_test_question"] = _overlap(task, records, test_questions(tests, data_dir))
+    questions = TestQuestions()
+    for source in _sources(task, data_dir):
+        records = list(source.records(data_dir))
+        report = _report(source, len(records), data_dir)
+        found[f"{source.task} test" if source.split == "test" else source.split] = report
+        if source.split == "test":
+            questions.add(source.task, records)
+        elif task in TRAINING:
+            report["contain_a_test_question"] = _overlap(task, records, questions)
     return found
+
+
+def _sources(task: str, data_dir: str | None) -> list[Source]:
+    """What a task consists of, the test sets that it is judged by first."""
+    if task in GLUE:
+        return [glue_source(task, "train"), glue_source(task, "validation")]
+    if task not in TRAINING:
+        return [EVALUATION[task]]
+    return [*test_sets(TESTED_BY[task], data_dir), TRAINING[task]]
+
+
+def _report(source: Source, count: int, data_dir: str | None) -> dict[str, Any]:
+    """Log what a set was read from, and its size; a mirror's must be the published one (the hub's was counted)."""
+    origin = source.origin(data_dir)
+    for place, digest in origin.items():
+        log.info("%s %s: %s records; %s, %s", source.task, source.split, f"{count:,}", place, digest)
+    if data_dir is not None and source.mirror is not None and count != source.mirror.count:
+        file, published = next(iter(origin)), f"{source.mirror.count:,}"
+        if not source.mirror.part or count > source.mirror.count:
+            raise UserError(f"{file}: {source.task} has {count:,} records here, {published} as published")
+        log.warning("%s: a part of %s, %s of %s records", file, source.task, f"{count:,}", published)
+    return {"records": count, "origin": origin}
 
 
 def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict[str, int]:
@@ -92,24 +102,6 @@ def prepare_experiment(config: Config) -> None:
         questions = test_questions([name for name in judged if name in EVALUATION], config.data.dir)
         found[own] = {"contain_a_test_question": _overlap(own, load_training(config.data), questions)}
     write_json(path, {"wanted": wanted, "found": found})
-
-
-def _published(task: str, split: str, source: Source, data_dir: str | None) -> tuple[list[Path], int | None]:
-    """Return the files of a set, and how many records it has as published; the hub's were counted on download."""
-    if data_dir is None:
-        return [prepared_file(task, split)], None
-    assert source.mirror is not None  # otherwise loading it has raised
-    return [Path(data_dir) / name for name, _ in source.mirror.files], source.mirror.count
-
-
-def _report(task: str, split: str, files: list[Path], published: int | None, count: int) -> dict[str, Any]:
-    """Log where a set is, its size and its checksum; it must hold what was published."""
-    if published is not None and count != published:
-        raise UserError(f"{files[0]}: {task} has {count:,} records here, {published:,} as published")
-    sums = {str(file): sha256_file(file) for file in files}
-    for file, digest in sums.items():
-        log.info("%s %s: %s records; %s, SHA-256 %s", task, split, f"{count:,}", file, digest)
-    return {"records": count, "sha256": sums}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -4,13 +4,13 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from dataset.arithmetic import generate
-from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Mirror, Source
-from dataset.glue import GLUE, check_glue, load_glue
-from dataset.hub import check_hub, fetch
+from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Source
+from dataset.glue import GLUE, glue_source, load_glue
 from dataset.overlap import TestQuestions
-from dataset.records import Record, check_fields, own_record, read_rows
+from dataset.records import Record, read_rows
 from utils.config import DataConfig
 from utils.errors import UserError
 from utils.log import log
@@ -51,7 +51,8 @@ def load_splits(data: DataConfig) -> tuple[list[Record], list[Record]]:
         if data.validation:
             return split_validation(records, data.validation, data.seed)
         return records, load_glue(data.train, "validation", data.dir)
-    records = list(islice(_training_records(data), data.limit))
+    source = TRAINING[data.train].records(data.dir) if data.train in TRAINING else _own_records(data)
+    records = list(islice(source, data.limit))
     if not records:
         raise UserError(f"data.train: {data.train} holds no records")
     if data.decontaminate:
@@ -96,12 +97,11 @@ def check_training(data: DataConfig, task_type: str = "CAUSAL_LM") -> None:
     if data.train == ARITHMETIC:
         return
     if data.train in GLUE:
-        check_glue(data.train, data.dir)
-        return
-    if data.train in TRAINING:
-        _check_source(data.train, "train", TRAINING, data.dir, key="data.train")
-        return
-    if not sum(1 for _ in islice(_own_records(data), data.limit)):
+        glue_source(data.train, "train").check(data.dir)
+        glue_source(data.train, "validation").check(data.dir)
+    elif data.train in TRAINING:
+        TRAINING[data.train].check(data.dir)
+    elif not sum(1 for _ in islice(_own_records(data), data.limit)):
         raise UserError(f"data.train: {data.train} holds no records")
 
 
@@ -120,8 +120,7 @@ def load_evaluation(task: str, data_dir: str | Path | None = None) -> list[Recor
     """
     if task == ARITHMETIC:
         return generate("test", ARITHMETIC_TEST, ARITHMETIC_TEST_SEED)
-    source = _source(task, EVALUATION, key="eval.tasks")
-    return list(_records(task, "test", source, data_dir, EVALUATION, key="eval.tasks"))
+    return list(_test_set(task).records(data_dir))
 
 
 def check_evaluation(task: str, data_dir: str | Path | None = None) -> None:
@@ -131,85 +130,93 @@ def check_evaluation(task: str, data_dir: str | Path | None = None) -> None:
         UserError: an unknown task, a mirror without it, or a hub that can't be reached.
     """
     if task != ARITHMETIC:
-        _check_source(task, "test", EVALUATION, data_dir, key="eval.tasks")
+        _test_set(task).check(data_dir)
+
+
+def test_sets(tasks: Iterable[str], data_dir: str | Path | None) -> list[Source]:
+    """The test sets to compare training data with; those that a mirror lacks are left out, with a warning."""
+    sources = [EVALUATION[name] for name in tasks]
+    for source in sources:
+        if data_dir is not None and source.mirror is None:
+            log.warning("test set %s is not in the mirror: training data is not compared with it", source.task)
+    return [source for source in sources if data_dir is None or source.mirror is not None]
 
 
 def test_questions(tasks: Iterable[str], data_dir: str | Path | None) -> TestQuestions:
-    """The questions of some test sets; those that a mirror lacks are left out, with a warning."""
+    """The questions of some test sets, without those that a mirror lacks."""
     questions = TestQuestions()
-    for name in tasks:
-        if data_dir is not None and EVALUATION[name].mirror is None:
-            log.warning("test set %s is not in the mirror: training data is not compared with it", name)
-        else:
-            questions.add(name, load_evaluation(name, data_dir))
+    for source in test_sets(tasks, data_dir):
+        questions.add(source.task, source.records(data_dir))
     return questions
 
 
-def _training_records(data: DataConfig) -> Iterator[Record]:
-    if data.train in TRAINING:
-        yield from _records(data.train, "train", TRAINING[data.train], data.dir, TRAINING, key="data.train")
-    else:
-        yield from _own_records(data)
+def _test_set(task: str) -> Source:
+    if task not in EVALUATION:
+        raise UserError(f"eval.tasks: no task {task!r}; allowed: {', '.join([*EVALUATION, ARITHMETIC])}")
+    return EVALUATION[task]
 
 
 def _own_records(data: DataConfig) -> Iterator[Record]:
+    """Yield the records of a user's own file; see `_own_record`."""
+    fields = data.fields
     if not data.train.endswith((".json", ".jsonl", ".jsonl.gz")):
         raise UserError(
             f"data.train: no task {data.train!r}; allowed: {', '.join([*TRAINING, ARITHMETIC, *GLUE])}, "
             "or the path of a .json or .jsonl file"
         )
-    check_fields(data.fields)
-    if "messages" in data.fields and data.template != "chat":
+    if set(fields) - {"input"} != {"instruction", "output"} and set(fields) != {"messages"}:
+        raise UserError(
+            f"data.fields: has {', '.join(fields) or 'nothing'}; allowed: instruction, output (and input), or messages"
+        )
+    if "messages" in fields and data.template != "chat":
         raise UserError("data.template: conversations (data.fields has messages) need chat, not alpaca")
     for place, row in read_rows(data.train):
-        yield own_record(row, data.fields, place)
+        yield _own_record(row, fields, place)
 
 
-def _records(
-    task: str, split: str, source: Source, data_dir: str | Path | None, table: Mapping[str, Source], key: str
-) -> Iterator[Record]:
-    if data_dir is not None:
-        yield from _mirror_records(_mirror(task, source, data_dir, table, key), Path(data_dir))
-        return
-    for _, record in read_rows(fetch(task, split, source.hub, key)):
-        yield record
+def _own_record(row: Mapping[str, Any], fields: Mapping[str, str], place: str) -> Record:
+    """Turn a row of a user's own file into a training record.
+
+    Args:
+        row: The row as read.
+        fields: `data.fields`: `{"instruction": key, "output": key}`, with `"input": key` for a text that may be empty
+            and belongs below the instruction (Alpaca's form); or `{"messages": key}` for a list of turns with `role`
+            and `content`, of which the last assistant turn is the response and the turns before it the prompt.
+        place: Where the row stands, for errors.
+
+    Raises:
+        UserError: a field is missing, empty or of the wrong type, or a conversation has no assistant turn to learn.
+    """
+    if "messages" in fields:
+        return _conversation(_field(row, fields, "messages", list, place), place)
+    instruction = _field(row, fields, "instruction", str, place)
+    if "input" in fields and row.get(fields["input"]):
+        instruction = f"{instruction}\n\n{_field(row, fields, 'input', str, place)}"
+    return {"instruction": instruction, "output": _field(row, fields, "output", str, place), "type": "own"}
 
 
-def _mirror_records(mirror: Mirror, folder: Path) -> Iterator[Record]:
-    for name, convert in mirror.files:
-        for place, row in read_rows(folder / name):
-            try:
-                record = convert(row)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise UserError(f"{place}: not a row of {name} as published ({error!r})") from error
-            if record is not None:
-                yield record
-
-
-def _mirror(task: str, source: Source, data_dir: str | Path, table: Mapping[str, Source], key: str) -> Mirror:
-    if not Path(data_dir).is_dir():
-        raise UserError(f"data.dir: {data_dir} is not a folder; name a local mirror, or leave it out to use the hub")
-    if source.mirror is None:
-        there = ", ".join(name for name, other in table.items() if other.mirror is not None)
+def _field(row: Mapping[str, Any], fields: Mapping[str, str], field: str, kind: type, place: str) -> Any:
+    key = fields[field]
+    if key not in row:
         raise UserError(
-            f"{key}: {task} is only on the hub ({source.hub.repository}); a mirror (data.dir) has: {there}"
+            f"{place}: no field {key!r} (data.fields.{field}); it has: {', '.join(map(str, row)) or 'none'}"
         )
-    return source.mirror
+    value = row[key]
+    if not isinstance(value, kind):
+        wanted = "text" if kind is str else "a list of turns"
+        raise UserError(f"{place}: field {key!r} holds {type(value).__name__}, not {wanted}")
+    if not value or (isinstance(value, str) and not value.strip()):
+        raise UserError(f"{place}: field {key!r} is empty")
+    return value
 
 
-def _check_source(task: str, split: str, table: Mapping[str, Source], data_dir: str | Path | None, key: str) -> None:
-    source = _source(task, table, key)
-    if data_dir is None:
-        check_hub(task, split, source.hub, key)
-        return
-    mirror = _mirror(task, source, data_dir, table, key)
-    for name, convert in mirror.files:
-        single = Mirror(((name, convert),), 1)
-        if next(_mirror_records(single, Path(data_dir)), None) is None:
-            raise UserError(f"{key}: {Path(data_dir) / name} holds no records of {task}")
-
-
-def _source(task: str, table: Mapping[str, Source], key: str) -> Source:
-    if task not in table:
-        raise UserError(f"{key}: no task {task!r}; allowed: {', '.join([*table, ARITHMETIC])}")
-    return table[task]
+def _conversation(turns: list[Any], place: str) -> Record:
+    for turn in turns:
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            raise UserError(f"{place}: each turn of messages needs role and content, both text")
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
+    before = [{"role": turn["role"], "content": turn["content"]} for turn in turns[:last]]
+    asked = [turn["content"] for turn in before if turn["role"] == "user"]
+    if not asked or not turns[last]["content"].strip():
+        raise UserError(f"{place}: messages needs a user turn and, after it, an assistant turn with text")
+    return {"instruction": asked[-1], "output": turns[last]["content"], "type": "own", "messages": before}

@@ -47,7 +47,7 @@ def format_example(record: Record, template: TemplateName, tokenizer: Any) -> tu
         record: `instruction` and `output`; a conversation also has `messages`, all turns before the response `output`.
 
     Raises:
-        UserError: as `format_prompt`; a conversation with the template `alpaca`.
+        UserError: as `format_prompt`.
     """
     turns = record.get("messages") or [{"role": "user", "content": record["instruction"]}]
     prompt = _prompt(turns, template, tokenizer)
@@ -59,9 +59,8 @@ def format_example(record: Record, template: TemplateName, tokenizer: Any) -> tu
 def _prompt(turns: Sequence[Mapping[str, str]], template: TemplateName, tokenizer: Any) -> str:
     if template == "chat":
         return _render(turns, tokenizer, add_generation_prompt=True)
-    if len(turns) != 1:
-        raise UserError("data.template: a conversation (data.fields has messages) needs the template chat, not alpaca")
-    return ALPACA.format(instruction=turns[0]["content"])
+    (turn,) = turns  # no conversation: `dataset.sources` refuses those with the template alpaca
+    return ALPACA.format(instruction=turn["content"])
 
 
 def _render(turns: Sequence[Mapping[str, str]], tokenizer: Any, add_generation_prompt: bool) -> str:

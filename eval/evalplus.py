@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataset.hub import PREPARED
 from eval.code import extract_code, humaneval_candidate, without_prose
 from eval.sandbox import Program
 from utils.errors import UserError
@@ -24,14 +23,13 @@ FIELDS = {"task_id", "canonical_solution", "entry_point", "base_input", "plus_in
 def with_plus(task: str, problems: list[dict[str, Any]], data_dir: str | None) -> list[dict[str, Any]]:
     """The problems, each with its evalplus record as `plus` where the data has one.
 
-    The data is `<folder>/<task>/HumanEvalPlus.jsonl[.gz]` or `MbppPlus.jsonl[.gz]`, as evalplus releases them; the
-    folder is the mirror, or `dataset/` without one.
+    The data is `<data_dir>/<task>/HumanEvalPlus.jsonl[.gz]` or `MbppPlus.jsonl[.gz]`, as evalplus releases them.
 
     Raises:
         UserError: see `read_plus`.
     """
     name, form = PLUS_FILES[task]
-    records = read_plus(PREPARED / task if data_dir is None else Path(data_dir) / task, name) or {}
+    records = (read_plus(Path(data_dir) / task, name) if data_dir is not None else None) or {}
     found = [(problem, records.get(form.format(problem["task_id"]))) for problem in problems]
     return [problem if record is None else {**problem, "plus": record} for problem, record in found]
 

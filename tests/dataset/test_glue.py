@@ -2,7 +2,9 @@
 
 import pytest
 
-from dataset.glue import GLUE, check_glue, glue_hub, load_glue
+from dataset.glue import GLUE, glue_source, load_glue
+from dataset.sources import check_training
+from utils.config import DataConfig
 from utils.errors import UserError
 
 TSV = {  # the header (or none) and a line of each task's train.tsv, with the label it must give
@@ -24,15 +26,19 @@ TSV = {  # the header (or none) and a line of each task's train.tsv, with the la
 def write(tmp_path, task, text):
     folder = tmp_path / "glue" / GLUE[task].folder
     folder.mkdir(parents=True)
-    for name in ("train", f"dev{GLUE[task].validation}"):
+    for name in ("train", f"dev{GLUE[task].suffix}"):
         (folder / f"{name}.tsv").write_text(text)
+
+
+def check(task, folder):
+    check_training(DataConfig(train=task, dir=str(folder)), "SEQ_CLS")
 
 
 @pytest.mark.parametrize("task", GLUE)
 def test_every_tsv_form(tmp_path, task):
     header, line, label = TSV[task]
     write(tmp_path, task, header + line)
-    check_glue(task, tmp_path)
+    check(task, tmp_path)
     for split in ("train", "validation"):
         (record,) = load_glue(task, split, tmp_path)
         assert record["label"] == label
@@ -42,7 +48,7 @@ def test_every_tsv_form(tmp_path, task):
 
 @pytest.mark.parametrize("task", GLUE)
 def test_the_hubs_rows_give_the_same_form(task):
-    hub = glue_hub(task, "validation")
+    hub = glue_source(task, "validation").hub
     row = {"label": 1, "idx": 0, **dict.fromkeys(GLUE[task].hub_texts, "words")}
     pair = "words" if len(GLUE[task].hub_texts) == 2 else None
     assert hub.convert(row) == {"text": "words", "text_pair": pair, "label": 1}
@@ -61,10 +67,10 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="data.train: no GLUE task 'wnli'; allowed: cola, sst2"):
         load_glue("wnli", "train")
     write(tmp_path, "rte", TSV["rte"][0] + TSV["rte"][1] + "1\tone field\n")
-    with pytest.raises(UserError, match="RTE/train.tsv:3: not a line of RTE as published"):
+    with pytest.raises(UserError, match="RTE/train.tsv:3: has 2 columns, not 4"):
         load_glue("rte", "train", tmp_path)
     write(tmp_path, "cola", "gj04\t2\t\tTwo.\n")
-    with pytest.raises(UserError, match="CoLA/train.tsv:1: not a line of CoLA"):
-        check_glue("cola", tmp_path)
+    with pytest.raises(UserError, match="CoLA/train.tsv:1: not a row of glue/CoLA/train.tsv"):
+        check("cola", tmp_path)
     with pytest.raises(UserError, match="QQP/train.tsv: No such file"):
-        check_glue("qqp", tmp_path)
+        check("qqp", tmp_path)

@@ -1,114 +1,150 @@
-"""Downloading: the real `datasets` streams from a folder that stands in for the hub; interrupted, resumed, checked."""
+"""Downloading: the hub's own library gets a repository from a server that stands in for the hub, once."""
 
 import json
 import re
-from dataclasses import replace
-from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from time import monotonic
 
 import pytest
 
-from dataset import converters, hub
-from dataset.catalog import EVALUATION, TRAINING, Hub
-from dataset.records import read_rows
+from dataset import converters
+from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Source
+from dataset.hub import Hub
+from dataset.prepare import prepare
 from dataset.sources import load_evaluation
 from utils.errors import UserError
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROWS = [
     {"instruction": f"question {i}", "output": f"answer {i}", "type": ("GSM_SV", "other")[i % 3 == 0]}
     for i in range(40)
 ]
 WANTED = [row for row in ROWS if row["type"] == "GSM_SV"]
+FILES = {
+    f"metamath/{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()
+    for name, rows in (("train-1", ROWS[:25]), ("train-2", ROWS[25:]))
+} | {"python/train.jsonl": b"{}"}
+
+
+class Repository(BaseHTTPRequestHandler):
+    """The hub's answers for one data set; what is asked is noted, and files in `broken` are not given."""
+
+    asked: list[str]
+    broken: set[str]
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        self.asked.append(path)
+        name = path.partition(f"/resolve/{COMMIT}/")[2]
+        if "/tree/" in path:
+            tree = [{"type": "file", "path": n, "size": len(d), "oid": f"oid {n}"} for n, d in FILES.items()]
+            self.answer(json.dumps(tree).encode())
+        elif path.startswith("/api/datasets/me/set"):
+            self.answer(json.dumps({"id": "me/set", "sha": COMMIT, "siblings": []}).encode())
+        elif name in FILES and name not in self.broken:
+            self.answer(FILES[name], {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT})
+        else:
+            self.send_error(404)
+
+    def answer(self, body, headers=()):
+        self.send_response(200)
+        for key, value in {"Content-Length": str(len(body)), **dict(headers)}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture
-def source(tmp_path, monkeypatch):
-    """A data set in a folder, a place for prepared files, and a hub that is reachable."""
-    folder = tmp_path / "upstream" / "metamath"
-    folder.mkdir(parents=True)
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    monkeypatch.setattr(hub, "PREPARED", tmp_path / "prepared")
-    monkeypatch.setattr(hub, "_commit", lambda task, source, key: "commit-1")
-    monkeypatch.setattr(hub, "_NOTE_EVERY", 7)
-    convert = converters.instruction(converters.METAMATH_TYPES)
-    return Hub(str(folder), convert, count=len(WANTED))
+def caches(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
-fetch = partial(hub.fetch, "metamath", "train", key="data.train")
+@pytest.fixture
+def server(caches, monkeypatch):
+    """The server's class, reachable as the hub; what follows is in its `asked`."""
+    handler = type("Handler", (Repository,), {"asked": [], "broken": set()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    yield handler
+    server.shutdown()
 
 
-def records(path):
-    return [record for _, record in read_rows(path)]
+METAMATH = converters.instruction(converters.METAMATH_TYPES)
 
 
-def test_a_download_is_filtered_recorded_and_done_once(source, monkeypatch):
-    path = fetch(source)
-    assert records(path) == WANTED
-    manifest = json.loads(hub.manifest_file(path).read_text())
-    assert (manifest["records"], manifest["commit"]) == (len(WANTED), "commit-1")
-    assert sorted(p.name for p in path.parent.iterdir() if p.suffix != ".lock") == [
-        "train.jsonl",
-        "train.manifest.json",
-    ]
-    monkeypatch.setattr(hub, "_commit", lambda *_: pytest.fail("asked the hub again"))
-    assert fetch(source) == path
-    hub.check_hub("metamath", "train", source, "data.train")
+def source(count=26, task="metamath", split="train", convert=METAMATH):
+    return Source(task, split, Hub("me/set", convert, count, folder="metamath"))
 
 
-@pytest.mark.parametrize("stop", [1, 8, 25, 39])
-def test_an_interrupted_download_goes_on(source, stop):
-    seen = []
-
-    def interrupted(row):
-        seen.append(row)
-        if len(seen) == stop:
-            raise KeyboardInterrupt
-        return source.convert(row)
-
-    with pytest.raises(KeyboardInterrupt):
-        fetch(replace(source, convert=interrupted))
-    assert not hub.prepared_file("metamath", "train").exists()
-    again = []
-    path = fetch(replace(source, convert=lambda row: again.append(row) or source.convert(row)))
-    assert records(path) == WANTED
-    assert again[-1] == ROWS[-1]
-    assert len(again) == len(ROWS) - (stop - 1) // 7 * 7
+def test_a_download_is_filtered_counted_and_done_once(server):
+    assert list(source().records(None)) == WANTED
+    assert not [path for path in server.asked if "python" in path]
+    server.asked.clear()
+    assert list(source().records(None)) == WANTED
+    source().check(None)
+    assert source().origin(None) == {"me/set": f"commit {COMMIT}"}
+    assert not server.asked
 
 
-def test_it_starts_again_when_the_hub_has_another_commit(source, monkeypatch):
-    rows = iter(range(100))
-
-    def interrupted(row):
-        if next(rows) == 20:
-            raise KeyboardInterrupt
-        return source.convert(row)
-
-    with pytest.raises(KeyboardInterrupt):
-        fetch(replace(source, convert=interrupted))
-    monkeypatch.setattr(hub, "_commit", lambda *_: "commit-2")
-    again = []
-    path = fetch(replace(source, convert=lambda row: again.append(row) or source.convert(row)))
-    assert (len(again), records(path)) == (len(ROWS), WANTED)
+def test_what_was_cached_needs_no_hub(server, monkeypatch):
+    assert list(source().records(None)) == WANTED
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert list(source().records(None)) == WANTED
 
 
-def test_a_wrong_count_and_a_changed_file_are_errors(source):
-    with pytest.raises(UserError, match="data.train: metamath gave 26 records and .* is known to have 30"):
-        fetch(replace(source, count=30))
-    assert not hub.prepared_file("metamath", "train").exists()
-    path = fetch(source)
-    path.write_text(path.read_text().replace("answer 1", "answer X", 1))
-    with pytest.raises(UserError, match="train.jsonl: is not the file that was prepared"):
-        fetch(source)
+def test_an_interrupted_download_goes_on(server):
+    server.broken.add("metamath/train-2.jsonl")
+    with pytest.raises(UserError, match="data.train: metamath comes from me/set on the hub, which can't be read"):
+        list(source().records(None))
+    server.broken.clear()
+    server.asked.clear()
+    assert list(source().records(None)) == WANTED
+    assert not [path for path in server.asked if "train-1" in path]
 
 
-def test_a_file_from_another_source_is_not_taken_for_this_one(source):
-    fetch(source)
-    assert not hub.is_prepared(hub.prepared_file("metamath", "train"), replace(source, split="test"))
+def test_a_wrong_count_and_a_strange_row_are_errors(server):
+    with pytest.raises(UserError, match="data.train: metamath: me/set gave 26 records and is known to have 30"):
+        list(source(30).records(None))
+    with pytest.raises(UserError, match="me/set, train row 1: not a row of me/set as published"):
+        list(source(convert=converters.gsm8k).records(None))
 
 
-def test_a_hub_that_fails_is_one_line(source):
-    with pytest.raises(UserError, match="data.train: metamath comes from .* can't be read") as error:
-        fetch(replace(source, repository=source.repository + "/missing"))
-    assert "\n" not in str(error.value)
+def test_what_came_from_the_hub_is_reported(server, monkeypatch):
+    monkeypatch.setitem(TRAINING, "metamath", source())
+    monkeypatch.setitem(EVALUATION, "gsm8k", source(task="gsm8k", split="test"))
+    monkeypatch.setitem(TESTED_BY, "metamath", ("gsm8k",))
+    found, origin = prepare("metamath"), {"me/set": f"commit {COMMIT}"}
+    assert found["gsm8k test"] == {"records": 26, "origin": origin}
+    assert found["train"] == {
+        "records": 26, "origin": origin, "contain_a_test_question": {"gsm8k": 26, "any": 26}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("act", [Source.check, lambda *given: list(Source.records(*given))])
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_out_of_reach_is_one_line_and_soon(caches, act, offline, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    started = monotonic()
+    with pytest.raises(UserError, match="data.train: metamath comes from fxmeng/pissa-dataset on the hub") as error:
+        act(TRAINING["metamath"], None)
+    assert "data.dir" in str(error.value) and "\n" not in str(error.value)
+    assert monotonic() - started < 10
 
 
 @pytest.mark.parametrize(

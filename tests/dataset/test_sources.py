@@ -81,16 +81,6 @@ def test_metamath_names_what_the_mirror_has(tmp_path):
         check_evaluation("hellaswag", tmp_path)
 
 
-@pytest.mark.parametrize("check", [check_training, load_training])
-def test_a_hub_out_of_reach_is_one_line(check, monkeypatch, tmp_path):
-    monkeypatch.setattr("dataset.hub.PREPARED", tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="data.train: metamath comes from fxmeng/pissa-dataset on the hub") as error:
-        check(config("metamath"))
-    assert "data.dir" in str(error.value) and "\n" not in str(error.value)
-
-
 def test_arithmetic_needs_no_files():
     data = config("arithmetic", limit=50, validation=0.2)
     check_training(data)
