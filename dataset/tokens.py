@@ -1,19 +1,20 @@
 """Records to tensors: training examples, and the calibration batches made from the same text."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dataset.templates import Record, TemplateName, format_example
 from utils.errors import UserError
 from utils.log import log
 
-IGNORE_INDEX = -100
+IGNORED = -100  # label of a token that no loss is taken on
 _CHUNK = 1000  # records tokenised in one call: enough for the tokenizer's threads, little memory
 
 
@@ -62,11 +63,6 @@ def encode_records(
     return encoded
 
 
-def encode(record: Record, tokenizer: Any, template: TemplateName, max_length: int) -> dict[str, Tensor]:
-    """One record as `input_ids` and `labels`; see `encode_records`."""
-    return encode_records([record], tokenizer, template, max_length).features[0]
-
-
 def _encode_chunk(
     records: Sequence[Record], tokenizer: Any, template: TemplateName, max_length: int, into: Encoded
 ) -> None:
@@ -83,7 +79,7 @@ def _encode_chunk(
         into.truncated += len(ids) > max_length
         input_ids = torch.tensor(ids[:max_length], dtype=torch.int32)
         labels = input_ids.clone()
-        labels[:start] = IGNORE_INDEX
+        labels[:start] = IGNORED
         into.features.append({"input_ids": input_ids, "labels": labels})
 
 
@@ -108,30 +104,20 @@ def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
 
 
-def collate(
-    features: Sequence[dict[str, Tensor]], pad_id: int, side: Literal["left", "right"] = "right"
-) -> dict[str, Tensor]:
-    """Pad features to the longest of them.
+def collate(features: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
+    """Pad features, tensors or lists, on the right to the longest of them.
 
     Returns:
         `input_ids`, `attention_mask` and `labels`, int64 tensors of shape (batch, tokens); padding has mask 0 and
         label -100. Classes and scores are of shape (batch,), scores float32.
     """
-    rows = [feature["input_ids"].long() for feature in features]
-
-    def pad(sequences: list[Tensor], value: int) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value, padding_side=side)
-
-    labels = [feature["labels"] for feature in features]
-    if labels[0].dim() == 0:
-        stacked = torch.stack(labels)
-        together = stacked if stacked.is_floating_point() else stacked.long()
-    else:
-        together = pad([label.long() for label in labels], IGNORE_INDEX)
+    rows = [torch.as_tensor(feature["input_ids"]).long() for feature in features]
+    labels = [torch.as_tensor(feature["labels"]) for feature in features]
+    labels = [label if label.is_floating_point() else label.long() for label in labels]
     return {
-        "input_ids": pad(rows, pad_id),
-        "attention_mask": pad([torch.ones_like(row) for row in rows], 0),
-        "labels": together,
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        "labels": pad_sequence(labels, True, IGNORED) if labels[0].dim() else torch.stack(labels),
     }
 
 
@@ -144,15 +130,16 @@ def calibration_batches(
     max_length: int,
     samples: int,
     seed: int,
+    labels: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Batches of `samples` training examples chosen by `seed`, their text exactly as training sees it.
 
-    The choice depends on the records and the seed alone, never on `batch_size`. Examples of like length share a batch
+    Every method that reads data at its start gets these. The choice depends on the records and the seed alone, never
+    on `batch_size`. Examples of like length share a batch
     (little padding), the longest first (a lack of memory shows at once).
 
     Returns:
-        Dicts of `input_ids` and `attention_mask`, int64 of shape (<= batch_size, <= max_length), padded on the right
-        to the longest of the batch.
+        Dicts of `input_ids`, `attention_mask` and, if asked for, `labels`; see `collate`.
 
     Raises:
         UserError: no record fits; see also `format_example`.
@@ -168,4 +155,4 @@ def calibration_batches(
     batches = [
         collate(features[i : i + batch_size], tokenizer.pad_token_id) for i in range(0, len(features), batch_size)
     ]
-    return [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches]
+    return [{key: value for key, value in batch.items() if labels or key != "labels"} for batch in batches]

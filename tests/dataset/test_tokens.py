@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from dataset.arithmetic import generate
 from dataset.templates import format_example
-from dataset.tokens import calibration_batches, collate, encode, encode_records
+from dataset.tokens import calibration_batches, collate, encode_records
 from utils.errors import UserError
 
 
@@ -52,24 +52,29 @@ def test_prompts_are_never_cut_and_no_example_lacks_a_target(tokenizer, records,
 def test_a_token_across_the_boundary_is_learned(tokenizer):
     """A target that merges with the prompt's last character must not lose its first token."""
     record = {"instruction": "Continue.", "output": "::: yes"}
-    feature = encode(record, tokenizer, "alpaca", 512)
+    (feature,) = encode_records([record], tokenizer, "alpaca", 512).features
     prompt, target = format_example(record, "alpaca", tokenizer)
     assert tokenizer.decode(feature["input_ids"]) == prompt + target
     assert tokenizer.decode(feature["labels"][feature["labels"] != -100]).endswith(target)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_collate_pads_and_masks(side):
+@pytest.mark.parametrize("kind", [list, lambda row: torch.tensor(row, dtype=torch.int32)])
+def test_collate_pads_and_masks(kind):
     features = [
-        {"input_ids": torch.tensor([5, 6, 7]), "labels": torch.tensor([-100, 6, 7])},
-        {"input_ids": torch.tensor([8]), "labels": torch.tensor([8])},
+        {"input_ids": kind([5, 6, 7]), "labels": kind([-100, 6, 7])},
+        {"input_ids": kind([8]), "labels": kind([8])},
     ]
-    batch = collate(features, pad_id=9, side=side)
-    padded = [9, 9, 8] if side == "left" else [8, 9, 9]
-    assert batch["input_ids"].tolist() == [[5, 6, 7], padded]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [int(i == 8) for i in padded]]
-    assert batch["labels"].tolist() == [[-100, 6, 7], [i if i == 8 else -100 for i in padded]]
+    batch = collate(features, pad_id=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
     assert {value.dtype for value in batch.values()} == {torch.int64}
+
+
+@pytest.mark.parametrize(("label", "dtype"), [(1, torch.int64), (2.5, torch.float32)])
+def test_collate_stacks_classes_and_scores(label, dtype):
+    labels = collate([{"input_ids": [5], "labels": label}, {"input_ids": [5, 6], "labels": label}], 9)["labels"]
+    assert (labels.tolist(), labels.dtype) == ([label, label], dtype)
 
 
 def samples(batches):
@@ -83,6 +88,10 @@ def test_calibration_chooses_by_seed_alone_and_reads_the_training_text(tokenizer
         return calibration_batches(records, tokenizer, "alpaca", batch_size=batch_size, **wanted)
 
     one = samples(draw(1, 7))
+    labelled = calibration_batches(
+        records, tokenizer, "alpaca", batch_size=5, max_length=256, samples=24, seed=7, labels=True
+    )
+    assert samples(labelled) == one and {"labels"} == set(labelled[0]) - set(draw(5, 7)[0])
     assert one == samples(draw(5, 7)) == samples(draw(24, 7)) != samples(draw(5, 8))
     trained = [f["input_ids"].tolist() for f in encode_records(records, tokenizer, "alpaca", 256).features]
     assert len(one) == 24
