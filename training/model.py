@@ -1,6 +1,5 @@
 """The model to train: the base model in its data type, and the method's adapter on it."""
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from astra.allocation import allocate
 from astra.store import Calibration
 from dataset.glue import num_labels
 from dataset.templates import Record
-from dataset.tokens import collate, encode_records
+from dataset.tokens import calibration_batches
 from training.checkpoints import INITIAL, load_initial
 from training.data import Examples
 from training.methods import METHODS, Request, build, restore
@@ -144,14 +143,11 @@ def calibration_samples(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield batches of the examples that `calibrate.py` would choose, with their labels."""
     settings = config.calibration
-    order = random.Random(settings.seed).sample(range(len(records)), len(records))
-    chosen = (records[index] for index in order)
-    features = encode_records(
-        chosen, tokenizer, config.data.template, settings.max_length, limit=settings.samples
-    ).features
-    features.sort(key=lambda feature: -len(feature["input_ids"]))
-    for start in range(0, len(features), size):
-        batch = collate(features[start : start + size], tokenizer.pad_token_id)
+    batches = calibration_batches(
+        records, tokenizer, config.data.template, batch_size=size, max_length=settings.max_length,
+        samples=settings.samples, seed=settings.seed, labels=True,
+    )  # fmt: skip
+    for batch in batches:
         yield {key: value.to(device) for key, value in batch.items()}
 
 
