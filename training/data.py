@@ -17,13 +17,12 @@ from transformers import TrainingArguments
 
 from dataset.sources import load_splits
 from dataset.templates import Record
-from dataset.tokens import encode_records
+from dataset.tokens import IGNORED, collate, encode_records
 from utils.config import Config, DataConfig
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.log import log, progress
 
-IGNORED = -100
 PROBE_TOKENS = 64
 
 
@@ -205,12 +204,10 @@ class Collator:
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return `input_ids`, `labels`, and `attention_mask` or `position_ids`, all int64."""
+        if not self.packing or not isinstance(features[0]["labels"], list):
+            return collate(features, self.pad_id)
         rows = [torch.tensor(feature["input_ids"]) for feature in features]
-        if not isinstance(features[0]["labels"], list):
-            return {**self._padded(rows), "labels": torch.tensor([feature["labels"] for feature in features])}
         labels = [torch.tensor(feature["labels"]) for feature in features]
-        if not self.packing:
-            return {**self._padded(rows), "labels": _pad(labels, IGNORED)}
         for row in labels:
             row[0] = IGNORED  # nothing predicts the first token of an example, least of all the one before it
         positions = torch.cat([torch.arange(len(row)) for row in rows])
@@ -219,11 +216,3 @@ class Collator:
             "labels": torch.cat(labels)[None],
             "position_ids": positions[None],
         }
-
-    def _padded(self, rows: list[Tensor]) -> dict[str, Tensor]:
-        mask = _pad([torch.ones_like(row) for row in rows], 0)
-        return {"input_ids": _pad(rows, self.pad_id), "attention_mask": mask}
-
-
-def _pad(rows: list[Tensor], value: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
