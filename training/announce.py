@@ -15,6 +15,7 @@ from utils.files import read_json, read_lines, write_json
 from utils.forgetting import general_text, text_loss
 from utils.log import log
 from utils.runs import peak_memory
+from utils.settings import FORMAT
 
 
 def announce(config: Config, model: Any, examples: Examples, measured: dict[str, float]) -> None:
@@ -117,6 +118,7 @@ def run_figures(
     last = losses[-max(len(losses) // 10, 1) :]
     trainable, total = count_parameters(trainer.model)
     return {
+        "format": FORMAT,
         "method": config.method.name,
         "steps": trainer.state.global_step,
         "final_loss": sum(last) / len(last) if last else None,
