@@ -83,7 +83,7 @@ def newest_first(folder: Path) -> list[Path]:
 def rotate(folder: Path, best: Path | None) -> None:
     """Keep two checkpoints: the newest, and the best or else the one before it.
 
-    To be called when the newest is complete: until then the older ones are all that a run can go on from.
+    Call it when the newest is complete: until then a run can go on only from the older ones.
     """
     found = newest_first(folder)
     kept = found[:2] if best is None or best.name == found[0].name else [found[0], folder / best.name]
