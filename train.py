@@ -113,7 +113,7 @@ def train(config: Config, force: bool = False) -> None:
         gc.collect()
         if is_main():
             plot_loss(folder)
-            write_json(folder / "metrics.json", figures)  # whatever becomes of the last measurement
+            write_json(folder / "metrics.json", figures)  # kept even if the measurement below fails
             figures["export"].update(measure_export(config, folder, trained_logits, probe, args))
             write_json(folder / "metrics.json", figures)
             loss = "" if figures["final_loss"] is None else f" loss {figures['final_loss']:.4f};"

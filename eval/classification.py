@@ -92,9 +92,9 @@ def score(metric: str, gold: Sequence[float], predicted: Sequence[float]) -> flo
     if metric == "accuracy":
         return float(np.mean(np.equal(gold, predicted)))
     if metric == "matthews_correlation":
-        from sklearn.metrics import matthews_corrcoef
-
-        return float(matthews_corrcoef(gold, predicted))
+        # Of two classes it is Pearson's correlation; where only one is predicted, or there, it is 0 by convention.
+        constant = len(set(gold)) == 1 or len(set(predicted)) == 1
+        return 0.0 if constant else float(np.corrcoef(gold, predicted)[0, 1])
     from scipy.stats import pearsonr
 
     return float(pearsonr(gold, predicted).statistic)

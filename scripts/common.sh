@@ -46,7 +46,8 @@ launch() { # start a script on all processes: deepspeed over nodes, torchrun ove
 sweep() { # start a script for every run, and for those that a ladder asks for then; a failed run does not stop the rest
     local before
     while [ -n "$plan" ]; do
-                wave "$@"
+        mapfile -t runs <<<"$plan"
+        wave "$@"
         before=$plan
         [ "$dry_run" = 1 ] || plan=$(python -m scripts.preflight "${config[@]}" --next)
         [ "$plan" != "$before" ] || break # what failed would fail again

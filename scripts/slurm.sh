@@ -23,7 +23,7 @@ nodes=${SLURM_JOB_NUM_NODES:-1}
 gpus=${SLURM_GPUS_ON_NODE:-$(nvidia-smi -L 2>/dev/null | grep -c . || true)}
 head=${SLURM_JOB_NODELIST:-localhost}
 if command -v scontrol >/dev/null; then head=$(scontrol show hostnames "$head" | head -n 1); fi
-# One torchrun a node; they meet at the first node.
+# One torchrun per node; they meet at the first node.
 command=(srun --kill-on-bad-exit=1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" "${ASTRA_VENV:-.venv}/bin/torchrun"
     --nnodes "$nodes" --nproc-per-node "$((gpus > 0 ? gpus : 1))"
     --shutdown-timeout 110 --rdzv-backend c10d --rdzv-endpoint "$head:${MASTER_PORT:-29500}" --rdzv-id "${SLURM_JOB_ID:-0}"

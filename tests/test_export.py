@@ -100,9 +100,9 @@ def test_another_base_is_not_looked_for_at_the_revision_of_the_adapters_own(adap
     save_lora(adapted, folder, "nowhere/to-be-found", "a-revision")
     asked, load = [], models.load_model
 
-    def noted(model, **options):
+    def noted(model, outputs):
         asked.append(model.revision)
-        return load(model, **options)
+        return load(model, outputs)
 
     monkeypatch.setattr(models, "load_model", noted)
     export.merge(folder, tmp_path / "merged", str(tmp_path / "base"), "float32")

@@ -1,6 +1,8 @@
 """Imports point one way: scripts, command lines, training and eval, dataset, utils, astra; and never in a circle."""
 
 import ast
+import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -75,3 +77,11 @@ def test_no_import_goes_in_a_circle():
 
 def test_the_rooms_are_those_of_the_house():
     assert {room(name) for name in modules()} == set(FLOOR)
+
+
+def test_what_the_house_imports_is_declared():
+    lines = [line for path in ROOT.glob("requirements*.txt") for line in path.read_text(encoding="utf-8").splitlines()]
+    names = {re.split(r"[<>=]", line)[0].replace("-", "_").lower() for line in lines if line and line[0] not in "#-"}
+    declared = names | {"yaml" if "pyyaml" in names else "", "pydantic_core" if "pydantic" in names else ""}
+    used = {room(other) for path in modules().values() for other in imports(path)}
+    assert used - set(FLOOR) - set(sys.stdlib_module_names) <= declared

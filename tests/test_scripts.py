@@ -73,13 +73,13 @@ def calls(tmp_path: Path) -> list[str]:
 
 
 def test_a_failed_run_does_not_stop_the_rest_and_the_status_says_so(tmp_path: Path) -> None:
-    assert bash("runs=(one bad three); sweep train.py; exit $failed", tmp_path).wait() == 2
+    assert bash("runs=(one bad three); wave train.py; exit $failed", tmp_path).wait() == 2
     assert calls(tmp_path) == [f"train.py --config {name} on " for name in ("one", "bad", "three")]
 
 
 def test_runs_side_by_side_have_a_gpu_each_of_those_that_are_visible(tmp_path: Path) -> None:
     visible = {"CUDA_VISIBLE_DEVICES": "5,7"}
-    assert bash("jobs=2; runs=(one bad three); sweep train.py; exit $failed", tmp_path, **visible).wait() == 2
+    assert bash("jobs=2; runs=(one bad three); wave train.py; exit $failed", tmp_path, **visible).wait() == 2
     found = calls(tmp_path)
     assert sorted(line.split()[2] for line in found) == ["bad", "one", "three"]
     assert {line.split()[-1] for line in found} == {"5", "7"}

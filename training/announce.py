@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from training.data import Examples
 from training.export import base_name, is_plain
@@ -15,6 +15,7 @@ from utils.files import read_json, read_lines, write_json
 from utils.forgetting import general_text, text_loss
 from utils.log import log
 from utils.runs import peak_memory
+from utils.settings import FORMAT
 
 
 def announce(config: Config, model: Any, examples: Examples, measured: dict[str, float]) -> None:
@@ -24,26 +25,23 @@ def announce(config: Config, model: Any, examples: Examples, measured: dict[str,
     chosen = METHODS[method.name].needs == "calibration"
     subspace = f", subspace {method.subspace}, split {method.split}" if chosen else ""
     log.info(
-        "method %s%s, rank %d, alpha %g: %s of %s parameters train (%.2f%%)",
-        method.name, subspace, method.rank, method.scaled_alpha, f"{trainable:,}", f"{total:,}",
-        100 * trainable / total,
-    )  # fmt: skip
-    if "step0_deviation" in measured:
-        log.info(
-            "the model at step 0 differs from the base model by %.1e of its logits' range", measured["step0_deviation"]
-        )
+        f"method {method.name}{subspace}, rank {method.rank}, alpha {method.scaled_alpha:g}: "
+        f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)"
+    )
+    if (off := measured.get("step0_deviation")) is not None:
+        log.info(f"the model at step 0 differs from the base model by {off:.1e} of its logits' range")
     if "nf4_error_residual" in measured:
+        ours, plain = measured["nf4_error_residual"], measured["nf4_error_plain"]
         log.info(
-            "nf4: the quantised residual and adapter are off by %.4f of the weights' norm, plain nf4 by %.4f",
-            measured["nf4_error_residual"], measured["nf4_error_plain"],
-        )  # fmt: skip
-    steps, epoch_tokens = examples.steps(config), sum(examples.train.lengths)
-    share = steps * config.train.global_batch_size / len(examples.train)
+            f"nf4: the quantised residual and adapter are off by {ours:.4f} of the weights' norm, "
+            f"plain nf4 by {plain:.4f}"
+        )
+    steps, batch, count = examples.steps(config), config.train.global_batch_size, len(examples.train)
+    tokens = sum(examples.train.lengths)
     log.info(
-        "%s examples, %s tokens; %s steps of %d examples: about %s tokens to come",
-        f"{len(examples.train):,}", f"{epoch_tokens:,}", f"{steps:,}", config.train.global_batch_size,
-        f"{round(epoch_tokens * share):,}",
-    )  # fmt: skip
+        f"{count:,} examples, {tokens:,} tokens; {steps:,} steps of {batch} examples: "
+        f"about {round(tokens * steps * batch / count):,} tokens to come"
+    )
 
 
 def warn_of_pitfalls(config: Config, tokenizer: Any) -> None:
@@ -51,19 +49,15 @@ def warn_of_pitfalls(config: Config, tokenizer: Any) -> None:
     method, rate = config.method, config.train.learning_rate
     low, high = usual_rates(method.name, method.subspace)
     if not low / 3 <= rate <= high * 3:
-        log.warning(
-            "train.learning_rate: %g is far from what %s usually takes, %g to %g", rate, method.name, low, high
-        )
+        log.warning(f"train.learning_rate: {rate:g} is far from what {method.name} usually takes, {low:g} to {high:g}")
     if method.dropout and METHODS[method.name].moves:
         log.warning(
-            "method.dropout: %g makes the start noisy: %s puts part of W into the adapter", method.dropout, method.name
+            f"method.dropout: {method.dropout:g} makes the start noisy: {method.name} puts part of W into the adapter"
         )
-    if method.scaled_alpha != method.rank and method.name not in ("full",):
+    if method.scaled_alpha != method.rank and method.name != "full":
         log.info(
-            "method.alpha: %g with rank %d scales the adapter by %g",
-            method.scaled_alpha,
-            method.rank,
-            method.scaled_alpha / method.rank,
+            f"method.alpha: {method.scaled_alpha:g} with rank {method.rank} scales the adapter by "
+            f"{method.scaled_alpha / method.rank:g}"
         )
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         log.info("the pad token is the end token: padding is masked by position, so the end token is still learnt")
@@ -76,7 +70,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 class Forgetting(TrainerCallback):
-    """Measures the loss on general text before the first step, once a run, and after the last."""
+    """Measures the loss on general text before the first step of a run and after the last."""
 
     def __init__(self, config: Config, tokenizer: Any, path: Path) -> None:
         self.enabled = config.train.forgetting and config.model.task_type == "CAUSAL_LM"
@@ -84,9 +78,7 @@ class Forgetting(TrainerCallback):
         self.name, self.text = general_text() if self.enabled else ("", [])
         self.before: float | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if not self.enabled:
             return
         if state.global_step == 0:
@@ -117,6 +109,7 @@ def run_figures(
     last = losses[-max(len(losses) // 10, 1) :]
     trainable, total = count_parameters(trainer.model)
     return {
+        "format": FORMAT,
         "method": config.method.name,
         "steps": trainer.state.global_step,
         "final_loss": sum(last) / len(last) if last else None,

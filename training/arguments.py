@@ -1,6 +1,5 @@
 """The Trainer's arguments: batch sizes, precision, and the processes that train together."""
 
-import importlib.util
 import os
 import socket
 from pathlib import Path
@@ -20,6 +19,8 @@ from utils.models import usable_dtype
 def training_arguments(config: Config, folder: Path) -> TrainingArguments:
     """Return the Trainer's arguments; joins the processes, if there are several, and DeepSpeed's, if asked for."""
     train, cpu = config.train, on_cpu()
+    if train.liger_kernel and cpu:
+        raise UserError("train.liger_kernel: its kernels need a GPU; set it to false")
     micro, steps = accumulation(train.global_batch_size, train.micro_batch_size)
     deepspeed = deepspeed_settings(config)
     if deepspeed is not None:
@@ -55,7 +56,7 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
         gradient_checkpointing=train.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         torch_compile=train.compile,
-        use_liger_kernel=not cpu and importlib.util.find_spec("liger_kernel") is not None,
+        use_liger_kernel=train.liger_kernel,
         report_to=train.report_to or "none",
         run_name=folder.name,
         remove_unused_columns=False,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from utils.distributed import is_main, world_size
 from utils.files import read_lines, write_text
@@ -21,16 +21,12 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if is_main():
             kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if is_main() and logs and ("loss" in logs or "eval_loss" in logs):
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
@@ -43,14 +39,10 @@ class StepProgress(TrainerCallback):
         self.bar: Progress | None = None
         self._warm = 0.0  # when the first step, which warms up or compiles, was done
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = Progress("training", state.max_steps - state.global_step, "step")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is None:
             return
         self.bar.update()
@@ -61,18 +53,14 @@ class StepProgress(TrainerCallback):
             seconds = (time.monotonic() - self._warm) / 2 * left
             log.info("%d steps to come take about %s, validation apart", left, duration(seconds))
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         every = max(state.max_steps // 20, 1)
         if logs and "eval_loss" in logs:
             log.info("step %d: validation loss %.4f", state.global_step, logs["eval_loss"])
         elif logs and "loss" in logs and math.isfinite(logs["loss"]) and state.global_step % every == 0:
             log.info("step %d of %d: loss %.4f", state.global_step, state.max_steps, logs["loss"])
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.__exit__()
 
@@ -93,22 +81,16 @@ class StopOnSignal(TrainerCallback):
         self._asked = False
         self._before: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._before = signal.signal(signal.SIGTERM, self._note)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, *_: object) -> None:
         self._asked = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         asked = torch.tensor(int(self._asked), device=args.device)
         if world_size() > 1:
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)

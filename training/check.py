@@ -1,5 +1,6 @@
 """What is known of a run before anything heavy is imported: that it can work, what decides it, whether it is done."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def check_combination(config: Config) -> None:
             )
         if deepspeed is not None and deepspeed["zero_optimization"]["stage"] == 3:
             raise UserError("model.quantization: ZeRO-3 can't split nf4 weights; use configs/deepspeed/zero2.json")
+    if config.train.liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("train.liger_kernel: the package liger-kernel is not installed (pip install liger-kernel)")
     if config.train.early_stopping and not validated(config):
         raise UserError("train.early_stopping: needs validation examples (data.validation)")
     if config.method.rank_allocation == "effective_rank" and method.needs != "calibration":
@@ -85,6 +88,7 @@ def finished(config: Config, folder: Path) -> bool:
     exported = (folder / "lora").is_dir() or (folder / "merged").is_dir()
     if not (exported and (folder / "metrics.json").is_file()):
         return False
-    before = read_json(folder / "metrics.json")["settings"]
-    require_same({key: value for key, value in before.items() if key != DATA}, run_settings(config), str(folder))
+    metrics = read_json(folder / "metrics.json")
+    tokens = {DATA: metrics["settings"].get(DATA)}  # whether they are the same is not worth reading them
+    require_same(metrics, run_settings(config) | tokens, str(folder))
     return True

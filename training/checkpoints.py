@@ -19,7 +19,7 @@ from utils.distributed import barrier, is_main
 from utils.errors import UserError
 from utils.files import atomic_write, read_json, sha256_file, write_json
 from utils.log import log
-from utils.settings import require_same
+from utils.settings import FORMAT, require_same
 
 MANIFEST = "manifest.json"
 INITIAL = "initial_lora.safetensors"
@@ -60,7 +60,7 @@ def write_manifest(folder: Path, settings: dict[str, Any], step: int) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    write_json(folder / MANIFEST, {"step": step, "settings": settings, "files": files})
+    write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "settings": settings, "files": files})
 
 
 def last_complete(folder: Path, settings: dict[str, Any]) -> Path | None:
@@ -68,7 +68,7 @@ def last_complete(folder: Path, settings: dict[str, Any]) -> Path | None:
     for path in newest_first(folder):
         if (path / MANIFEST).is_file():
             manifest = read_json(path / MANIFEST)
-            require_same(manifest["settings"], settings, str(path))
+            require_same(manifest, settings, str(path))
             if _intact(path, manifest["files"]):
                 return path
         log.info("%s is incomplete: it is not used", path)
@@ -83,7 +83,7 @@ def newest_first(folder: Path) -> list[Path]:
 def rotate(folder: Path, best: Path | None) -> None:
     """Keep two checkpoints: the newest, and the best or else the one before it.
 
-    To be called when the newest is complete: until then the older ones are all that a run can go on from.
+    Call it when the newest is complete: until then a run can go on only from the older ones.
     """
     found = newest_first(folder)
     kept = found[:2] if best is None or best.name == found[0].name else [found[0], folder / best.name]

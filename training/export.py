@@ -19,9 +19,7 @@ from training.quantize import dequantized
 from utils.config import Config
 from utils.files import atomic_write
 from utils.log import log
-from utils.models import load_model, resolve_model
-
-HUB_LESS = ("smollm2", "minilm")
+from utils.models import PACKAGES, load_model, resolve_model
 
 
 def is_plain(config: Config) -> bool:
@@ -37,7 +35,7 @@ def exported_folder(config: Config, folder: Path) -> Path:
 def base_name(config: Config) -> str:
     """Return what an adapter's config calls its base model: the hub id, or the folder of a packaged model."""
     name = config.model.name
-    return str(resolve_model(config.model)) if name in HUB_LESS or Path(name).is_dir() else name
+    return str(resolve_model(config.model)) if name in PACKAGES or Path(name).is_dir() else name
 
 
 def export(config: Config, model: Any, tokenizer: Any, folder: Path, card: str, write: bool) -> dict[str, Any]:

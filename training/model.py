@@ -37,7 +37,7 @@ def room_for_model(config: Config) -> Iterator[None]:
 
 
 def load_base(config: Config, device: Any) -> Any:
-    """Load the base model to train onto the device; one to be quantised waits on the CPU, whole as it still is."""
+    """Load the base model to train onto the device; one that will be quantised stays on the CPU until it is small."""
     torch.manual_seed(config.method.seed)  # of a new classification head
     model = load_trained(config)
     if sharded(model):

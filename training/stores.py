@@ -1,4 +1,4 @@
-"""Where an experiment's calibrations are, what its runs need of them, and whether one that is there will do."""
+"""Where an experiment keeps its calibrations, what its runs need of them, and whether an existing one suffices."""
 
 import json
 from collections.abc import Sequence

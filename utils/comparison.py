@@ -96,5 +96,6 @@ def _ended(run: Config) -> Iterator[Losses]:
         return
     record = read_json(diverged if diverged.is_file() else folder / "metrics.json")
     now = flat_settings(run.model_dump(include={"model", "data", "method", "train"}))
-    require_same({key: record["settings"].get(key, now[key]) for key in now}, now, str(folder))
+    record["settings"] = {key: record["settings"].get(key, now[key]) for key in now}
+    require_same(record, now, str(folder))
     yield None if diverged.is_file() else np.asarray(read_json(folder / "losses.json")["validation"], dtype=np.float64)

@@ -111,6 +111,7 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     packing: bool = Field(False, description="padding-free packing (flash_attention_2)")
     compile: bool = Field(False, description="torch.compile")
+    liger_kernel: bool = Field(False, description="Liger's fused layers (package liger-kernel, GPUs only)")
     forgetting: bool = Field(True, description="measure the loss on general text before and after")
     report_to: list[str] = Field(
         default_factory=list, description="the Trainer's integrations: tensorboard, wandb, ..."

@@ -2,6 +2,8 @@
 
 import os
 import pydoc_data.topics
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,10 +61,12 @@ def _wikitext() -> tuple[str, list[str]] | None:
 
 def _hub_reachable() -> bool:
     """Ask once, briefly: the hub's own client retries for minutes."""
-    import httpx
     from huggingface_hub.constants import ENDPOINT
 
     try:
-        return httpx.head(ENDPOINT, timeout=3, follow_redirects=False).status_code < 500
-    except httpx.HTTPError:
+        with urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=3):
+            return True
+    except urllib.error.HTTPError as error:  # it answers
+        return error.code < 500
+    except OSError:
         return False

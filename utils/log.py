@@ -1,14 +1,15 @@
 """Messages and progress, set up once: bars on a terminal, plain lines in a log file."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from utils.distributed import is_main
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0
@@ -22,13 +23,13 @@ def setup_logging() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]
     log.propagate = False
-    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.CRITICAL)
+    log.setLevel(logging.INFO if is_main() else logging.CRITICAL)
 
 
 def log_to(path: Path) -> None:
-    """Append the project's messages to a file of the experiment or the run, too; once, however often it is asked."""
+    """Append the project's messages to a file of the experiment or the run as well, once however often it is asked."""
     files = [handler.baseFilename for handler in log.handlers if isinstance(handler, logging.FileHandler)]
-    if os.environ.get("RANK", "0") == "0" and str(path.absolute()) not in files:
+    if is_main() and str(path.absolute()) not in files:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -48,10 +49,9 @@ class Progress:
         self.desc, self.total, self.unit = desc, total, unit
         self.done = 0
         self._started = self._spoke = time.monotonic()
-        quiet = os.environ.get("RANK", "0") != "0"
-        self._bar = (
-            tqdm(total=total, desc=desc, unit=unit, unit_scale=True, disable=quiet) if sys.stderr.isatty() else None
-        )
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, desc=desc, unit=unit, unit_scale=True, disable=not is_main())
 
     def update(self, count: int = 1) -> None:
         """Count `count` more units as done."""
@@ -65,11 +65,10 @@ class Progress:
     def _line(self) -> str:
         rate = self.done / max(time.monotonic() - self._started, 1e-9)
         line = f"{self.desc}: {self.done:,}"
-        if self.total:
-            left = max(self.total - self.done, 0) / max(rate, 1e-9)
-            line += f" of {self.total:,}"
-        line += f" {self.unit}s, {rate:,.1f} a second"
-        return line + (f", {left:.0f} s left" if self.total else "")
+        if not self.total:
+            return line + f" {self.unit}s, {rate:,.1f} per second"
+        left = max(self.total - self.done, 0) / max(rate, 1e-9)
+        return line + f" of {self.total:,} {self.unit}s, {rate:,.1f} per second, {left:.0f} s left"
 
     def __enter__(self) -> "Progress":
         return self

@@ -67,7 +67,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def start_over(folder: Path) -> None:
-    """Remove what an earlier attempt left: none of it, its scores included, is of the adapter to come."""
+    """Remove what an earlier attempt left, its scores included: none of it belongs to the adapter to come."""
     (folder / "metrics.json").unlink(missing_ok=True)  # first: without it the run counts as unfinished
     for name in ("lora", "merged", "eval", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -86,7 +86,7 @@ def check_writable(config: Config) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass  # of no name: several processes check at once
+            pass  # it has no name: several processes check at once
     except OSError as error:
         raise UserError(f"output_dir: {folder} can't be written ({error.strerror})") from error
 

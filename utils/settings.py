@@ -4,6 +4,7 @@ from typing import Any
 
 from utils.errors import UserError
 
+FORMAT = 2  # of metrics.json and of the manifests of checkpoints; CHANGELOG.md says what changed
 # Settings that may differ between the start of a run and its resumption: they leave the result as it is.
 FREE = (
     "train.report_to", "train.logging_steps", "train.save_steps", "train.forgetting", "train.micro_batch_size",
@@ -12,14 +13,23 @@ FREE = (
 DATA = "data.fingerprint"  # of the tokens: known only once they are read
 
 
-def require_same(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
-    """Raise a `UserError` that names the first setting that changed since `where` was written."""
+def require_same(record: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Refuse what an older version wrote, and name the first setting that changed since `where` was written.
+
+    Args:
+        record: What was written: its `format` and its `settings`.
+        now: The settings of the run that wants to go on with it, flat.
+        where: Its file or folder.
+    """
+    remedy = "give this run another name (--run=...) or start it over (--force)"
+    if record.get("format") != FORMAT:
+        raise UserError(
+            f"{where} was written by another version (format {record.get('format', 1)}, not {FORMAT}): {remedy}"
+        )
+    before = record["settings"]
     for key in sorted({*before, *now} - set(FREE)):
         if before.get(key) != now.get(key):
-            raise UserError(
-                f"{where} was made with {key}={before.get(key)!r}, now {now.get(key)!r}: "
-                "give this run another name (--run=...) or start it over (--force)"
-            )
+            raise UserError(f"{where} was made with {key}={before.get(key)!r}, now {now.get(key)!r}: {remedy}")
 
 
 def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ answers are judged; everything else (prompts, engines, records, resuming) is sha
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dataset.catalog import COMMONSENSE, EVALUATION, GROUPS, expand_groups
@@ -19,15 +20,8 @@ Record = dict[str, Any]
 
 # Base models that do not stop by themselves go on with a new instruction of their own.
 STOP = ("\n\n### Instruction", "### Instruction:")
-_MODULES = {
-    "arithmetic": "arithmetic",
-    "gsm8k": "gsm8k",
-    "math": "math",
-    "humaneval": "humaneval",
-    "mbpp": "mbpp",
-    "forgetting": "forgetting",
-    **dict.fromkeys(COMMONSENSE, "commonsense"),
-}
+_FILES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "commonsense")
+_MODULES = dict(zip(_FILES, _FILES, strict=True)) | dict.fromkeys(COMMONSENSE, "commonsense")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,21 @@
 """What stops a run is said in one line before anything heavy is loaded; a new method is known wherever it must be."""
 
+import importlib.util
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from tests.runs import ROOT
-from training.check import check
+from tests.runs import ROOT, folder_of
+from training.arguments import training_arguments
+from training.check import check, finished
+from training.checkpoints import last_complete
 from training.methods import METHODS, Method
 from training.stores import stores
 from utils.config import CHOOSERS
 from utils.errors import UserError
+from utils.files import write_json
 
 
 def test_an_unknown_method_names_those_there_are(config):
@@ -38,3 +43,23 @@ def test_the_methods_that_take_a_subspace_are_those_that_read_a_calibration():
 def test_checking_loads_neither_torch_nor_peft(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'peft', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_what_an_older_version_wrote_is_refused_by_its_format(config):
+    this = config()
+    (folder_of(this) / "lora").mkdir(parents=True)
+    write_json(folder_of(this) / "metrics.json", {"method": "lora", "settings": {}})
+    with pytest.raises(UserError, match=r"written by another version \(format 1, not 2\)"):
+        finished(this, folder_of(this))
+    write_json(folder_of(this) / "checkpoints/checkpoint-2/manifest.json", {"step": 2, "settings": {}, "files": {}})
+    with pytest.raises(UserError, match=r"checkpoint-2 was written by another version"):
+        last_complete(folder_of(this) / "checkpoints", {})
+
+
+def test_kernels_that_are_not_there_are_refused(config, tmp_path):
+    if importlib.util.find_spec("liger_kernel") is None:
+        with pytest.raises(UserError, match=r"train\.liger_kernel: the package liger-kernel is not installed"):
+            check(config(train__liger_kernel=True))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"train\.liger_kernel: its kernels need a GPU"):
+            training_arguments(config(train__liger_kernel=True), tmp_path)
