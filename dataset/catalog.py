@@ -3,7 +3,8 @@
 A local mirror (`data.dir`) is a folder with the upstream files under the paths of this table:
 
     gsm8k/{train,test}.jsonl      math/test-1000.jsonl          humaneval/HumanEval.jsonl.gz
-    mbpp/mbpp.jsonl               commonsense/<task>/{train,test}.json      glue/<task>/{train,dev}.tsv
+    humanevalplus/test.jsonl      mbpp/mbpp.jsonl               mbppplus/test.jsonl
+    commonsense/<task>/{train,test}.json      glue/<task>/{train,dev}.tsv
 """
 
 from collections.abc import Iterator, Sequence
@@ -186,6 +187,22 @@ EVALUATION = _sources(
         "openbookqa": (
             Hub("allenai/openbookqa", converters.science("openbookqa"), 500, ("main",), split="test"),
             _adapters("openbookqa", 500),
+        ),
+    },
+)
+
+DISTINCT = tuple(EVALUATION)  # the sets below ask what sets above ask, otherwise or with other tests
+EVALUATION |= _sources(
+    "test",
+    {
+        "humaneval_completion": (EVALUATION["humaneval"].hub, EVALUATION["humaneval"].mirror),
+        "humaneval_plus": (
+            Hub("evalplus/humanevalplus", converters.humaneval, 164, split="test"),
+            Mirror({"humanevalplus/test.jsonl": converters.humaneval}, 164),
+        ),
+        "mbpp_plus": (
+            Hub("evalplus/mbppplus", converters.mbpp_plus, 378, split="test"),
+            Mirror({"mbppplus/test.jsonl": converters.mbpp_plus}, 378),
         ),
     },
 )

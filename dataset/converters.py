@@ -73,6 +73,18 @@ def mbpp(tasks: range) -> Converter:
     return convert
 
 
+def mbpp_plus(row: Row) -> Record:
+    """A task of MBPP+; keeps `task_id`, `test_list`, and `test`, a program that runs all tests."""
+    tests, code = "\n".join(row["test_list"]), row["code"].strip()
+    return {
+        "instruction": f"{row['prompt']}\nYour code should pass these tests:\n\n{tests}",
+        "output": f"```python\n{code}\n```",
+        "type": "mbpp_plus",
+        "question": row["prompt"],
+        **{key: row[key] for key in ("task_id", "test_list", "test")},
+    }
+
+
 def commonsense(task: str) -> Converter:
     """The LLM-Adapters form: the question with its options, and `the correct answer is OPTION`.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.arithmetic import generate
-from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Source
+from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source
 from dataset.glue import GLUE, glue_source, load_glue
 from dataset.overlap import TestQuestions
 from dataset.records import Record, read_rows
@@ -56,7 +56,7 @@ def load_splits(data: DataConfig) -> tuple[list[Record], list[Record]]:
     if not records:
         raise UserError(f"data.train: {data.train} holds no records")
     if data.decontaminate:
-        questions = test_questions(TESTED_BY.get(data.train, tuple(EVALUATION)), data.dir)
+        questions = test_questions(TESTED_BY.get(data.train, DISTINCT), data.dir)
         kept = [record for record in records if not questions.found_in(record)]
         log.info("decontaminated: %d of %d records contain a test question", len(records) - len(kept), len(records))
         records = kept

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dataset.catalog import EVALUATION, TRAINING
+from dataset.catalog import DISTINCT, EVALUATION, TRAINING
 from dataset.sources import (
     check_evaluation,
     check_training,
@@ -40,7 +40,7 @@ def test_the_mirror_trains(mirror, task, count):
     assert load_training(config(task, dir=str(mirror), limit=3)) == records[:3]
 
 
-@pytest.mark.parametrize("task", [name for name, source in EVALUATION.items() if source.mirror])
+@pytest.mark.parametrize("task", [name for name in DISTINCT if EVALUATION[name].mirror])
 def test_the_mirror_evaluates(mirror, task):
     check_evaluation(task, mirror)
     records = load_evaluation(task, mirror)
