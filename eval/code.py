@@ -1,75 +1,170 @@
-"""From a generation to a program: HumanEval and MBPP prompts, code extraction, tests, and the pass@k estimator."""
+"""From a generation to a program: finding the code in a text, HumanEval's and MBPP's tests, and the pass@k estimator.
+
+The code is found as evalplus does it (`evalplus.sanitize`): of what parses in the text, the imports, the function that
+is asked for, and what that depends on. Beyond that the last complete version of a definition counts, since models
+correct themselves, and blocks are read together, since they put helpers into blocks of their own.
+"""
 
 import ast
 import math
 import re
+import symtable
+import textwrap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from eval.sandbox import Program
 
-_FENCE = re.compile(r"```([^\n`]*)\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
-_STATEMENT = re.compile(r"^(?:(?:async def|def|class|import|from)\b|@|\w+ *=)", re.MULTILINE)
-# What a base model goes on with once the function is written (human-eval, bigcode-evaluation-harness).
-_STOPS = re.compile(
-    r"^(?:if __name__\b|print\(|assert\b|# (?:Example|Test|Usage)\b|\[/?[A-Z]+\]|\[DONE\]|</?\w+>|### |>>> )",
-    re.MULTILINE,
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_FENCE = re.compile(
+    r"^([ \t]*)(?:(?:[-*+]|\d+[.)])[ \t]+)?```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE
 )
+_MARKERS = re.compile(r"\[/?(?:PYTHON|CODE)\]|</?code>")
+_DEFINITION = re.compile(r"^(?:async def|def|class|import|from|@)", re.MULTILINE)
+_STATEMENT = re.compile(r"(?:async def|def|class|import|from|try|with|if|for|while)\b|@|[\w., ]+(?::.*)?=[^=]")
+_FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)
+_LONGEST = 60  # chunks that one statement may be spread over, by text at the left margin inside it
 
 
-def extract_code(text: str, prompt: str | None = None, entry: str = r"\w+") -> str:
-    """The Python code of a generation.
+@dataclass
+class _Piece:
+    """A top-level statement: its source, the names it binds or changes, and those it reads of the module's."""
 
-    Of the fenced blocks (those marked as Python, if any are) the first that defines `entry`, a pattern of names, else
-    the first; without blocks the text itself. Of that, what comes before the next top-level statement that tests or
-    shows rather than defines. With `prompt`, an echo of it at the beginning is removed (a completion is left to be
-    appended to the prompt).
+    node: ast.stmt
+    whole: bool  # not cut back to what parses
+    binds: set[str] = field(default_factory=set)
+    reads: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.source = ast.unparse(self.node)
+        for table in [module := symtable.symtable(self.source, "", "exec"), *_inner(module)]:
+            for symbol in table.get_symbols():
+                if table is not module and symbol.is_global() or table is module and symbol.is_referenced():
+                    self.reads.add(symbol.get_name())
+                if table is module and (symbol.is_assigned() or symbol.is_imported()):
+                    self.binds.add(symbol.get_name())
+        for part in ast.walk(self.node) if not self.defines else ():  # table[0] = 1; table.append(1)
+            changed = isinstance(getattr(part, "ctx", None), ast.Store) or isinstance(part, ast.Call)
+            owner = getattr(part, "func", part) if changed else None
+            if isinstance(owner, (ast.Attribute, ast.Subscript)) and isinstance(owner.value, ast.Name):
+                self.binds.add(owner.value.id)
+
+    @property
+    def defines(self) -> bool:
+        return isinstance(self.node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+
+    @property
+    def imports(self) -> bool:
+        parts = [self.node, *getattr(self.node, "body", [])] if isinstance(self.node, ast.Try) else [self.node]
+        return any(isinstance(part, (ast.Import, ast.ImportFrom)) for part in parts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is more than a signature, or its first lines: it is whole and a function returns something."""
+        ends = (ast.Return, ast.Yield, ast.YieldFrom)
+        return self.whole and (not self.defines or _contains(self.node, (*ends, ast.ClassDef)))
+
+
+def _inner(table: symtable.SymbolTable) -> list[symtable.SymbolTable]:
+    return [found for child in table.get_children() for found in (child, *_inner(child))]
+
+
+def _contains(node: ast.AST, kinds: tuple[type[ast.AST], ...]) -> bool:
+    return any(isinstance(part, kinds) for part in ast.walk(node))
+
+
+def find_program(text: str, entries: Collection[str]) -> str:
+    """Return the program in a generation: imports, the functions `entries`, and what they depend on; "" without them.
+
+    Text inside `<think>` is no part of the answer. Of each definition the last complete version counts.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "")
-    blocks = _FENCE.findall(text)
-    if blocks:
-        marked = [body for language, body in blocks if language.strip().lower() in ("python", "py", "python3")]
-        found = marked or [body for _, body in blocks]
-        defines = re.compile(rf"^[ \t]*(?:async def|def|class)\s+{entry}\b", re.MULTILINE)
-        text = next(filter(defines.search, found), found[0])
-    if prompt is not None and text.lstrip("\n").startswith(prompt.strip("\n")):
-        text = text.lstrip("\n")[len(prompt.strip("\n")) :]
-    stop = _STOPS.search(text, len(text) - len(text.lstrip()) + 1)
-    if stop:
-        text = text[: stop.start()]
-    return text.rstrip() + "\n" if text.strip() else ""
+    for source in _sources(text, entries):
+        pieces = _pieces(source)
+        if any(entries & piece.binds for piece in pieces if not piece.imports):
+            return _program(pieces, set(entries))
+    return ""
 
 
-def complete_part(code: str) -> str:
-    """The longest beginning of `code`, cut before a top-level line, that compiles; `code` itself if none does.
-
-    A generation that ends at the length limit stops in the middle of a function it had no need to begin.
-    """
-    lines = code.splitlines(keepends=True)
-    tops = [i for i, line in enumerate(lines) if line.strip() and line[0] not in " \t)]}#"]
-    for end in [len(lines), *reversed(tops[1:][-20:])]:
-        if _compiles(beginning := "".join(lines[:end])):
-            return beginning
-    return code
+def _sources(text: str, entries: Collection[str]) -> list[str]:
+    """Return where the code may stand, best first: the blocks together, the text, an indented part of it."""
+    text = plain(text)
+    found = ["\n".join(textwrap.dedent(block) for block in blocks(text)), text]
+    for name in entries:
+        for indent, _ in re.findall(rf"^([ \t]+)((?:async )?def {re.escape(name)}\b)", text, re.MULTILINE):
+            found.append(re.sub(rf"^{indent}", "", text, flags=re.MULTILINE))
+    return found
 
 
-def without_prose(code: str) -> str:
-    """The part of `code` that compiles (see `complete_part`), what a model says before it left out; else `code`."""
-    starts = [0, *(match.start() for match in _STATEMENT.finditer(code))][:20]
-    parts = (complete_part(code[start:]) for start in starts)
-    return next(filter(_compiles, parts), code)
+def plain(text: str) -> str:
+    """Return a text without thoughts and markers of code, its lines ended by newlines alone."""
+    text = _THOUGHT.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).rpartition("</think>")[2]
+    return _MARKERS.sub("\n", text)
 
 
-def _compiles(code: str) -> bool:
-    """Whether `code` is Python, and not a word such as "Solution" that only happens to be."""
+def blocks(text: str) -> list[str]:
+    """Return the fenced blocks, those of other languages left out, without the indentation of their fences."""
+    languages = ("", "python", "py", "python3")
+    return [
+        re.sub(rf"^{indent}", "", body, flags=re.MULTILINE)
+        for indent, language, body in _FENCE.findall(text)
+        if language.strip().lower() in languages
+    ]
+
+
+def _pieces(text: str) -> list[_Piece]:
+    """Return the top-level statements of a text that may hold prose, and end in the middle of a statement."""
+    starts = [match.start() for match in re.finditer(r"^(?![\s#)\]}]).", text, re.MULTILINE)] + [len(text)]
+    found, at = [], 0
+    while at < len(starts) - 1:
+        chunk, after = text[starts[at] : starts[at + 1]], at + 1
+        tree, whole = _parse(chunk), True
+        if tree is None and _STATEMENT.match(chunk):
+            for end in range(at + 2, min(at + _LONGEST, len(starts))):
+                if tree := _parse(text[starts[at] : starts[end]]):
+                    after = end
+                    break
+            lines = chunk.splitlines(keepends=True)
+            for end in range(len(lines) - 1, max(0, len(lines) - _LONGEST) if tree is None else len(lines), -1):
+                if tree := _parse("".join(lines[:end])):
+                    whole = False
+                    break
+        found += [_Piece(node, whole) for node in tree.body] if tree else []
+        at = after
+    return found
+
+
+def _parse(source: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of invalid escapes in generated strings
-            body = ast.parse(code).body
+            tree = ast.parse(source)
+            compile(tree, "", "exec")  # a `return` outside a function only fails here
+            return tree
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return not any(isinstance(node, ast.Expr) and isinstance(node.value, ast.Name) for node in body)
+        return None
+
+
+def _program(pieces: list[_Piece], wanted: set[str]) -> str:
+    """Return the imports, and of the other statements those that the `wanted` names depend on."""
+    last = {name: n for complete in (False, True) for n, piece in enumerate(pieces) if piece.defines
+            for name in piece.binds if not complete or piece.complete}  # fmt: skip
+    kept = [piece for n, piece in enumerate(pieces) if not piece.defines or n in last.values()]
+    kept = [piece for piece in kept if not piece.imports and "__name__" not in piece.reads]
+    names: set[str] = set()
+    while new := wanted - names:
+        names |= new
+        wanted = wanted.union(*(piece.reads for piece in kept if piece.binds & new))
+    imports = [piece.source for piece in pieces if piece.imports]
+    rest = [piece.source for piece in kept if piece.binds & names or "setrecursionlimit" in piece.source]
+    return _joined(*imports, *rest)
+
+
+def _joined(*parts: str) -> str:
+    """Return parts of a module as one, with what has to stand first."""
+    source = "\n".join(parts) + "\n"
+    return "".join(_FUTURE.findall(source)) + _FUTURE.sub("", source)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -83,94 +178,50 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-# ----------------------------------------------------------------------------------------------------------- HumanEval
+def humaneval_program(record: Mapping[str, Any], text: str) -> Program:
+    """Return the program of a HumanEval (or HumanEval+) record: a completion of its prompt, or the function anew.
 
-
-def humaneval_prompt(record: Mapping[str, Any]) -> str:
-    """The prompt as published: imports, signature and docstring, to be completed."""
-    return record["prompt"]
-
-
-def humaneval_program(record: Mapping[str, Any], completion: str) -> Program:
-    """The program for a HumanEval record and a generation: a completion of the prompt, or the whole function anew.
-
-    The helpers that a prompt defines (`poly`, `encode_cyclic`, ...) belong to the test too, and are defined there
-    anew, so that a candidate can't replace the test's own.
+    What the prompt defines beside the function (`poly`, `encode_cyclic`, ...) stands before the function.
     """
-    entry = record["entry_point"]
-    test = f"{prompt_helpers(record['prompt'], entry)}\n{record['test']}\ncheck({entry})\n"
-    return Program(humaneval_candidate(record, completion), test, (entry,))
-
-
-def humaneval_candidate(record: Mapping[str, Any], completion: str) -> str:
-    """Prompt and completion; or, if the generation defines the function, it alone after the prompt's helpers."""
-    prompt, entry = record["prompt"], record["entry_point"]
-    code = extract_code(completion, prompt, re.escape(entry))
-    whole = re.search(rf"^def {re.escape(entry)}\b", code, re.MULTILINE)
-    if whole is None:
-        return _completed(prompt, entry, code)
-    body = _completed(prompt, entry, code[: whole.start()])
-    if _returns(body, entry):  # the completion, after which the model began anew
-        return body
-    return f"{prompt_helpers(prompt, entry)}\n{without_prose(code)}"
-
-
-def _completed(prompt: str, entry: str, body: str) -> str:
-    """The prompt with a body after it that may lack its first line's indentation, or have prose before it."""
-    if not body.strip() or body[0] in " \t\n":
-        return complete_part(prompt + body)
-    completed = complete_part(f"{prompt}    {body}")  # the indentation is lost with the prompt's newline
-    prose = re.match(r"(?:(?:[^\s].*)?\n)+(?=[ \t])", body)
-    if prose is None or _STATEMENT.search(prose.group()) or _returns(completed, entry):
-        return completed
-    return complete_part(prompt + body[prose.end() :])
-
-
-def _returns(source: str, entry: str) -> bool:
-    """Whether the function does something beyond what its prompt says: whether it has a `return` or a `yield`."""
-    functions = (
-        [node for node in _tree(source).body if getattr(node, "name", None) == entry] if _compiles(source) else []
-    )
-    return any(isinstance(node, (ast.Return, ast.Yield)) for f in functions for node in ast.walk(f))
-
-
-def prompt_helpers(prompt: str, entry: str) -> str:
-    """A prompt without the function to complete: its imports and helper functions."""
+    entry, prompt = record["entry_point"], record["prompt"]
+    code = _completed(prompt, entry, plain(text)) or find_program(text, {entry})
     tree = ast.parse(prompt + "\n    pass\n")
-    tree.body = [node for node in tree.body if getattr(node, "name", None) != entry]
-    return ast.unparse(tree)
+    helpers = [ast.unparse(node) for node in tree.body if getattr(node, "name", None) != entry]
+    return Program(_joined(*helpers, code), f"{record['test']}\ncheck({entry})\n")
 
 
-# ---------------------------------------------------------------------------------------------------------------- MBPP
+def _completed(prompt: str, entry: str, text: str) -> str:
+    """Return the prompt with the body that a text begins with, its indentation perhaps lost; "" if it doesn't.
 
-
-def mbpp_prompt(record: Mapping[str, Any]) -> str:
-    """The task in words and its tests, which name the function (Austin et al., 2021, section 3)."""
-    tests = "\n".join(record["test_list"][:3])
-    return f"{record.get('text') or record['prompt']} Your code should pass these tests:\n\n{tests}"
-
-
-def mbpp_program(record: Mapping[str, Any], completion: str) -> Program:
-    """The program for an MBPP record and a generation; `test_setup_code` uses the candidate's classes: it goes after.
-
-    What the test takes from the candidate are the names that the reference solution and the set-up code define (among
-    them `sum`, in one task); the reference's imports are available to the test.
+    What follows the body, perhaps the function anew, was not asked for.
     """
-    setup = record.get("test_setup_code") or "\n".join(record.get("test_imports") or ())
-    reference, candidate = _tree(record["code"]), without_prose(extract_code(completion))
-    names = {name for tree in (reference, _tree(setup)) for node in tree.body for name in _defined(node)}
-    imports = [ast.unparse(node) for node in reference.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    test = "\n".join([*imports, *record["test_list"]])
-    used = {node.id for node in ast.walk(_tree(test)) if isinstance(node, ast.Name)}
-    return Program(f"{candidate}\n{setup}\n", test, tuple(sorted(names & used)))
+    for part in [*blocks(text)[:1], text]:
+        body = re.split(rf"^(?:async )?def {re.escape(entry)}\b|^```", part, maxsplit=1, flags=re.MULTILINE)[0]
+        prose = re.match(r"(?:\S.*\n|[ \t]*\n)*(?=[ \t]+\S)", body)
+        tries = [body]
+        if not re.match(r"\s*\n[ \t]|[ \t]", body) and not _DEFINITION.search(body):
+            tries = [f"    {body.lstrip()}", textwrap.indent(body, "    ")]
+        if prose and not any(map(_STATEMENT.match, prose.group().splitlines())):
+            tries.append(body[prose.end() :])
+        for attempt in tries:
+            pieces = _pieces(prompt + attempt)
+            if any(entry in piece.binds and _contains(piece.node, (ast.Return, ast.Yield)) for piece in pieces):
+                return _program(pieces, {entry})
+    return ""
 
 
-def _tree(source: str) -> ast.Module:
-    return ast.parse(source.replace("\r\n", "\n"))
+def mbpp_program(record: Mapping[str, Any], text: str) -> Program:
+    """Return the program of an MBPP (or MBPP+) record, whose `code` is the reference solution.
 
-
-def _defined(node: ast.stmt) -> set[str]:
-    """The names a top-level statement defines, imports not counted."""
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        return {node.name}
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    What the tests take from the candidate is what the reference defines and they name. The reference's imports stand
+    before the candidate; the set-up code uses the candidate's classes and stands after it.
+    """
+    reference = _pieces(plain(record["code"]))
+    setup = (record.get("test_setup_code") or "").replace("\r\n", "\n")
+    tests = "\n".join(record["test_list"])
+    defined = set().union(*(piece.binds for piece in reference if not piece.imports))
+    used = {node.id for node in ast.walk(ast.parse(f"{setup}\n{tests}")) if isinstance(node, ast.Name)}
+    imports = [piece.source for piece in reference if piece.imports]
+    candidate = find_program(text, defined & used)
+    test = record.get("test") or "\n".join([*(record.get("test_imports") or ()), tests])
+    return Program(_joined(*imports, candidate, setup), test)

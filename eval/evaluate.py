@@ -48,7 +48,7 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False) -> 
         task = get_task(name, config.eval.protocol)
         problems = load_problems(name, config)
         for target in targets:
-            prompts = _prompts(config, target.model, problems) if isinstance(task, Task) else []
+            prompts = _prompts(config, target.model, problems, task) if isinstance(task, Task) else []
             record = TaskRecord(target.folder, task.name, _settings(config, target, task, problems, prompts, dtype))
             if force:
                 record.clear()
@@ -128,8 +128,10 @@ def _run_on_one_engine(config: Config, jobs: list[Job], merged: Target | None, d
             log.info("%s", describe(result))
 
 
-def _prompts(config: Config, model: Path, problems: list[Record]) -> list[str]:
+def _prompts(config: Config, model: Path, problems: list[Record], task: Task) -> list[str]:
     """Return the prompts of a task that generates."""
+    if task.completion:
+        return [problem["prompt"] for problem in problems]
     template, prefix = config.data.template, config.eval.response_prefix
     tokenizer = _tokenizer(model) if template == "chat" else None
     return [format_prompt(problem["instruction"], template, tokenizer, prefix) for problem in problems]
@@ -195,8 +197,6 @@ def describe(result: dict[str, Any]) -> str:
     text += f" of {result['n']}"
     if "lenient" in result:
         text += f", last number {result['lenient']:.1%}"
-    if "plus" in result:
-        text += f", with evalplus's tests {result['plus']:.1%} of {result['plus_n']}"
     if "acc_norm" in result:
         text += f", acc_norm {result['acc_norm']:.1%}"
     counts = ("unparsable", "length_stops", "too_long")

@@ -49,7 +49,8 @@ def generate_task(config: Config, job: Job, engine: Engine, target: Target) -> d
     generated = _generate(job, engine, missing, sampling, target, outputs)
     started = time.monotonic()
     texts = [[output.text for output in outputs[number]] for number in range(len(prompts))]
-    judged = job.task.judge(job.problems, texts, wanted)
+    grader = wanted.grader if wanted.grader in job.task.graders else job.task.graders[0]
+    judged = job.task.judge(job.problems, texts, wanted, grader)
     grading = time.monotonic() - started
     result = {
         "task": job.task.name,
@@ -100,11 +101,6 @@ def _scores(judged: list[list[Judged]], job: Job) -> dict[str, Any]:
     lenient = [_share([bool(verdict.lenient) for verdict in group]) for group in judged]
     if any(verdict.lenient is not None for group in judged for verdict in group):
         scores |= {"lenient": _share(lenient), "lenient_interval": list(wilson(_share(lenient), n))}
-    plus = [
-        _share([bool(verdict.plus) for verdict in group]) for group in judged if group and group[0].plus is not None
-    ]
-    if plus:
-        scores |= {"plus": _share(plus), "plus_n": len(plus), "plus_interval": list(wilson(_share(plus), len(plus)))}
     every = [verdict for group in judged for verdict in group]
     scores["unparsable"] = sum(verdict.extracted is None for verdict in every)
     flags = [verdict.flag for verdict in every if verdict.flag]
@@ -156,7 +152,7 @@ def _samples(
             "extracted": verdict.extracted,
             "gold": job.task.gold(job.problems[number]),
             "correct": verdict.correct,
-            **{key: given for key in ("lenient", "plus") if (given := getattr(verdict, key)) is not None},
+            **({} if verdict.lenient is None else {"lenient": verdict.lenient}),
             **{key: text for key in ("flag", "note") if (text := getattr(verdict, key))},
             "tokens": output.tokens,
             "finish": output.finish,

@@ -1,375 +1,303 @@
-"""Runs generated programs against their tests without trusting them.
+"""Run generated programs against their tests, each in a bubblewrap sandbox of its own.
 
-Each program gets a bubblewrap sandbox of its own: new user, process, network, IPC and host-name namespaces; a file
-system of nothing but the C library and the Python standard library, read-only, and a small private /tmp; no /proc, no
-shell, no environment; hard limits on CPU seconds, memory, processes, file sizes and wall-clock time; a seccomp filter.
-Started by root, it gives root up for an unused user id instead of a user namespace (process limits don't bind root).
+A sandbox has its own process, network, IPC and host-name namespaces; a read-only file system of nothing but the C
+library, Python's library and NumPy, and a small private /tmp; no /proc, no shell, no environment; and the limits
+below. Memory is bounded for the whole program: by a cgroup where this process may make one (as root), and everywhere
+by the summed resident size of its processes, read every 50 ms, beside the limit of each on its address space. Without
+a cgroup, memory that belongs to no process (memory files, System V segments) is not counted. At the end, or at a
+limit, the kernel ends all processes of the namespace.
 
-Two processes share it (`eval/sandbox_worker.py`). The *candidate's* runs the generated code. The *supervisor* runs the
-test, calls the candidate's functions over a pipe, rebuilds their results as plain data, evaluates the assertions
-itself, and sends the verdict with a secret over a pipe that the candidate's process never had. That is forked before
-test and secret are read, and neither may trace the other. So printed text, `os._exit(0)`, patched builtins, objects
-that equal everything, frames, `gc` or writing to every descriptor fake nothing: to pass, a candidate has to return the
-expected values.
-
-What remains. A program may recognise the inputs of a test and return what it has learnt by heart. Where a test
-compares results of the candidate with each other, the candidate decides both sides. Results are compared as plain
-data: a `list` subclass counts as a list, other objects of the candidate only equal one another, and a test doesn't see
-its own arguments changed in place. `memory` bounds a process, and a program may have a few of them. The kernel is
-shared: a program that exploits it gets out. The seccomp filter exists for x86-64 and 64-bit ARM only.
+Candidate and test run in one process, as in every published harness. A pass needs a random token, sent on standard
+input, that only the end of the test prints: leaving early, exit codes and printed words fake nothing. It does not stop
+a program that searches the interpreter's frames for the token, or replaces what the test compares with; a model that
+was never rewarded for passing tests does neither.
 """
 
-import ast
-import builtins
 import functools
-import logging
-import marshal
-import math
+import json
 import os
 import platform
 import secrets
 import select
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
 
 from utils.errors import UserError
-from utils.log import Progress
+from utils.log import Progress, log
 
-log = logging.getLogger("astra")
-
-TIMEOUT = 10.0  # seconds of CPU time of a process: a busy machine must not fail a program
-WALL = 3  # wall-clock seconds for each of them
-MEMORY = 1 << 30  # bytes of address space, a process
-PROCESSES = 8  # threads count as processes
-FILE_SIZE = 1 << 24  # bytes, a file
+WALL = 15.0  # seconds from the program's start
+CPU = 10  # seconds, per process
+MEMORY = 1 << 30  # bytes: resident, of all processes together; and address space, per process
+PROCESSES = 16  # threads count too
+OUTPUT = 1 << 20  # bytes printed
+FILE_SIZE = 1 << 24  # bytes per file
 TMP_SIZE = 1 << 25  # bytes of /tmp
 START_SECONDS = 60  # for a sandbox to come up on a busy machine
+TICK = 0.05  # seconds between two looks at a program's processes
+_MODES = ("root", "namespace")
+_PYTHON = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)  # not the virtual environment's
 
-_MODULES = ("eval.sandbox_values", "eval.sandbox_limits", "eval.sandbox_worker")  # the last imports the others
-_BOOT = """
-import marshal, os, struct, sys
-source, verdict = map(int, sys.argv[1:])
-for name, code in marshal.loads(os.read(source, struct.unpack("<I", os.read(source, 4))[0])):
-    module = sys.modules[name] = type(sys)(name)
-    exec(code, module.__dict__)
-module.main(source, verdict)
+# What runs inside: reads everything, gives up root and standard input, then runs candidate and test in one namespace.
+_BOOT = r"""
+import json, os, resource, sys
+given = json.loads(sys.stdin.buffer.read())
+os.dup2(os.open("/dev/null", os.O_RDONLY), 0), os.dup2(1, 2)
+if given["uid"]:
+    os.setgroups([]), os.setgid(given["uid"]), os.setuid(given["uid"])
+for name, value in given["limits"].items():
+    resource.setrlimit(getattr(resource, name), (value, value))
+sys.path[:], sys.argv[:] = [path for path in sys.path if path] + given["packages"], ["program"]
+os.write(1, b"ready\n")
+def run(given, exit=os._exit, write=os.write, out=sys.stdout):
+    space = (sys.modules.setdefault("program", type(sys)("program"))).__dict__
+    try:
+        for part in ("candidate", "test"):
+            exec(compile(given[part], part, "exec"), space)
+        out.flush(), write(1, given["token"].encode()), exit(0)
+    except BaseException as error:
+        import traceback
+        reason = traceback.format_exception_only(error)[-1].strip().partition("\n")[0][:500]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "test"]
+        if lines:
+            reason += " [" + given["test"].splitlines()[lines[-1] - 1].strip()[:200] + "]"
+        out.flush(), write(1, ("\n" + reason).encode("utf-8", "replace")), exit(1)
+run(given)
 """
-
-
-class SandboxError(RuntimeError):
-    """The sandbox itself could not be started; says nothing about the program."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A candidate and its test.
-
-    Attributes:
-        candidate: Source of the generated program, complete.
-        test: Source of the test; it fails by raising.
-        names: What the test takes from the candidate; default: every name it reads, and neither defines nor finds
-            among the builtins.
-    """
+    """Source of a candidate, and of its test, which runs after it in the same namespace and fails by raising."""
 
     candidate: str
     test: str
-    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the test ran to its end; if not, the reason in a line; what the program printed (64 KiB at most)."""
+    """Whether the test ran to its end; if not, why, in one line; and what the program printed.
+
+    `flag` is "timeout", or "sandbox" where two sandboxes in a row failed to start; else empty.
+    """
 
     passed: bool
     reason: str = ""
     output: str = ""
-
-
-def run_program(
-    candidate: str,
-    test: str,
-    names: Sequence[str] | None = None,
-    *,
-    timeout: float = TIMEOUT,
-    memory: int = MEMORY,
-    unsafe: bool = False,
-) -> Verdict:
-    """Runs one program in a sandbox of its own; see `Program` for `candidate`, `test`, `names`.
-
-    Args:
-        timeout: seconds of CPU time; the wall-clock limit is three times as long, starting up not counted.
-        memory: bytes of address space.
-        unsafe: where bubblewrap can't be used, run in a plain process with limits instead of refusing.
-
-    Raises:
-        UserError: bubblewrap can't be used, and not `unsafe`.
-        SandboxError: it could be used before, but not for this program.
-    """
-    program = Program(candidate, test, None if names is None else tuple(names))
-    return _run(program, timeout, memory, _protected(unsafe))
+    flag: str = ""
 
 
 def run_all(
-    programs: Iterable[Program],
-    workers: int | None = None,
-    *,
-    timeout: float = TIMEOUT,
-    memory: int = MEMORY,
-    unsafe: bool = False,
-    desc: str = "running programs",
+    programs: Iterable[Program], workers: int | None = None, wall: float = WALL, unsafe: bool = False
 ) -> list[Verdict]:
-    """`run_program` over many, `workers` at a time (default: one a core), with a progress bar; verdicts in order."""
-    protected = _protected(unsafe)
-    programs = list(programs)
+    """Run programs, `workers` at a time (default: one per core), `wall` seconds each; verdicts in their order.
+
+    Where bubblewrap does not work, `unsafe` runs them in plain processes with limits instead of raising `UserError`.
+    """
+    reason, programs = available(), list(programs)
+    if reason and not unsafe:
+        raise UserError(f"generated code can't be run safely: {reason}; eval.unsafe_code=true runs it unprotected")
+    if reason:
+        log.warning("RUNNING GENERATED CODE UNPROTECTED, with the rights of this user (eval.unsafe_code): %s", reason)
+    command = [] if reason else _bubblewrap(_mode())
     pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
-    with pool, Progress(desc, len(programs), "program") as bar:
-        futures = [pool.submit(_run, program, timeout, memory, protected) for program in programs]
+    futures = [pool.submit(_run_twice, program, command, wall) for program in programs]
+    with Progress("running programs", len(programs), "program") as bar:
         try:
-            for future in as_completed(futures):
-                future.result()
+            for _ in as_completed(futures):
                 bar.update()
-        except BaseException:
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
     return [future.result() for future in futures]
 
 
 @functools.cache
 def available() -> str | None:
-    """None if programs can be sandboxed here, else the reason why not, in a line."""
+    """Return None if programs can be sandboxed here, else the reason why not, in one line."""
     if sys.platform != "linux" or shutil.which("bwrap") is None:
         return "bubblewrap is not installed (Debian, Ubuntu: apt install bubblewrap)"
-    try:
-        verdict = _run(Program("def f(): return 1", "assert f() == 1"), TIMEOUT, MEMORY, protected=True)
-    except SandboxError as error:
-        return f"bubblewrap can't start here ({error}){_namespace_hint()}"
-    return None if verdict.passed else f"bubblewrap starts, but a trial program failed ({verdict.reason})"
-
-
-def _namespace_hint() -> str:
-    """What the kernel says about user namespaces, where it is the likely cause."""
-    for key, off in (
-        ("kernel/unprivileged_userns_clone", "0"),
-        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
-        ("user/max_user_namespaces", "0"),
-    ):
-        path = Path("/proc/sys") / key
-        if path.exists() and path.read_text().strip() == off:
-            return f": user namespaces are disabled, sysctl {key.replace('/', '.')} = {off}"
-    return ""
-
-
-def _protected(unsafe: bool) -> bool:
-    reason = available()
-    if reason and not unsafe:
-        raise UserError(f"generated code can't be run safely: {reason}; eval.unsafe_code=true runs it unprotected")
-    if reason:
-        _warn_unprotected(reason)
-    return reason is None
+    allow = "sysctl kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0, or for a "
+    allow += "container docker run --security-opt seccomp=unconfined or --cap-add SYS_ADMIN"
+    return None if _mode() in _MODES else f"bubblewrap can't start here ({_mode()}); allow user namespaces: {allow}"
 
 
 @functools.cache
-def _warn_unprotected(reason: str) -> None:
-    log.warning("RUNNING GENERATED CODE UNPROTECTED, with the rights of this user (eval.unsafe_code): %s", reason)
+def _mode() -> str:
+    """How bubblewrap works here: as "root", given up inside, or in a user "namespace"; or why it doesn't."""
+    trial = Program("import numpy" if _numpy() else "", "")
+    for mode in _MODES if os.geteuid() == 0 else _MODES[1:]:
+        verdict = _run_twice(trial, _bubblewrap(mode), WALL)
+        if verdict.passed:
+            return mode
+    return verdict.reason
 
 
-# -------------------------------------------------------------------------------------------------------- one program
-
-
-def _run(program: Program, timeout: float, memory: int, protected: bool) -> Verdict:
-    secret = secrets.token_bytes(16)
-    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as errors:
-        _write_source(source, program, secret, timeout, memory, protected)
-        verdict_out, verdict_in = os.pipe()
-        try:
-            process = subprocess.Popen(
-                [*(_bubblewrap() if protected else ()), *_python(), str(source.fileno()), str(verdict_in)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                pass_fds=(source.fileno(), verdict_in),
-                env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "HOME": "/tmp"},
-                cwd=None if protected else tempfile.gettempdir(),
-                start_new_session=True,
-            )
-            os.close(verdict_in)
-            try:
-                return _await(process, verdict_out, errors, secret, timeout)
-            finally:
-                _kill(process)
-        finally:
-            os.close(verdict_out)
-
-
-def _write_source(
-    source: IO[bytes], program: Program, secret: bytes, timeout: float, memory: int, protected: bool
-) -> None:
-    """What the supervisor reads, in frames: its own code, settings, the candidate, then secret and test."""
-    names = program.names if program.names is not None else free_names(program.test)
-    limits = {
-        "RLIMIT_AS": memory,
-        "RLIMIT_CPU": math.ceil(timeout),
-        "RLIMIT_FSIZE": FILE_SIZE,
-        "RLIMIT_NPROC": PROCESSES + _others(protected),
-        "RLIMIT_NOFILE": 64,
-        "RLIMIT_CORE": 0,
-    }
-    settings = (limits, _unused_uid() if protected and os.geteuid() == 0 else None, float(timeout), timeout * WALL)
-    candidate = program.candidate.encode("utf-8", "replace")
-    test = (secret, program.test, tuple(names))
-    for frame in (_worker_code(), marshal.dumps(settings), candidate, marshal.dumps(test)):
-        source.write(struct.pack("<I", len(frame)) + frame)
-    source.flush()
-    source.seek(0)
-
-
-def _await(process: subprocess.Popen, fd: int, errors: IO[bytes], secret: bytes, timeout: float) -> Verdict:
-    """Reads "ready" and the verdict; what comes late, cut off or without the secret is a failure."""
-    frames = _frames(fd, time.monotonic() + START_SECONDS, 1)
-    if frames != [b"ready"]:
-        _kill(process)
-        errors.seek(0)
-        lines = errors.read(4096).decode("utf-8", "replace").strip().splitlines()
-        raise SandboxError(lines[-1] if lines else f"exit status {process.returncode}")
-    deadline = (
-        time.monotonic() + timeout * WALL + 2
-    )  # the supervisor keeps the time limit itself, unless its test is stuck
-    frames = _frames(fd, deadline, 3)
-    if len(frames) < 3:
-        return Verdict(False, "timeout" if time.monotonic() >= deadline else "the sandbox ended without a verdict")
-    if not secrets.compare_digest(frames[0], secret):
-        return Verdict(False, "the verdict lacks the secret")
-    reason, output = (frame.decode("utf-8", "replace") for frame in frames[1:])
-    return Verdict(not reason, reason, output)
-
-
-def _frames(fd: int, deadline: float, count: int) -> list[bytes]:
-    """Up to `count` length-prefixed frames; fewer if the pipe ends or time is up."""
-    data = b""
-    frames: list[bytes] = []
-    while len(frames) < count:
-        if len(data) >= 4 and len(data) >= 4 + (size := struct.unpack_from("<I", data)[0]):
-            frames.append(data[4 : 4 + size])
-            data = data[4 + size :]
-            continue
-        if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            break
-        wanted = 4 if len(data) < 4 else 4 + struct.unpack_from("<I", data)[0]
-        part = os.read(fd, max(1, wanted - len(data)))
-        if not part:
-            break
-        data += part
-    return frames
-
-
-def _kill(process: subprocess.Popen) -> None:
-    """Ends the group and waits; inside a sandbox the kernel ends every process with the first one."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        process.poll()
-    process.wait()
-
-
-# ------------------------------------------------------------------------------------------------------- the commands
-
-
-@functools.cache
-def _worker_code() -> bytes:
-    paths = [Path(__file__).parent.parent / f"{name.replace('.', '/')}.py" for name in _MODULES]
-    codes = [compile(path.read_text(encoding="utf-8"), path.name, "exec") for path in paths]
-    return marshal.dumps(list(zip(_MODULES, codes, strict=True)))
-
-
-def _python() -> list[str]:
-    """The base interpreter (not the virtual environment's), without site-packages and without writing bytecode."""
-    executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-    return [executable, "-S", "-s", "-B", "-X", "utf8", "-c", _BOOT]
-
-
-@functools.cache
-def _bubblewrap() -> list[str]:
-    """The bubblewrap command up to the program: what the sandbox sees and may do."""
-    command = ["bwrap", "--die-with-parent", "--new-session", "--as-pid-1", "--unshare-pid", "--unshare-net"]
-    command += ["--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
-    if os.geteuid() == 0:
+def _bubblewrap(mode: str) -> list[str]:
+    """Return the bubblewrap command up to the program: what the sandbox sees and may do."""
+    command = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session", "--unshare-pid"]
+    command += ["--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
+    if mode == "root":
         command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         command += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
-    base, executable = sys.base_prefix, _python()[0]
-    folders = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/nix/store"]
-    folders += [f"{base}/{name}" for name in ("lib", "lib64") if base != "/usr"]
-    links = [folder for folder in folders if os.path.islink(folder)]
-    seen = [path for path in (*folders, executable, "/etc/ld.so.cache") if os.path.exists(path) and path not in links]
-    for parent in sorted(
-        {parent for path in (*seen, *links, "/dev/null") for parent in Path(path).parents} - {Path("/")}
-    ):
+    seen = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/alternatives"]
+    seen += [f"{sys.base_prefix}/{name}" for name in ("lib", "lib64") if sys.base_prefix != "/usr"] + [_PYTHON]
+    links = [path for path in seen if os.path.islink(path)]
+    binds = {path: path for path in seen if os.path.exists(path) and path not in links} | _numpy()
+    above = {parent for path in (*binds.values(), *links, "/dev/null") for parent in Path(path).parents} - {Path("/")}
+    for parent in sorted(above):
         command += ["--perms", "0755", "--dir", str(parent)]  # bubblewrap would make them 0700
     for path in links:
         command += ["--symlink", os.readlink(path), path]
-    for path in seen:
-        command += ["--ro-bind", path, path]
-    packages = sysconfig.get_path("purelib", vars={"base": base})
-    if packages.startswith(f"{base}/lib") and os.path.isdir(packages):
-        command += ["--size", "4096", "--tmpfs", packages, "--remount-ro", packages]
+    for path, inside in binds.items():
+        command += ["--ro-bind", path, inside]
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
         command += ["--dev-bind", device, device]
     command += ["--perms", "1777", "--size", str(TMP_SIZE), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]
     return command
 
 
-def _unused_uid() -> int:
-    """A user id nobody has, so that the process limit counts this sandbox alone; "nobody" in containers without."""
-    uid = (1 << 30) + secrets.randbelow(1 << 28)
-    for line in Path("/proc/self/uid_map").read_text().splitlines():
-        start, _, count = map(int, line.split())
-        if start <= uid < start + count:
-            return uid
-    return 65534
+@functools.cache
+def _numpy() -> dict[str, str]:
+    """Return NumPy's folders and where the sandbox has them; nothing where it is not installed."""
+    spec = find_spec("numpy")
+    folder = Path(spec.origin).parent if spec and spec.origin else Path("/nowhere")
+    folders = (folder, folder.with_name("numpy.libs"))
+    return {str(path): f"/packages/{path.name}" for path in folders if path.is_dir()}
 
 
-def _others(protected: bool) -> int:
-    """Processes that count against the limit besides the sandbox's own: from Linux 5.14 a namespace counts its own."""
-    if sys.platform == "linux" and protected:
-        release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
-        if os.geteuid() == 0 or release >= (5, 14):
-            return 0
-    return 64 + sum(_threads(folder) for folder in Path("/proc").glob("[0-9]*"))
+def _run_twice(program: Program, command: list[str], wall: float) -> Verdict:
+    """Run a program, and once more if its sandbox fails to start; then give up on this program alone."""
+    for _ in range(2):
+        try:
+            return _run(program, command, wall)
+        except OSError as error:
+            reason = str(error)
+    return Verdict(False, f"the sandbox failed to start: {reason}", flag="sandbox")
 
 
-def _threads(folder: Path) -> int:
+def _run(program: Program, command: list[str], wall: float) -> Verdict:
+    as_root = bool(command) and "--unshare-user" not in command
+    limits = {"RLIMIT_AS": MEMORY, "RLIMIT_CPU": CPU, "RLIMIT_FSIZE": FILE_SIZE, "RLIMIT_NOFILE": 64, "RLIMIT_CORE": 0}
+    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+    if as_root or (command and release >= (5, 14)):  # else it would count all processes of this user
+        limits["RLIMIT_NPROC"] = PROCESSES
+    given = {
+        "token": secrets.token_hex(16),
+        "limits": limits,
+        "uid": (1 << 30) + secrets.randbelow(1 << 28) if as_root else None,  # nobody's: its processes are all ours
+        "packages": ["/packages"] if command else [str(Path(path).parent) for path in _numpy()][:1],
+        "candidate": program.candidate.encode("utf-8", "replace").decode(),
+        "test": program.test,
+    }
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as errors, _cgroup() as group:
+        source.write(json.dumps(given).encode())
+        source.seek(0)
+        enter = ["/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"', group] if group else []
+        process = subprocess.Popen(
+            [*enter, *command, _PYTHON, "-S", "-s", "-B", "-X", "utf8", "-c", _BOOT],
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1"},
+            cwd=None if command else tempfile.gettempdir(),
+            start_new_session=True,
+        )
+        try:
+            printed, stopped = _watch(process, wall)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        if not printed.startswith(b"ready\n"):
+            errors.seek(0)
+            lines = errors.read(4096).decode("utf-8", "replace").strip().splitlines()
+            raise OSError(lines[-1] if lines else stopped or f"exit status {process.returncode}")
+        return _verdict(printed.removeprefix(b"ready\n"), stopped, process.returncode, given["token"].encode())
+
+
+def _watch(process: subprocess.Popen, wall: float) -> tuple[bytes, str]:
+    """Return what a program prints, and why it was stopped; "" if it ended by itself."""
+    assert process.stdout is not None
+    printed, looked, deadline, ready = b"", time.monotonic(), time.monotonic() + START_SECONDS, False
+    while (now := time.monotonic()) < deadline:
+        if select.select([process.stdout], [], [], min(TICK, deadline - now))[0]:
+            part = os.read(process.stdout.fileno(), 1 << 16)
+            if not part:
+                return printed, ""
+            printed += part
+            if not ready and printed.startswith(b"ready\n"):
+                ready, deadline = True, time.monotonic() + wall
+            if len(printed) > OUTPUT:
+                return printed, "printed too much"
+        if time.monotonic() - looked >= TICK:
+            looked = time.monotonic()
+            if reason := _too_large(process.pid):
+                return printed, reason
+    return printed, "timeout"
+
+
+def _too_large(pid: int) -> str:
+    """Say which of the limits on all its processes together a program is beyond; "" if none."""
+    family, threads, pages = {pid}, 0, 0
+    for number in sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) > pid):
+        with suppress(OSError):  # it has ended meanwhile
+            fields = Path(f"/proc/{number}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[1]) in family:
+                family.add(number)
+                threads, pages = threads + int(fields[17]), pages + int(fields[21])
+    if pages * os.sysconf("SC_PAGE_SIZE") > MEMORY:
+        return "out of memory"
+    return "too many processes" if threads > PROCESSES + 2 else ""  # bubblewrap has two of its own
+
+
+def _verdict(output: bytes, stopped: str, status: int, token: bytes) -> Verdict:
+    text = output.removesuffix(token).decode("utf-8", "replace")
+    if not stopped and output.endswith(token):
+        return Verdict(True, output=text)
+    number = -status if status < 0 else status - 128  # bubblewrap's way to say that a signal ended the program
+    if not stopped and status == 1:
+        text, _, stopped = text.rpartition("\n")
+    stopped = stopped or (f"ended by signal {number}" if 0 < number < 65 else f"ended itself with status {status}")
+    return Verdict(False, stopped, text, "timeout" if stopped == "timeout" or number == signal.SIGXCPU else "")
+
+
+@functools.cache
+def _cgroup_parent() -> Path | None:
+    """Return the cgroup below which this process may make others that bound memory; None if there is none."""
+    paths = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    own = Path("/sys/fs/cgroup" + paths.get("", "/none"))  # version 2; a group with processes hands nothing down
+    controls = [(folder, folder / "cgroup.subtree_control") for folder in (own, *own.parents)]
+    found = [folder for folder, control in controls if control.is_file() and "memory" in control.read_text().split()]
+    found.append(Path("/sys/fs/cgroup/memory" + paths.get("memory", "/none")))  # version 1
+    return next((folder for folder in found if os.access(folder / "cgroup.procs", os.W_OK)), None)
+
+
+@contextmanager
+def _cgroup() -> Iterator[str | None]:
+    """Make a cgroup that holds a program to `MEMORY`; yield the file that takes its process, None if we may not."""
+    folder = (_cgroup_parent() or Path("/none")) / f"astra-{secrets.token_hex(8)}"
     try:
-        return len(os.listdir(folder / "task")) if folder.stat().st_uid == os.getuid() else 0
-    except OSError:  # it has ended meanwhile
-        return 0
-
-
-def free_names(source: str) -> tuple[str, ...]:
-    """The names a test reads but neither defines nor finds among the builtins; none if it doesn't compile."""
+        folder.mkdir()
+        limit = folder / "memory.max"
+        (limit if limit.exists() else folder / "memory.limit_in_bytes").write_text(str(MEMORY))
+    except OSError:
+        yield None
+        return
     try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return ()
-    read: set[str] = set()
-    bound: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.alias):
-            bound.add((node.asname or node.name).split(".")[0])
-    return tuple(sorted(read - bound - set(dir(builtins))))
+        yield str(folder / "cgroup.procs")
+    finally:
+        for pause in [TICK / 10] * 200:
+            with suppress(OSError):  # its last process is about to end
+                folder.rmdir()
+                break
+            time.sleep(pause)

@@ -130,7 +130,9 @@ class EvalConfig(Section):
     n_samples: int = Field(1, ge=1, description="samples per problem, for pass@k")
     temperature: float = Field(0.0, ge=0, description="0: greedy")
     seed: int = Field(42, description="seed of sampling")
-    grader: Literal["exact", "metamath"] = Field("exact", description="metamath: the rules of published scripts")
+    grader: Literal["exact", "metamath", "published"] = Field(
+        "exact", description="whose verdict is the headline; every grader's is recorded"
+    )
     protocol: Literal["generate", "loglikelihood"] = Field("generate", description="commonsense: how it is scored")
     unsafe_code: bool = Field(False, description="run generated code without a sandbox")
     max_model_len: int | None = Field(None, ge=16, description="context in tokens; default: what prompts need")

@@ -12,7 +12,6 @@ from typing import Any
 
 from dataset.catalog import COMMONSENSE, EVALUATION, GROUPS, expand_groups
 from dataset.sources import check_evaluation, load_evaluation
-from eval.evalplus import PLUS_FILES, with_plus
 from utils.config import Config, EvalConfig
 from utils.errors import UserError
 
@@ -32,7 +31,6 @@ class Judged:
         extracted: The answer as read from the text; None if there is none to read.
         correct: Whether it is right under the task's own, strict reading.
         lenient: Whether it is right under a lenient reading; None where a task has none.
-        plus: Whether a program also passes the extra tests of evalplus; None without their data.
         flag: Why it counts as wrong unread, such as `timeout`; or empty. Counted in the result.
         note: What else a reader of the sample should know, such as the error of a program; or empty.
     """
@@ -40,7 +38,6 @@ class Judged:
     extracted: str | None
     correct: bool
     lenient: bool | None = None
-    plus: bool | None = None
     flag: str = ""
     note: str = ""
 
@@ -56,21 +53,26 @@ class Task:
     Attributes:
         name: Its name in `eval.tasks`, in the data catalogue and of its files.
         max_new_tokens: Longest answer, unless `eval.max_new_tokens` says otherwise.
-        judge: From problems, the texts generated for each (`eval.n_samples` of them) and settings to a verdict a text.
+        judge: From problems, the texts generated for each (`eval.n_samples` of them), settings and the name of a
+            grader to a verdict per text.
         gold: The right answer of a problem, as written in the samples.
+        graders: The rules by which it can be judged; the first is its own.
         groups: Keys of a problem by which accuracy is broken down.
         check: Raises `UserError` when the task can't run here.
+        completion: Whether the problem's `prompt` itself is the prompt, without a template.
         version: Counted up when its rules change, so that old records are not taken for new ones.
         packages: Those whose version may change a verdict.
     """
 
     name: str
     max_new_tokens: int
-    judge: Callable[[Sequence[Record], Sequence[Sequence[str]], EvalConfig], list[list[Judged]]]
+    judge: Callable[[Sequence[Record], Sequence[Sequence[str]], EvalConfig, str], list[list[Judged]]]
     gold: Callable[[Record], str] = lambda record: str(record["answer"])
+    graders: tuple[str, ...] = ("exact",)
     groups: tuple[str, ...] = ()
     check: Callable[[EvalConfig], None] = _no_check
     stop: tuple[str, ...] = STOP
+    completion: bool = False
     version: int = 1
     packages: tuple[str, ...] = ()
 
@@ -142,5 +144,4 @@ def load_problems(name: str, config: Config) -> list[Record]:
         from eval.tasks._choices import hub_documents
 
         return hub_documents(name)[: config.eval.limit]
-    problems = load_evaluation(name, config.data.dir)[: config.eval.limit]
-    return with_plus(name, problems, config.data.dir) if name in PLUS_FILES else problems
+    return load_evaluation(name, config.data.dir)[: config.eval.limit]

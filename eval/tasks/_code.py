@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from eval.code import extract_code
-from eval.evalplus import plus_program
 from eval.sandbox import Program, available, run_all
-from eval.tasks import Judged, Record
+from eval.tasks import Judged, Record, Task
 from utils.config import EvalConfig
 from utils.errors import UserError
 
@@ -21,29 +19,18 @@ def check(config: EvalConfig) -> None:
         raise UserError(f"eval.unsafe_code: {reason}; true runs generated code unprotected")
 
 
-def judge_with(
-    make: Callable[[Record, str], Program],
-) -> Callable[[Sequence[Record], Sequence[Sequence[str]], EvalConfig], list[list[Judged]]]:
-    """Return a judge that runs `make(problem, text)` for every text; a program that ends its test passes.
+def code_task(name: str, program: Callable[[Record, str], Program], gold: Callable[[Record], str]) -> Task:
+    """Return the task whose answers pass if `program(problem, text)` runs to its end."""
 
-    What passes has the extra tests of evalplus to pass too, where the problem has them.
-    """
-
-    def judge(problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig) -> list[list[Judged]]:
-        tried = [(problem, text) for problem, group in zip(problems, texts, strict=True) for text in group]
-        verdicts = run_all([make(problem, text) for problem, text in tried], unsafe=config.unsafe_code)
-        passed = [k for k, verdict in enumerate(verdicts) if verdict.passed and "plus" in tried[k][0]]
-        more = [plus_program(tried[k][0]["plus"], tried[k][1]) for k in passed]
-        extra = dict(zip(passed, run_all(more, unsafe=config.unsafe_code), strict=True))
+    def judge(
+        problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig, grader: str
+    ) -> list[list[Judged]]:
+        programs = [program(record, text) for record, group in zip(problems, texts, strict=True) for text in group]
+        verdicts = run_all(programs, unsafe=config.unsafe_code)
         judged = iter(
-            Judged(
-                extract_code(text) or None,
-                verdicts[k].passed,
-                plus=(k in extra and extra[k].passed) if "plus" in problem else None,
-                note=verdicts[k].reason or (extra[k].reason if k in extra else ""),
-            )
-            for k, (problem, text) in enumerate(tried)
+            Judged(tried.candidate.strip() or None, verdict.passed, flag=verdict.flag, note=verdict.reason)
+            for tried, verdict in zip(programs, verdicts, strict=True)
         )
         return [[next(judged) for _ in group] for group in texts]
 
-    return judge
+    return Task(name, max_new_tokens=512, judge=judge, gold=gold, check=check, version=3)

@@ -8,10 +8,12 @@ from eval.tasks import Judged, Record
 from utils.config import EvalConfig
 
 
-def judge(problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig) -> list[list[Judged]]:
+def judge(
+    problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig, grader: str
+) -> list[list[Judged]]:
     """Judge texts strictly (the number after "The answer is:") and leniently (the last number)."""
     return [
-        [_judge(text, str(problem["answer"]), config.grader) for text in group]
+        [_judge(text, str(problem["answer"]), grader) for text in group]
         for problem, group in zip(problems, texts, strict=True)
     ]
 

@@ -27,7 +27,9 @@ def options(instruction: str) -> list[str]:
     return found.group(1).split("/")
 
 
-def judge(problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig) -> list[list[Judged]]:
+def judge(
+    problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig, grader: str
+) -> list[list[Judged]]:
     """Judge by the first option that a text names, as in LLM-Adapters' `commonsense_evaluate.py`."""
     judged = []
     for problem, group in zip(problems, texts, strict=True):

@@ -4,14 +4,6 @@ Data: `openai/openai_humaneval` on the hub, `humaneval/HumanEval.jsonl.gz` in a 
 """
 
 from eval.code import humaneval_program
-from eval.tasks import Task
-from eval.tasks._code import check, judge_with
+from eval.tasks._code import code_task
 
-TASK = Task(
-    "humaneval",
-    max_new_tokens=512,
-    judge=judge_with(humaneval_program),
-    gold=lambda record: record["entry_point"],
-    check=check,
-    version=2,
-)
+TASK = code_task("humaneval", humaneval_program, lambda record: record["entry_point"])

@@ -17,9 +17,11 @@ def gold(record: Record) -> str:
     return extract_math(record["answer"]) or record["answer"]
 
 
-def judge(problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig) -> list[list[Judged]]:
+def judge(
+    problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig, grader: str
+) -> list[list[Judged]]:
     """Judge answers by mathematical equivalence, in worker processes; each has ten seconds."""
-    metamath = config.grader == "metamath"
+    metamath = grader == "metamath"
     extracted = [[(math_answer if metamath else extract_math)(text) for text in group] for group in texts]
     pairs, places = [], []
     for number, problem in enumerate(problems):
@@ -28,8 +30,8 @@ def judge(problems: Sequence[Record], texts: Sequence[Sequence[str]], config: Ev
             if answer is not None:
                 places.append((number, k))
                 pairs.append((answer, gold(problem)))
-    grader = "metamath_math" if metamath else "math"
-    grades = grade_all(pairs, grader, workers=len(os.sched_getaffinity(0)))
+    rules = "metamath_math" if metamath else "math"
+    grades = grade_all(pairs, rules, workers=len(os.sched_getaffinity(0)))
     found = dict(zip(places, grades, strict=True))
     return [
         [

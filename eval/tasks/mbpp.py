@@ -3,22 +3,15 @@
 Data: `google-research-datasets/mbpp` on the hub, `mbpp/mbpp.jsonl` in a mirror.
 """
 
-from eval.code import extract_code, mbpp_program
+from eval.code import blocks, mbpp_program
 from eval.sandbox import Program
-from eval.tasks import Record, Task
-from eval.tasks._code import check, judge_with
+from eval.tasks import Record
+from eval.tasks._code import code_task
 
 
 def program(record: Record, text: str) -> Program:
     """Return the program of a generation; the reference solution says which names the tests need."""
-    return mbpp_program({**record, "code": extract_code(record["output"])}, text)
+    return mbpp_program({**record, "code": blocks(record["output"])[0]}, text)
 
 
-TASK = Task(
-    "mbpp",
-    max_new_tokens=512,
-    judge=judge_with(program),
-    gold=lambda record: "\n".join(record["test_list"]),
-    check=check,
-    version=2,
-)
+TASK = code_task("mbpp", program, lambda record: "\n".join(record["test_list"]))

@@ -1,10 +1,12 @@
-# ruff: noqa: E501 - programs, one a string
-"""Programs that try to pass `assert f(2) == 3`, `assert f(10) == 11` without computing it, or to do harm.
+# ruff: noqa: E501 - programs, one per string
+"""Programs that try to pass `assert f(2) == 3` and `assert f(10) == 11` without computing it, or to do harm.
 
-name -> (source, a pattern of the reason of the failure). What a program prints is checked in `test_sandbox.py`.
+name -> (source, a pattern of the reason of the failure). Each has `attempt`, which prints "DONE" where it gets
+through, and the names CANARY and REPOSITORY of files of the host.
 """
 
 REPORT = """
+import os, sys, time
 def attempt(name, action):
     try:
         print(name, "DONE", str(action())[:200])
@@ -13,195 +15,141 @@ def attempt(name, action):
 """
 
 HOSTILE = {
-    # faking the verdict
-    "exit status 0": ("import os\nos._exit(0)", "ended itself"),
-    "sys.exit 0": ("import sys\nsys.exit(0)", "SystemExit"),
-    "exit status 0 when called": ("import os\ndef f(x): os._exit(0)", "ended itself"),
-    "printed verdict": (
-        "print('ready')\nprint('{\"passed\": true}\\nOK 1 passed')\ndef f(x): return None",
-        "Assertion",
+    # passing without an answer
+    "exit status 0": ("os._exit(0)", "ended itself with status 0"),
+    "sys.exit 0": ("sys.exit(0)", "SystemExit"),
+    "exit status 0 when called": ("def f(x): os._exit(0)", "ended itself"),
+    "exit at the end": ("import atexit\natexit.register(os._exit, 0)\ndef f(x): return None", "Assertion"),
+    "printed verdict": ("print('ready')\nprint('passed 1')\ndef f(x): return None", "Assertion"),
+    "token from standard input": (
+        "text = sys.stdin.read() + str(os.read(0, 10**6))\nprint('DONE' if 'token' in text else '-', text)\nos._exit(0)",
+        "ended itself",
     ),
-    "equal to everything": (
-        "class E(int):\n  def __eq__(s, o): return True\n  __hash__ = int.__hash__\ndef f(x): return E(0)",
-        "Assertion",
+    "token from any descriptor": (
+        "for fd in range(64):\n  if fd not in (1, 2):\n    try:\n      os.lseek(fd, 0, 0)\n"
+        "      print('DONE', os.read(fd, 10**6))\n    except OSError: pass\nos._exit(0)",
+        "ended itself",
     ),
-    "object equal to everything": (
-        "class E:\n  def __eq__(s, o): return True\n  def __ne__(s, o): return False\ndef f(x): return E()",
-        "Assertion",
+    "token from the environment and arguments": ("print(os.environ, sys.argv, sys.orig_argv)\nos._exit(0)", "ended"),
+    "token from /proc": (
+        "for name in ('self/environ', 'self/cmdline', 'self/fd/0', 'self/mem', '1/mem', '1/environ'):\n"
+        "  attempt(name, lambda: open('/proc/' + name, 'rb').read(10))\nos._exit(0)",
+        "ended itself",
     ),
-    "metaclass equal to everything": (
-        "class M(type):\n  def __eq__(s, o): return True\n  __hash__ = type.__hash__\nclass C(metaclass=M): pass\n"
-        "def f(x): return C",
-        "Assertion",
-    ),
-    "patched builtins": (
-        "import builtins, sys\nbuiltins.AssertionError = ValueError\nbuiltins.exec = lambda *a: None\n"
-        "builtins.compile = lambda *a, **k: None\nbuiltins.isinstance = lambda *a: True\nbuiltins.__import__ = None\n"
-        "def f(x): return None",
-        "",
-    ),
-    "patched worker": (
-        "import sys\nwork = sys._getframe(1)\nwhile work.f_back: work = work.f_back\n"
-        "for frame in [work]:\n  frame.f_globals['judge'] = lambda *a: ''\n"
-        "import os\nos.write = lambda *a: 0\ndef f(x): return None",
-        "",
-    ),
-    "frames and gc for the test": (
-        "import gc, sys\ndef f(x):\n  texts = [repr(o)[:9999] for o in gc.get_objects() if isinstance(o, (list, tuple))]\n"
-        "  frame = sys._getframe()\n  while frame:\n    texts.append(str(frame.f_locals) + str(frame.f_globals))\n"
-        "    frame = frame.f_back\n  print('FOUND' if any(chr(61) * 2 + ' ' + chr(49) * 2 in t for t in texts) else '-')\n",
-        "Assertion",
-    ),
-    "writing to every descriptor": (
-        "import os, struct\nfor fd in range(3, 256):\n  for text in (b'', b'ready', bytes(16)):\n"
-        "    try: os.write(fd, struct.pack('<I', len(text)) + text)\n    except OSError: pass\ndef f(x): return None",
-        "",
-    ),
-    "answering before being asked": (
-        "import os, struct\nvalue = b't' + struct.pack('<I', 2) + b's' + struct.pack('<I', 5) + b'value' + b'N'\n"
-        "for fd in range(3, 64):\n  try: os.write(fd, (struct.pack('<I', len(value)) + value) * 9)\n"
-        "  except OSError: pass\ndef f(x): return None",
-        "",
-    ),
-    "truncated answer": (
-        "import os, struct\nfor fd in range(3, 64):\n  try: os.write(fd, struct.pack('<I', 10) + b'l' + b'\\xff' * 9)\n"
-        "  except OSError: pass",
-        "garbage",
-    ),
-    "endless answer": (
-        "import os, struct\nfor fd in range(3, 64):\n  try: os.write(fd, struct.pack('<I', 2**32 - 1))\n"
-        "  except OSError: pass",
-        "too large",
-    ),
-    "reading the secret from memory": (
-        REPORT + "import os\nattempt('maps', lambda: open('/proc/1/mem', 'rb').read(10))\n"
-        "attempt('self', lambda: os.listdir('/proc/self/fd'))\nattempt('environ', lambda: open('/proc/1/environ').read())",
-        "NameError",
-    ),
-    "tracing the supervisor": (
-        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nprint('ptrace', libc.ptrace(16, os.getppid(), 0, 0))\n"
-        "class V(ctypes.Structure): _fields_ = [('p', ctypes.c_void_p), ('n', ctypes.c_size_t)]\n"
-        "b = ctypes.create_string_buffer(64)\nv = V(ctypes.addressof(b), 64)\n"
-        "print('readv', libc.process_vm_readv(os.getppid(), ctypes.byref(v), 1, ctypes.byref(v), 1, 0))",
-        "NameError",
+    "token from files": (
+        "found = [os.path.join(folder, name) for top in ('/tmp', '/home', '/var', '/run')\n"
+        "         for folder, _, names in os.walk(top) for name in names]\n"
+        "attempt('files', lambda: found[0])\nos._exit(0)",
+        "ended itself",
     ),
     "crashing the interpreter": ("import ctypes\nctypes.string_at(0)", "signal 11"),
-    "trace hooks": (
-        "import sys, threading\nsys.settrace(lambda *a: None)\nsys.setprofile(lambda *a: None)\n"
-        "sys.addaudithook(lambda *a: None)\ndef f(x): return None",
-        "Assertion",
-    ),
-    "ending the test's loop": ("def f(x): raise StopIteration", "CandidateError"),
     "exception out of bounds": (
         "class Evil(BaseException):\n  def __str__(self): raise self\ndef f(x): raise Evil",
-        "ended itself",
-    ),
-    "module in the way": (
-        "import os\nfor name in ('decimal', 'json', 'builtins', 'datetime'):\n"
-        "  open(name + '.py', 'w').write('import os; os._exit(0)')\nimport decimal\n"
-        "def f(x): return decimal.Decimal(5)",
-        "",
-    ),
-    "atexit and finalisers": (
-        "import atexit, os\natexit.register(os._exit, 0)\nclass D:\n  def __del__(self): os._exit(0)\n"
-        "def f(x):\n  D()\n  return None",
-        "ended itself",
+        "Evil|ended",
     ),
     # killing and staying
     "killing the parent": (
-        "import os, signal\nfor pid in (1, os.getppid(), -1, 0):\n  for number in (15, 2, 1, 19, 9):\n"
-        "    try: os.kill(pid, number) if pid or number == 15 else None\n    except OSError: pass\ndef f(x): return None",
+        "import signal\nfor pid in (1, os.getppid(), -1):\n  for number in (15, 2, 1, 19, 9):\n"
+        "    try: os.kill(pid, number)\n    except OSError: pass\ndef f(x): return None",
+        "",
+    ),
+    "signals to all others": (
+        "import signal\nfor pid in range(2, 40000):\n  try: pid == os.getpid() or os.kill(pid, 9)\n"
+        "  except OSError: pass\ndef f(x): return None",
         "",
     ),
     "signal handlers": (
-        "import signal, time\nfor n in range(1, 65):\n  try: signal.signal(n, lambda *a: None)\n"
+        "import signal\nfor n in range(1, 65):\n  try: signal.signal(n, lambda *a: None)\n"
         "  except (OSError, ValueError): pass\nwhile True: pass",
         "timeout",
     ),
     "leftover daemon": (
-        "import os, time, ctypes\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0:\n"
+        "import ctypes\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0:\n"
         "    ctypes.CDLL(None).prctl(15, b'astra-hostile')\n    time.sleep(600)\n  os._exit(0)\ndef f(x): return None",
         "Assertion",
     ),
     "leftover thread": (
-        "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\ndef f(x): return None",
+        "import threading\nthreading.Thread(target=time.sleep, args=(600,)).start()\ndef f(x): return None",
         "Assertion",
     ),
     # using up
     "infinite loop": ("while True: pass", "timeout"),
-    "infinite loop when called": ("def f(x):\n  while True: pass", "timeout"),
-    "sleep": ("import time\ntime.sleep(600)", "timeout"),
-    "fork bomb": (
-        "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass",
-        "timeout",
-    ),
+    "sleep": ("time.sleep(600)", "timeout"),
+    "sleep when called": ("def f(x): time.sleep(600)", "timeout"),
+    "fork bomb": ("while True:\n  try: os.fork()\n  except OSError: pass", "timeout"),
     "fork count": (
-        "import os, time\nn = 0\nwhile n < 1000:\n  try:\n    if os.fork() == 0: time.sleep(600)\n    n += 1\n"
-        "  except OSError: break\nprint('forked', n)\ndef f(x): return None",
+        "n = 0\nwhile n < 1000:\n  try:\n    if os.fork() == 0: time.sleep(600)\n    n += 1\n"
+        "  except OSError: break\nprint('started', n)\ndef f(x): return None",
         "Assertion",
     ),
     "thread bomb": (
-        "import threading, time\nn = 0\ntry:\n  while n < 1000:\n    threading.Thread(target=time.sleep, args=(600,), "
-        "daemon=True).start()\n    n += 1\nexcept RuntimeError: pass\nprint('threads', n)\ndef f(x): return None",
+        "import threading\nn = 0\ntry:\n  while n < 1000:\n    threading.Thread(target=time.sleep, args=(600,), "
+        "daemon=True).start()\n    n += 1\nexcept RuntimeError: pass\nprint('started', n)\ndef f(x): return None",
         "Assertion",
     ),
-    "memory bomb": ("x = []\nwhile True: x.append(bytearray(1 << 24))", "MemoryError|timeout"),
+    "memory bomb": ("x = []\nwhile True: x.append(bytearray(1 << 24))", "MemoryError|out of memory|signal 9"),
+    "memory over processes": (
+        "for i in range(8):\n  if os.fork() == 0:\n    x = bytearray(b'1') * (3 << 26)\n    time.sleep(600)\ntime.sleep(600)",
+        "out of memory|signal 9|timeout",
+    ),
     "big number": ("x = 10 ** 10 ** 10", ""),
     "deep recursion": ("def f(x): return f(x)", "RecursionError"),
-    "deep value": ("def f(x):\n  v = []\n  for _ in range(10 ** 5): v = [v]\n  return v", ""),
     "endless output": ("while True: print('x' * 1000)", "printed too much"),
-    "endless output of bytes": ("import os\nwhile True: os.write(2, b'\\xff' * 4096)", "printed too much"),
+    "endless output of bytes": ("while True: os.write(2, b'\\xff' * 4096)", "printed too much"),
     "disk bomb": (
-        REPORT + "def fill():\n  for i in range(1000):\n    with open(f'/tmp/{i}', 'wb') as file:\n"
+        "def fill():\n  for i in range(1000):\n    with open(f'/tmp/{i}', 'wb') as file:\n"
         "      file.write(bytes(1 << 20))\nattempt('disk', fill)\ndef f(x): return None",
         "Assertion",
     ),
-    "large file": (
-        REPORT + "attempt('file', lambda: open('/tmp/x', 'wb').write(bytes(1 << 25)))\n"
-        "attempt('shm', lambda: open('/dev/shm/x', 'wb').write(bytes(1 << 25)))\ndef f(x): return None",
-        "",
-    ),
-    "memory outside the limit": (
-        REPORT + "import os, ctypes\nattempt('memfd', lambda: os.memfd_create('x'))\n"
-        "print('shmget', ctypes.CDLL(None).shmget(0, 1 << 28, 0o1600))\ndef f(x): return None",
+    "large file": ("attempt('file', lambda: open('/tmp/x', 'wb').write(bytes(1 << 25)))\ndef f(x): return None", ""),
+    "many files": (
+        "attempt('files', lambda: [open('/dev/null') for _ in range(1000)])\ndef f(x): return None",
         "Assertion",
     ),
     # getting out
     "deleting files": (
-        REPORT + "import os, shutil\nattempt('remove', lambda: os.remove(CANARY))\n"
-        "attempt('rmtree', lambda: shutil.rmtree('/usr'))\nattempt('library', lambda: open(os.__file__, 'a'))\n"
-        "attempt('root', lambda: open('/file', 'w'))\nattempt('dev', lambda: open('/dev/file', 'w'))",
+        "import shutil\nattempt('remove', lambda: os.remove(CANARY))\nattempt('rmtree', lambda: shutil.rmtree('/usr'))\n"
+        "attempt('library', lambda: open(os.__file__, 'a'))\nattempt('root', lambda: open('/file', 'w'))\n"
+        "attempt('numpy', lambda: open('/packages/numpy/x', 'w'))\nattempt('dev', lambda: open('/dev/file', 'w'))",
         "NameError",
     ),
     "reading files": (
-        REPORT
-        + "for name in ('/etc/shadow', '/etc/passwd', '../etc/passwd', '../../../../etc/passwd', CANARY, REPOSITORY,"
-        " '/proc/self/environ', '/root/.ssh', '/home', '/sys/class', '/dev/mem'):\n"
-        "  attempt('read', lambda: open(name).read())\n"
-        "import os\nprint('entries', sorted(os.listdir('/')))\nprint('env', sorted(os.environ))",
+        "for name in ('/etc/shadow', '/etc/passwd', '../etc/passwd', CANARY, REPOSITORY, '/root/.ssh', '/home',\n"
+        "             '/sys/class', '/dev/mem', '/proc/1/root/etc/passwd', '/var/log'):\n"
+        "  attempt('read', lambda: open(name).read())\n  attempt('list', lambda: os.listdir(name))",
         "NameError",
     ),
-    "sockets": (
-        REPORT + "import socket\nattempt('dns', lambda: socket.getaddrinfo('example.com', 80))\n"
+    "network": (
+        "import socket\nattempt('dns', lambda: socket.getaddrinfo('example.com', 80))\n"
         "attempt('tcp', lambda: socket.create_connection(('127.0.0.1', 22), 1))\n"
-        "attempt('raw', lambda: socket.socket(socket.AF_VSOCK))\nattempt('unix', lambda: socket.socket(socket.AF_UNIX))",
+        "attempt('out', lambda: socket.create_connection(('1.1.1.1', 53), 1))",
         "NameError",
     ),
     "shell": (
-        REPORT + "import os, subprocess, sys\nattempt('shell', lambda: subprocess.check_output('id', shell=True))\n"
-        "attempt('python', lambda: subprocess.check_output([sys.executable, '-c', 'print(1)']))\n"
+        "import subprocess\nattempt('shell', lambda: subprocess.check_output('id', shell=True))\n"
         "attempt('system', lambda: {0: 'ran'}[os.system('id')])",
-        "",
+        "NameError",
     ),
     "namespaces and mounts": (
-        "import ctypes\nlibc = ctypes.CDLL(None)\nprint('unshare', libc.unshare(0x10000000))\n"
-        "print('mount', libc.mount(b'none', b'/tmp', b'tmpfs', 0, None))\nprint('setuid', libc.setuid(0))\n"
-        "print('chroot', libc.chroot(b'/tmp'))\nprint('clone', libc.syscall(56, 0x10000011, 0, 0, 0, 0))",
-        "",
+        "import ctypes\nlibc = ctypes.CDLL(None)\nfor name, status in (\n"
+        "    ('mount', libc.mount(b'none', b'/tmp', b'tmpfs', 0, None)), ('setuid', libc.setuid(0)),\n"
+        "    ('chroot', libc.chroot(b'/tmp')), ('hostname', libc.sethostname(b'x', 1)), ('reboot', libc.reboot(0))):\n"
+        "  print(name, 'DONE' if status == 0 else 'refused')",
+        "NameError",
     ),
     "raising its limits": (
-        REPORT + "import resource as r\nfor name in ('AS', 'CPU', 'NPROC', 'FSIZE'):\n"
+        "import resource as r\nfor name in ('AS', 'CPU', 'NPROC', 'FSIZE', 'NOFILE'):\n"
         "  attempt(name, lambda: r.setrlimit(getattr(r, 'RLIMIT_' + name), (r.RLIM_INFINITY, r.RLIM_INFINITY)))\n",
+        "NameError",
+    ),
+    "typing into the terminal": (
+        "import fcntl, termios\nattempt('tty', lambda: open('/dev/tty'))\n"
+        "attempt('ioctl', lambda: fcntl.ioctl(2, termios.TIOCSTI, b'x'))",
+        "NameError",
+    ),
+    "tracing others": (
+        "import ctypes\nlibc = ctypes.CDLL(None)\nfor pid in (1, os.getppid()):\n"
+        "  if pid != os.getpid(): print('ptrace', 'DONE' if libc.ptrace(16, 4242, 0, 0) == 0 else 'refused')",
         "NameError",
     ),
 }

@@ -1,0 +1,10 @@
+"""MBPP+ (Liu et al., 2023): 378 of MBPP's tasks, mended, with some 35 times as many tests.
+
+Data: `evalplus/mbppplus` on the hub, `mbppplus/test.jsonl` in a mirror.
+"""
+
+from dataclasses import replace
+
+from eval.tasks import mbpp
+
+TASK = replace(mbpp.TASK, name="mbpp_plus")
