@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from eval.exact_numbers import extract_number, last_number, numbers_equal
-from eval.metamath_rules import gsm8k_equal, gsm8k_number
+from eval import metamath_rules, published_rules
+from eval.numbers import extract_number, last_number, numbers_equal
 from eval.tasks import Judged, Record
 from utils.config import EvalConfig
 
@@ -11,7 +11,7 @@ from utils.config import EvalConfig
 def judge(
     problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig, grader: str
 ) -> list[list[Judged]]:
-    """Judge texts strictly (the number after "The answer is:") and leniently (the last number)."""
+    """Judge texts strictly (exact: the number after "The answer is:") and leniently (the last number)."""
     return [
         [_judge(text, str(problem["answer"]), grader) for text in group]
         for problem, group in zip(problems, texts, strict=True)
@@ -20,8 +20,9 @@ def judge(
 
 def _judge(text: str, gold: str, grader: str) -> Judged:
     lenient = numbers_equal(last_number(text), gold)
-    if grader == "metamath":
-        number = gsm8k_number(text)
-        return Judged(None if number is None else str(number), gsm8k_equal(text, gold), lenient)
-    extracted = extract_number(text)
-    return Judged(extracted, numbers_equal(extracted, gold), lenient)
+    if grader == "exact":
+        extracted = extract_number(text)
+        return Judged(extracted, numbers_equal(extracted, gold), lenient)
+    rules = {"metamath": metamath_rules.gsm8k_equal, "published": published_rules.gsm8k_equal}
+    number = metamath_rules.gsm8k_number(text)
+    return Judged(None if number is None else str(number), rules[grader](text, gold), lenient)

@@ -3,11 +3,10 @@
 Data: `EleutherAI/hendrycks_math` on the hub, `math/test-1000.jsonl` (1,000 of them) in a mirror.
 """
 
-import os
 from collections.abc import Sequence
 
-from eval.graders import extract_math, grade_all
-from eval.metamath_rules import math_answer
+from eval import metamath_rules, published_rules
+from eval.maths import Grade, extract_math, grade_all, math_equal
 from eval.tasks import Judged, Record, Task
 from utils.config import EvalConfig
 
@@ -20,28 +19,20 @@ def gold(record: Record) -> str:
 def judge(
     problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig, grader: str
 ) -> list[list[Judged]]:
-    """Judge answers by mathematical equivalence, in worker processes; each has ten seconds."""
-    metamath = grader == "metamath"
-    extracted = [[(math_answer if metamath else extract_math)(text) for text in group] for group in texts]
-    pairs, places = [], []
-    for number, problem in enumerate(problems):
-        for k, text in enumerate(texts[number]):
-            answer = text if metamath else extracted[number][k]
-            if answer is not None:
-                places.append((number, k))
-                pairs.append((answer, gold(problem)))
-    rules = "metamath_math" if metamath else "math"
-    grades = grade_all(pairs, rules, workers=len(os.sched_getaffinity(0)))
-    found = dict(zip(places, grades, strict=True))
-    return [
-        [
-            Judged(answer, found[number, k].correct, flag=found[number, k].flag)
-            if (number, k) in found
-            else Judged(answer, False)
-            for k, answer in enumerate(group)
-        ]
-        for number, group in enumerate(extracted)
-    ]
+    """Judge answers by mathematical equivalence (exact), or by the rules of published scripts."""
+    pairs = [(text, gold(problem)) for problem, group in zip(problems, texts, strict=True) for text in group]
+    read = extract_math if grader == "exact" else metamath_rules.math_answer
+    answers = [read(text) for text, _ in pairs]
+    if grader == "metamath":
+        grades = [Grade(metamath_rules.math_equal(*pair)) for pair in pairs]
+    elif grader == "published":
+        grades = grade_all(pairs, published_rules.math_equal)
+    else:
+        stated = [(answer, right) for answer, (_, right) in zip(answers, pairs, strict=True) if answer is not None]
+        graded = iter(grade_all(stated, math_equal))
+        grades = [Grade(False) if answer is None else next(graded) for answer in answers]
+    judged = (Judged(answer, grade.correct, flag=grade.flag) for answer, grade in zip(answers, grades, strict=True))
+    return [[next(judged) for _ in group] for group in texts]
 
 
 TASK = Task(
@@ -49,7 +40,8 @@ TASK = Task(
     max_new_tokens=1024,
     judge=judge,
     gold=gold,
+    graders=("exact", "metamath", "published"),
     groups=("level", "type"),
-    version=2,
+    version=3,
     packages=("math-verify", "sympy"),
 )

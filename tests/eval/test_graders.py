@@ -1,12 +1,14 @@
-import os
+import multiprocessing
 import time
 
 import pytest
 
-from eval import graders
-from eval.exact_numbers import extract_number, last_number, numbers_equal
-from eval.graders import Grade, extract_math, grade_all, math_equal
-from tests.eval.graded_pairs import MATH, METAMATH_GSM8K, METAMATH_MATH, NUMBERS
+from eval import metamath_rules
+from eval.maths import Grade, extract_math, grade_all, last_boxed, math_equal
+from eval.numbers import extract_number, last_number, numbers_equal
+from eval.tasks import get_task
+from tests.eval.graded_pairs import MATH, METAMATH_GSM8K, METAMATH_MATH, NUMBERS, THREE_GRADERS
+from utils.config import EvalConfig
 
 
 @pytest.mark.timeout(60)  # reading must not take for ever on a long word
@@ -23,12 +25,12 @@ def test_math(prediction, gold, equal):
 
 @pytest.mark.parametrize(("completion", "gold", "equal"), METAMATH_GSM8K)
 def test_metamath_gsm8k(completion, gold, equal):
-    assert graders.GRADERS["metamath_gsm8k"](completion, gold) is equal
+    assert metamath_rules.gsm8k_equal(completion, gold) is equal
 
 
 @pytest.mark.parametrize(("completion", "gold", "equal"), METAMATH_MATH)
 def test_metamath_math(completion, gold, equal):
-    assert graders.GRADERS["metamath_math"](completion, gold) is equal
+    assert metamath_rules.math_equal(completion, gold) is equal
 
 
 def test_table_is_large():
@@ -73,6 +75,9 @@ def test_extracted_number_is_equal_to_its_source():
         ("\\boxed{\\text{a}_{b}} and more", "\\text{a}_{b}"),
         ("\\boxed 5$ done", "5"),
         ("\\boxed{unclosed", None),
+        ("\\boxed{3} and \\boxed{unclosed", None),
+        ("\\boxed{A}. Note \\boxed{}", "A"),
+        ("The answer is: $\\$6$.", "\\$6"),
         ("The answer is: $x+1$.\nNote.", "x+1"),
         ("The answer is:\n\\[\n\\frac{1}{2}\n\\]\nNote.", "\\frac{1}{2}"),
         (
@@ -89,36 +94,46 @@ def test_extract_math(text, answer):
     assert extract_math(text) == answer
 
 
+@pytest.mark.parametrize("name", ["gsm8k", "math"])
+def test_the_graders_disagree_as_they_should(name):
+    rows = [row for row in THREE_GRADERS if row[0] == name]
+    problems = [{"answer": gold if name == "gsm8k" else f"\\boxed{{{gold}}}"} for _, _, gold, *_ in rows]
+    task = get_task(name)
+    assert task.graders == ("exact", "metamath", "published")
+    for k, grader in enumerate(task.graders):
+        judged = task.judge(problems, [[text] for _, text, *_ in rows], EvalConfig(), grader)
+        assert [(row[1], row[2], group[0].correct) for row, group in zip(rows, judged, strict=True)] == [
+            (row[1], row[2], row[3 + k]) for row in rows
+        ]
+
+
+def test_each_two_graders_disagree_often_enough_to_tell_them_apart():
+    verdicts = [row[3:] for row in THREE_GRADERS]
+    assert len(verdicts) >= 40 and all(len(set(row)) == 2 for row in verdicts)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert sum(row[a] != row[b] for row in verdicts) >= 10
+
+
 def test_grade_all_keeps_order_and_agrees():
     pairs = [(p, g) for p, g, _ in NUMBERS]
-    assert [grade.correct for grade in grade_all(pairs, "numbers", workers=2)] == [equal for _, _, equal in NUMBERS]
-    assert grade_all([], "numbers") == []
-    with pytest.raises(KeyError):
-        grade_all([("1", "1")], "unknown")
+    assert [grade.correct for grade in grade_all(pairs, numbers_equal, workers=2)] == [equal for *_, equal in NUMBERS]
+    assert grade_all([], numbers_equal) == []
+
+
+def fail(prediction: str, gold: str) -> bool:
+    raise ValueError(prediction)
 
 
 def test_stuck_answer_is_flagged_and_the_rest_is_graded():
-    bomb = "9^{9^{9^{9}}}+1"
+    pairs = [("1/2", "0.5"), ("9^{9^{9^{9}}}+1", "x^{9^{9^9}}"), ("x+1", "1+x"), ("2", "3")]
     start = time.monotonic()
-    grades = grade_all(
-        [("1/2", "0.5"), (bomb, "x^{9^{9^9}}"), ("x+1", "1+x"), ("2", "3")], "math", workers=1, timeout=6
-    )
+    grades = grade_all(pairs, math_equal, workers=1, timeout=6)
     assert time.monotonic() - start < 60
-    assert grades[0] == Grade(True) and grades[2] == Grade(True) and grades[3] == Grade(False)
-    assert not grades[1].correct and grades[1].flag == "timeout"
+    assert grades == [Grade(True), Grade(False, "timeout"), Grade(True), Grade(False)]
+    assert grade_all([("1", "1")], fail) == [Grade(False, "error: ValueError")]
+    assert not multiprocessing.active_children()
 
 
-def test_no_worker_is_left(monkeypatch):
-    started = []
-    original = graders._Worker.__init__
-
-    def record(self, grader):
-        original(self, grader)
-        started.append(self.process)
-
-    monkeypatch.setattr(graders._Worker, "__init__", record)
-    grade_all([("1", "1")] * 8, "numbers", workers=2)
-    assert started and all(process.poll() is not None for process in started)
-    for process in started:
-        with pytest.raises(ProcessLookupError):
-            os.kill(process.pid, 0)
+def test_boxes():
+    assert last_boxed("\\boxed{2}, \\boxed{3}") == "2, 3"
+    assert last_boxed("\\boxed{}") is last_boxed("none") is None
