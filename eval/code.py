@@ -11,7 +11,8 @@ import re
 import symtable
 import textwrap
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +76,7 @@ def _contains(node: ast.AST, kinds: tuple[type[ast.AST], ...]) -> bool:
     return any(isinstance(part, kinds) for part in ast.walk(node))
 
 
-def find_program(text: str, entries: Collection[str]) -> str:
+def find_program(text: str, entries: set[str]) -> str:
     """Return the program in a generation: imports, the functions `entries`, and what they depend on; "" without them.
 
     Text inside `<think>` is no part of the answer. Of each definition the last complete version counts.
@@ -83,11 +84,11 @@ def find_program(text: str, entries: Collection[str]) -> str:
     for source in _sources(text, entries):
         pieces = _pieces(source)
         if any(entries & piece.binds for piece in pieces if not piece.imports):
-            return _program(pieces, set(entries))
+            return _program(pieces, entries)
     return ""
 
 
-def _sources(text: str, entries: Collection[str]) -> list[str]:
+def _sources(text: str, entries: set[str]) -> list[str]:
     """Return where the code may stand, best first: the blocks together, the text, an indented part of it."""
     text = plain(text)
     found = ["\n".join(textwrap.dedent(block) for block in blocks(text)), text]
@@ -126,11 +127,12 @@ def _pieces(text: str) -> list[_Piece]:
                     after = end
                     break
             lines = chunk.splitlines(keepends=True)
-            for end in range(len(lines) - 1, max(0, len(lines) - _LONGEST) if tree is None else len(lines), -1):
+            for end in range(len(lines) - 1, max(0, len(lines) - _LONGEST), -1) if tree is None else ():
                 if tree := _parse("".join(lines[:end])):
                     whole = False
                     break
-        found += [_Piece(node, whole) for node in tree.body] if tree else []
+        with suppress(RecursionError):  # of a sum of a thousand terms, say
+            found += [_Piece(node, whole) for node in tree.body] if tree else []
         at = after
     return found
 

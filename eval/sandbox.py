@@ -55,7 +55,7 @@ os.dup2(os.open("/dev/null", os.O_RDONLY), 0), os.dup2(1, 2)
 if given["uid"]:
     os.setgroups([]), os.setgid(given["uid"]), os.setuid(given["uid"])
 for name, value in given["limits"].items():
-    resource.setrlimit(getattr(resource, name), (value, value))
+    resource.setrlimit(getattr(resource, name), (value, value + 1))  # the soft limit of CPU time can be told apart
 sys.path[:], sys.argv[:] = [path for path in sys.path if path] + given["packages"], ["program"]
 os.write(1, b"ready\n")
 def run(given, exit=os._exit, write=os.write, out=sys.stdout):
@@ -85,15 +85,12 @@ class Program:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the test ran to its end; if not, why, in one line; and what the program printed.
+    """What became of a program."""
 
-    `flag` is "timeout", or "sandbox" where two sandboxes in a row failed to start; else empty.
-    """
-
-    passed: bool
-    reason: str = ""
-    output: str = ""
-    flag: str = ""
+    passed: bool  # its test ran to the end
+    reason: str = ""  # why not, in one line
+    output: str = ""  # what it printed
+    flag: str = ""  # "timeout", or "sandbox": two sandboxes in a row failed to start
 
 
 def run_all(
@@ -203,7 +200,7 @@ def _run(program: Program, command: list[str], wall: float) -> Verdict:
         source.write(json.dumps(given).encode())
         source.seek(0)
         enter = ["/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"', group] if group else []
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*enter, *command, _PYTHON, "-S", "-s", "-B", "-X", "utf8", "-c", _BOOT],
             stdin=source,
             stdout=subprocess.PIPE,
@@ -211,13 +208,12 @@ def _run(program: Program, command: list[str], wall: float) -> Verdict:
             env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1"},
             cwd=None if command else tempfile.gettempdir(),
             start_new_session=True,
-        )
-        try:
-            printed, stopped = _watch(process, wall)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        ) as process:
+            try:
+                printed, stopped = _watch(process, wall)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         if not printed.startswith(b"ready\n"):
             errors.seek(0)
             lines = errors.read(4096).decode("utf-8", "replace").strip().splitlines()
@@ -249,15 +245,15 @@ def _watch(process: subprocess.Popen, wall: float) -> tuple[bytes, str]:
 def _too_large(pid: int) -> str:
     """Say which of the limits on all its processes together a program is beyond; "" if none."""
     family, threads, pages = {pid}, 0, 0
-    for number in sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) > pid):
+    for number in sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) >= pid):
         with suppress(OSError):  # it has ended meanwhile
             fields = Path(f"/proc/{number}/stat").read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[1]) in family:
+            if number == pid or int(fields[1]) in family:
                 family.add(number)
                 threads, pages = threads + int(fields[17]), pages + int(fields[21])
     if pages * os.sysconf("SC_PAGE_SIZE") > MEMORY:
         return "out of memory"
-    return "too many processes" if threads > PROCESSES + 2 else ""  # bubblewrap has two of its own
+    return "too many processes" if threads > PROCESSES + 3 else ""  # bubblewrap has some of its own
 
 
 def _verdict(output: bytes, stopped: str, status: int, token: bytes) -> Verdict:
@@ -267,8 +263,9 @@ def _verdict(output: bytes, stopped: str, status: int, token: bytes) -> Verdict:
     number = -status if status < 0 else status - 128  # bubblewrap's way to say that a signal ended the program
     if not stopped and status == 1:
         text, _, stopped = text.rpartition("\n")
-    stopped = stopped or (f"ended by signal {number}" if 0 < number < 65 else f"ended itself with status {status}")
-    return Verdict(False, stopped, text, "timeout" if stopped == "timeout" or number == signal.SIGXCPU else "")
+    ended = f"ended by signal {number}" if 0 < number < 65 else f"ended itself with status {status}"
+    stopped = stopped or ("timeout" if number == signal.SIGXCPU else ended)
+    return Verdict(False, stopped, text, "timeout" if stopped == "timeout" else "")
 
 
 @functools.cache

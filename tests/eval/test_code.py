@@ -48,6 +48,7 @@ def test_what_the_program_does_not_need_is_left_out():
     assert find_program(text, {"f"}) == "import re\ndef f(n):\n    return n\n"
     assert find_program("nothing here", {"f"}) == find_program("", {"f"}) == ""
     assert find_program("(" * 10**5, {"f"}) == ""
+    assert "def f" in find_program(f"x = {'+'.join('1' * 5000)}\ndef f():\n    return 1\n", {"f"})
 
 
 def test_pass_at_k_known_values():
