@@ -10,7 +10,7 @@ from dataset.catalog import GROUPS, left_out
 from dataset.templates import format_prompt
 from eval.candidates import Target, servable
 from eval.engines import encode, engine_version, open_engine
-from eval.generation import Job, generate_task
+from eval.generation import Job, ends, generate_task
 from eval.likelihood import LikelihoodTask, score_task
 from eval.task_record import TaskRecord
 from eval.tasks import Record, Task, check_tasks, expand, get_task, load_problems
@@ -87,8 +87,8 @@ def _settings(
         "template": config.data.template,
         "prompts": fingerprint(prompts),
         "response_prefix": wanted.response_prefix,
-        "max_new_tokens": wanted.max_new_tokens or task.max_new_tokens,
-        "stop": list(task.stop),
+        "max_new_tokens": ends(wanted, task)[0],
+        "stop": list(ends(wanted, task)[1]),
         "n_samples": wanted.n_samples,
         "temperature": wanted.temperature,
         "seed": wanted.seed if wanted.temperature else None,
@@ -157,7 +157,7 @@ def _context(config: Config, jobs: list[Job], model: Path) -> int:
     longest = {name: max(len(encode(tokenizer, text)) for text in found) for name, found in texts.items()}
     for job in jobs:
         if job.task.name in longest:
-            needed.append(longest[job.task.name] + (config.eval.max_new_tokens or job.task.max_new_tokens))
+            needed.append(longest[job.task.name] + ends(config.eval, job.task)[0])
     return min(-(-max(needed) // 64) * 64, limit)
 
 

@@ -9,8 +9,8 @@ from eval.candidates import Target
 from eval.code import pass_at_k
 from eval.engines import Engine, Output, Sampling
 from eval.task_record import TaskRecord, wilson
-from eval.tasks import Judged, Record
-from utils.config import Config
+from eval.tasks import Judged, Record, Task
+from utils.config import Config, EvalConfig
 from utils.log import Progress, log
 
 
@@ -25,6 +25,14 @@ class Job:
     record: TaskRecord
 
 
+def ends(wanted: EvalConfig, task: Task) -> tuple[int, tuple[str, ...]]:
+    """Return the longest answer in tokens, and the strings that end it: the task's own unless configured."""
+    tokens, stop = wanted.max_new_tokens, wanted.stop
+    tokens = tokens.get(task.name) if isinstance(tokens, dict) else tokens
+    stop = stop.get(task.name) if isinstance(stop, dict) else stop
+    return tokens or task.max_new_tokens, task.stop if stop is None else tuple(stop)
+
+
 def generate_task(config: Config, job: Job, engine: Engine, target: Target) -> dict[str, Any]:
     """Generate what is missing, judge everything, write the record, and return the result.
 
@@ -36,8 +44,7 @@ def generate_task(config: Config, job: Job, engine: Engine, target: Target) -> d
     """
     wanted, prompts = config.eval, job.prompts
     sampling = Sampling(
-        wanted.max_new_tokens or job.task.max_new_tokens,
-        job.task.stop,
+        *ends(wanted, job.task),
         wanted.n_samples,
         wanted.temperature,
         wanted.seed,

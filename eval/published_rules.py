@@ -73,22 +73,18 @@ def _inside(text: str, brackets: str) -> bool:
 
 
 def _parse(text: str) -> Any:
-    from latex2sympy2_extended import latex2sympy  # here, because SymPy takes a second to import
+    from math_verify import parse  # here, because SymPy takes a second to import
 
-    try:
-        return latex2sympy(text)
-    except Exception:  # whatever its grammar makes of a model's text; the scripts go on likewise
-        return None
+    found = parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
+    return found[0] if found else None
 
 
 def _expressions_equal(left: Any, right: Any) -> bool:
-    from sympy import N, simplify
-
     if left is None or right is None:
         return False
-    with suppress(Exception):  # sets, matrices and the like have no difference, or no value
-        if simplify(left - right) == 0:
+    with suppress(Exception):  # sets, matrices and the like have no difference, or no value; SymPy fails in many ways
+        if (left - right).simplify() == 0:
             return True
     with suppress(Exception):
-        return isclose(N(left), N(right), rel_tol=1e-3)
+        return isclose(left.evalf(), right.evalf(), rel_tol=1e-3)
     return False

@@ -7,7 +7,7 @@ validated `Config`. Every mistake is a `UserError` that names the key, what it w
 import itertools
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -124,7 +124,12 @@ class EvalConfig(Section):
     base: bool = Field(False, description="score the base model too, with the same engine")
     engine: Literal["vllm", "transformers"] = Field("vllm", description="what generates")
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(None, description="default: model.dtype")
-    max_new_tokens: int | None = Field(None, ge=1, description="default: the task's own")
+    max_new_tokens: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="a number, or one per task; default: the task's own"
+    )
+    stop: list[str] | dict[str, list[str]] | None = Field(
+        None, description="strings that end a text, or a list per task; default: the task's own"
+    )
     batch_size: int = Field(16, ge=1, description="prompts in a batch (transformers engine)")
     response_prefix: str = Field("", description='appended to the prompt, e.g. " Let\'s think step by step."')
     n_samples: int = Field(1, ge=1, description="samples per problem, for pass@k")

@@ -20,7 +20,9 @@ def judge(name, problem, *texts, grader="exact"):
 
 
 def test_an_unknown_task_lists_what_there_is():
-    with pytest.raises(UserError, match="eval.tasks: no task 'gsm9k'; allowed: arithmetic, gsm8k, math.*commonsense"):
+    with pytest.raises(
+        UserError, match="eval.tasks: no task 'gsm9k'; allowed: arithmetic, forgetting, gsm8k.*commonsense"
+    ):
         check_tasks(Config(eval={"tasks": ["gsm9k"]}))
 
 
