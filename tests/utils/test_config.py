@@ -46,7 +46,7 @@ def test_published_differs_from_ours_in_what_docs_reproducing_lists() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_a_sweep_of_ranks_keeps_the_scaling(path: Path) -> None:
     runs = expand_sweep(load_config(path, {"sweep.method.rank": [4, 8, 64]}))
-    assert [run.method.scaled_alpha / run.method.rank for run in runs] == [1, 1, 1]
+    assert {run.method.scaled_alpha / run.method.rank for run in runs} == {1}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
