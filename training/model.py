@@ -1,6 +1,6 @@
 """The model to train: the base model in its data type, and the method's adapter on it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_z
 from astra.allocation import allocate
 from astra.store import Calibration
 from dataset.glue import num_labels
-from dataset.templates import Record
 from dataset.tokens import calibration_batches
 from training.checkpoints import INITIAL, load_initial
 from training.data import Examples
@@ -103,12 +102,17 @@ def build_request(config: Config, store: Path | None, tokenizer: Any, examples: 
     """Return what a method is asked to build."""
     method = config.method
     calibration = Calibration.load(store) if store is not None else None
-    targets = method.target_modules
-
+    targets, wanted = method.target_modules, config.calibration
     device = "cpu" if config.model.quantization is not None else device  # where `load_base` leaves the model
 
     def samples(size: int) -> Iterator[dict[str, Tensor]]:
-        return calibration_samples(config, examples.records, tokenizer, size, device)
+        """Yield batches of the examples that `calibrate.py` would choose, with their labels."""
+        batches = calibration_batches(
+            examples.records, tokenizer, config.data.template, batch_size=size, max_length=wanted.max_length,
+            samples=wanted.samples, seed=wanted.seed, labels=True,
+        )  # fmt: skip
+        for batch in batches:
+            yield {key: value.to(device) for key, value in batch.items()}
 
     return Request(
         rank=method.rank,
@@ -136,19 +140,6 @@ def rank_pattern(config: Config, calibration: Calibration | None) -> dict[str, i
     }
     budget = method.rank * len(highest)
     return allocate(calibration.effective_ranks(), budget, max(method.rank // 4, 1), highest)
-
-
-def calibration_samples(
-    config: Config, records: Sequence[Record], tokenizer: Any, size: int, device: Any
-) -> Iterator[dict[str, Tensor]]:
-    """Yield batches of the examples that `calibrate.py` would choose, with their labels."""
-    settings = config.calibration
-    batches = calibration_batches(
-        records, tokenizer, config.data.template, batch_size=size, max_length=settings.max_length,
-        samples=settings.samples, seed=settings.seed, labels=True,
-    )  # fmt: skip
-    for batch in batches:
-        yield {key: value.to(device) for key, value in batch.items()}
 
 
 def upcast_trainable(model: nn.Module) -> None:
