@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ from utils.cli import main, parse
 from utils.config import Config
 from utils.distributed import device, is_main, process_group, rank, world_size
 from utils.errors import UserError
-from utils.files import read_json
 from utils.log import Progress, log, log_to
 from utils.runs import stage
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from torch import Tensor, nn
 
     from astra import Calibration
@@ -33,7 +33,8 @@ Compute the spectra and eigenvectors that the runs of a config start from: <outp
   python calibrate.py --config configs/demo.yaml [--calibration.samples=64 ...] [--force]
   torchrun --nproc-per-node 4 -- calibrate.py --config configs/metamath.yaml
 
-One calibration serves all ranks and subspaces of a sweep. An interrupted one continues; a complete one is kept.
+One calibration serves all ranks and subspaces of a sweep. An interrupted one continues with the next layer; a
+complete one is kept. To ask for a larger rank or more subspaces later is to calibrate again.
 
   --force   calibrate again, whatever is there
 """
@@ -43,7 +44,7 @@ FIGURE = "spectrum.png"
 
 def command() -> None:
     config, flags = parse(USAGE, {"force": False})
-    if config.calibration.stream or config.model.device_map is not None:
+    if config.model.device_map is not None:
         if not is_main():
             return  # one process has all devices, however many a launcher has started
         os.environ["WORLD_SIZE"] = "1"
@@ -58,7 +59,7 @@ def command() -> None:
 
 
 def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> None:
-    """Make the store complete: nothing to do, more vectors from kept moments, or a calibration.
+    """Make the store complete: keep one that has what the runs need, else calibrate.
 
     Raises:
         UserError: the store was made from another model or other data.
@@ -68,31 +69,23 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
 
     batches = load_batches(config)
     settings = {**store_settings(config), **fingerprints(config, batches)}
-    old = None
-    if (folder / "manifest.json").is_file() and not force:
-        manifest = read_json(folder / "manifest.json")
-        check_settings(folder, manifest, settings)
+    if force:
+        shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+    elif (folder / "manifest.json").is_file():
         old = Calibration.load(folder)
-        if need.met_by(manifest):
+        check_settings(folder, old.settings, settings)
+        if need.met_by(old.max_rank, old.subspaces):
             log.info("%s is complete: nothing to do (--force calibrates again)", folder)
-            if config.calibration.keep_moments and not old.has_moments:
-                log.info("calibration.keep_moments: %s was made without them; --force calibrates again", folder)
-            if is_main():
-                tidy(folder, old, need.rank)
+            finish(folder, old, need)
             return
+        log.info("%s: calibrating again for %s", folder, _missing(old, need))
         subspaces = tuple(dict.fromkeys((*old.subspaces, *need.subspaces)))
         need = Need(max(need.rank, old.max_rank), subspaces, need.trained)
-    started = time.monotonic()
-    if old is not None and old.has_moments:
-        log.info("%s: more vectors from the second moments kept there", folder)
-        result = extend_store(config, old, need)
-    else:
-        if old is not None:
-            log.info("%s: calibrating again for %s; keep_moments would have saved this", folder, _missing(old, need))
-        result = run_calibration(folder, config, need, settings, batches, force)
+    result = run_calibration(folder, config, need, settings, batches[rank() :: world_size()])
     if is_main():
-        with stage(Path(config.output_dir), "calibrate"):
-            finish(folder, result, need, time.monotonic() - started)
+        result.save(folder)
+        (folder / FIGURE).unlink(missing_ok=True)  # of what stood here before
+    finish(folder, result, need)
     if world_size() > 1:
         import torch
 
@@ -130,161 +123,74 @@ def fingerprints(config: Config, batches: list[dict[str, Tensor]]) -> dict[str, 
 
 
 def run_calibration(
-    folder: Path, config: Config, need: Need, settings: dict[str, Any], batches: list[dict[str, Tensor]], force: bool
-) -> Calibration:
-    """Calibrate on this process's share of the batches, continuing what a killed run left."""
-    from astra import calibrate
-    from astra.targets import find_targets
-
-    wanted = config.calibration
-    mine = batches[rank() :: world_size()]
-    progress = folder / PROGRESS / f"{rank()}-of-{world_size()}-by-{wanted.batch_size}.safetensors"
-    if force:
-        shutil.rmtree(folder / PROGRESS, ignore_errors=True)
-    if wanted.stream:
-        return run_streamed(folder, config, need, settings, batches)
-    model = load(config)
-    check_rank(model, config, need.trained)
-    layers = len(find_targets(model, config.method.target_modules)) // world_size()
-    with Bar("calibration", count_tokens(mine), "token") as bar, Bar("decomposition", [1] * layers, "layer") as second:
-        return calibrate(
-            model,
-            mine,
-            config.method.target_modules,
-            need.rank,
-            need.subspaces,
-            spectrum=wanted.spectrum,
-            seed=wanted.seed,
-            keep_moments=wanted.keep_moments,
-            settings=settings,
-            checkpoint=progress,
-            on_batch=bar.update,
-            on_layer=second.count,
-        )
-
-
-def run_streamed(
     folder: Path, config: Config, need: Need, settings: dict[str, Any], batches: list[dict[str, Tensor]]
 ) -> Calibration:
-    """Calibrate with one decoder layer on the device at a time, read from disk."""
-    from astra.stream import calibrate_streamed
-    from utils.streaming import open_streamed
+    """Calibrate on this process's share of the batches, continuing what a killed run left."""
+    from peft import LoraConfig
 
-    wanted = config.calibration
-    model, source = open_streamed(config.model)
-    check_rank(model, config, need.trained)
-    steps = count_tokens(batches) * model.config.num_hidden_layers
-    with Bar("calibration, layer by layer", steps, "token") as bar:
-        return calibrate_streamed(
+    from astra import calibrate
+
+    method = config.method
+    targets = LoraConfig(target_modules=method.target_modules, exclude_modules=method.exclude_modules)
+    model = load(config)
+    check_rank(model, targets, need.trained)
+    with stage(Path(config.output_dir), "calibrate") if is_main() else nullcontext(), ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def step(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(Progress("calibration, layer by layer", total, "batch")))
+            bars[0].update()
+
+        return calibrate(
             model,
             batches,
-            config.method.target_modules,
+            targets,
             need.rank,
             need.subspaces,
-            device=device(),
-            source=source,
-            spectrum=wanted.spectrum,
-            seed=wanted.seed,
-            keep_moments=wanted.keep_moments,
+            spectrum=config.calibration.spectrum,
+            seed=config.calibration.seed,
             settings=settings,
             folder=folder / PROGRESS,
-            on_batch=bar.update,
+            on_batch=step,
         )
 
 
-class Bar:
-    """A progress bar that appears with the first step, so that a resumed pass shows what is left to do.
+def load(config: Config) -> nn.Module:
+    """The base model, on this process's device, or spread over all devices, main memory and the disk."""
+    from dataset.glue import num_labels
+    from utils.models import load_model
 
-    Args:
-        desc: what is under way.
-        sizes: units of every step.
-        unit: what the sizes count.
-    """
+    if config.model.device_map is None:
+        return load_model(config.model, num_labels(config)).to(device())
+    from accelerate.utils import get_max_memory
 
-    def __init__(self, desc: str, sizes: list[int], unit: str) -> None:
-        self._desc, self._sizes, self._unit = desc, sizes, unit
-        self._counted = 0
-        self._progress: Progress | None = None
-
-    def update(self, number: int, size: int) -> None:
-        """Count step `number`, from 0, as done."""
-        if self._progress is None:
-            if number:
-                log.info("%s: continues after step %d of %d", self._desc, number, len(self._sizes))
-            self._progress = Progress(self._desc, sum(self._sizes[number:]), self._unit)
-        self._progress.update(size)
-
-    def count(self, _: str) -> None:
-        """Count the next step, of one unit, as done."""
-        self.update(self._counted, 1)
-        self._counted += 1
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._progress is not None:
-            self._progress.__exit__(*error)
+    # Half of each GPU stays free for hidden states, sums and decompositions.
+    memory = {place: size // 2 if isinstance(place, int) else size for place, size in get_max_memory().items()}
+    spread = {"device_map": config.model.device_map, "max_memory": memory}
+    return load_model(config.model, num_labels(config), offload_folder=Path(config.output_dir, ".offload"), **spread)
 
 
-def count_tokens(batches: list[dict[str, Tensor]]) -> list[int]:
-    """Tokens of each batch, padding not counted."""
-    return [int(batch["attention_mask"].sum()) for batch in batches]
-
-
-def check_rank(model: nn.Module, config: Config, rank: int) -> None:
+def check_rank(model: nn.Module, targets: LoraConfig, rank: int) -> None:
     """Raise a `UserError` that names the first target layer too small for the rank."""
     from astra.targets import find_targets, layer_shape
 
-    for name, module in find_targets(model, config.method.target_modules).items():
+    for name, module in find_targets(model, targets).items():
         m, n = layer_shape(module)
         if rank > min(m, n):
             raise UserError(f"method.rank: {rank} is larger than the layer {name} ({m} x {n}): at most {min(m, n)}")
 
 
-def extend_store(config: Config, old: Calibration, need: Need) -> Calibration:
-    """More vectors from the second moments that were kept."""
-    from astra import extend
-
-    wanted = config.calibration
-    with Bar("decomposition", [1] * (len(old.layers) // world_size()), "layer") as bar:
-        return extend(
-            old,
-            load(config),
-            need.rank,
-            need.subspaces,
-            spectrum=wanted.spectrum,
-            seed=wanted.seed,
-            on_layer=bar.count,
-        )
-
-
-def load(config: Config) -> nn.Module:
-    """The base model, on this process's device or spread over all of them."""
-    from dataset.glue import num_labels
-    from utils.models import load_model
-
-    if config.model.device_map is not None:
-        return load_model(config.model, num_labels(config), device_map=config.model.device_map)
-    return load_model(config.model, num_labels(config)).to(device())
-
-
-def finish(folder: Path, result: Calibration, need: Need, seconds: float) -> None:
-    """Write the store and its figure, and drop the progress files."""
-    result.save(folder)
-    (folder / FIGURE).unlink(missing_ok=True)  # of what stood here before
-    tidy(folder, result, need.rank)
-    tokens = max(info.tokens for info in result.layers.values())
-    log.info("%s: %d layers from %s tokens in %.1f s", folder, len(result.layers), f"{tokens:,}", seconds)
-
-
-def tidy(folder: Path, result: Calibration, rank: int) -> None:
-    """Draw the figure where a killed run left none, and drop the progress files."""
+def finish(folder: Path, result: Calibration, need: Need) -> None:
+    """Draw the figure where there is none, and drop what a killed run leaves."""
     from utils.plots import plot_spectra
 
-    if not (folder / FIGURE).is_file():
-        plot_spectra(result, folder / FIGURE, rank)
-    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+    if is_main():
+        if not (folder / FIGURE).is_file():
+            plot_spectra(result, folder / FIGURE, need.rank)
+        shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+        tokens = max(info.tokens for info in result.layers.values())
+        log.info("%s: %d layers from %s tokens", folder, len(result.layers), f"{tokens:,}")
 
 
 def _missing(old: Calibration, need: Need) -> str:
@@ -294,5 +200,4 @@ def _missing(old: Calibration, need: Need) -> str:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # SciPy's LAPACK runs in our threads, one layer each
     main(command)

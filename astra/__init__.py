@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from astra.adapter import attach
     from astra.allocation import allocate
-    from astra.calibration import calibrate, extend
+    from astra.calibration import calibrate
     from astra.convert import save_lora, to_lora
     from astra.errors import AstraError
     from astra.store import SUBSPACES, Calibration, LayerInfo
-    from astra.stream import calibrate_streamed
 
 __all__ = [
     "SUBSPACES",
@@ -26,8 +25,6 @@ __all__ = [
     "allocate",
     "attach",
     "calibrate",
-    "calibrate_streamed",
-    "extend",
     "save_lora",
     "to_lora",
 ]
@@ -36,11 +33,10 @@ __all__ = [
 _MODULES = {
     "adapter": ("attach",),
     "allocation": ("allocate",),
-    "calibration": ("calibrate", "extend"),
+    "calibration": ("calibrate",),
     "convert": ("save_lora", "to_lora"),
     "errors": ("AstraError",),
     "store": ("SUBSPACES", "Calibration", "LayerInfo"),
-    "stream": ("calibrate_streamed",),
 }
 
 

@@ -1,216 +1,314 @@
-"""Calibration from end to end: second moments, decompositions, one `Calibration` for every rank and subspace."""
+"""Calibration from end to end: block by block, second moments and decompositions, for every rank and subspace."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from astra import parallel
-from astra.decompose import LayerSpectrum, decompose
+from astra.blocks import Block, make_blocks, survey
+from astra.decompose import decompose
 from astra.errors import AstraError
-from astra.forward import Batch
-from astra.moments import Moments, collect
-from astra.progress import Checkpoint
-from astra.store import Calibration, LayerInfo
-from astra.targets import check_loaded, layer_shape, layer_weight
+from astra.forward import Batch, Forward, TokenRows, evaluation
+from astra.moments import Moment, Sums
+from astra.store import FORMAT, Calibration, LayerInfo, write_table
+from astra.targets import base_model, find_targets, layer_shape, layer_weight
+from astra.weights import loaded
 
-Decomposed = tuple[LayerInfo, LayerSpectrum]
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+log = logging.getLogger("astra")
+Found = tuple[LayerInfo, dict[str, Tensor]]  # a layer's tables: "spectra" and one per subspace
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compute of each layer; see `calibrate`."""
+
+    rank: int
+    subspaces: tuple[str, ...]
+    spectrum: str
+    seed: int
 
 
 @torch.inference_mode(False)  # the result is for training
+@torch.no_grad()
 def calibrate(
-    model: nn.Module,
+    model: Any,
     batches: Iterable[Batch],
-    target_modules: Sequence[str] | str,
-    rank: int,
+    peft_config: LoraConfig | Sequence[str] | str,
+    rank: int | None = None,
     subspaces: Sequence[str] = ("tail",),
     *,
     spectrum: str = "full",
     seed: int = 42,
-    keep_moments: bool = False,
     settings: dict[str, Any] | None = None,
-    checkpoint: Path | None = None,
+    folder: Path | None = None,
     on_batch: Callable[[int, int], None] | None = None,
-    on_layer: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Spectra and eigenvectors of the output activations of every target layer.
 
-    Under `torch.distributed` each process passes its own share of the batches, decomposes its share of the layers, and
-    gets the whole result.
+    One decoder layer after another is run over all batches, decomposed and forgotten; see `astra.blocks`. Weights may
+    be anywhere that accelerate's `device_map` puts them. Under `torch.distributed` each process passes its own share
+    of the batches and decomposes its share of the layers; the vectors are then with process 0 alone.
 
     Args:
-        model: any PyTorch model called as `model(**batch)`.
-        batches: dicts of tensors (`input_ids`, `attention_mask`, ...), the same on every iteration.
-        target_modules: as in PEFT: name endings, a regular expression, or "all-linear".
-        rank: the largest rank that can be asked of the result.
+        model: any PyTorch model called as `model(**batch)`, in eval mode meanwhile; of a `PeftModel` the base model is
+            calibrated, its adapters disabled.
+        batches: dicts of tensors (`input_ids`, `attention_mask`, ...); the mask (b, t) says which tokens count.
+        peft_config: PEFT's `LoraConfig`, which names the targets; or `target_modules` alone: name endings, a regular
+            expression, or "all-linear". See `astra.targets.find_targets`.
+        rank: the largest rank that can be asked of the result; by default the largest of the `LoraConfig`.
         subspaces: any of "tail", "nullspace", "principal", "middle", "random".
         spectrum: "full", or "ends" to compute only the ends of large spectra.
         seed: of `random` and of the basis of null spaces.
-        keep_moments: keep the second moments too, for `extend`.
         settings: kept with the result, to tell what it was made of.
-        checkpoint: a file of this process to save progress in and to continue from, if it is of the same `settings`
-            (which then must be given) and targets. Whoever has saved the result deletes it.
-        on_batch: called after each batch with its number and tokens.
-        on_layer: called after each of this process's decompositions with the layer's name.
+        folder: keeps each finished layer, to continue from after being killed; of the same `settings`, which must be
+            given. Whoever has saved the result deletes it.
+        on_batch: called after each batch of each layer, with how many are done and how many there are.
 
     Returns:
         A `Calibration` on the CPU; `.save(folder)` keeps it.
 
     Raises:
-        AstraError: see `collect` and `decompose`.
+        AstraError: targets that match nothing or cannot be adapted, no tokens, NaN or Inf (naming layer and batch),
+            padding that cannot be told apart, memory that does not suffice.
     """
+    if rank is None:
+        ranks = getattr(peft_config, "rank_pattern", {}).values()
+        rank = max([getattr(peft_config, "r", 0), *ranks])
     if rank < 1:
         raise AstraError(f"rank {rank} is not a positive number")
-    if checkpoint is not None and settings is None:
-        raise AstraError("checkpoint needs settings, which tell whose progress it holds")
-    progress = Checkpoint(checkpoint, repr((settings, target_modules))) if checkpoint is not None else None
-    moments = collect(model, batches, target_modules, checkpoint=progress, on_batch=on_batch)
-    result = from_moments(
-        model, moments, rank, subspaces, spectrum=spectrum, seed=seed, keep_moments=keep_moments, on_layer=on_layer
-    )
-    result.settings = dict(settings or {})
-    return result
+    if folder is not None and settings is None:
+        raise AstraError("folder needs settings, which tell whose progress it holds")
+    request = Request(rank, tuple(dict.fromkeys(subspaces)), spectrum, seed)
+    targets = find_targets(model, peft_config)
+    mine = list(batches)
+    rows, distinct = [TokenRows(batch) for batch in mine], _distinct_tokens(mine)
+    base = base_model(model)
+    forward = Forward(base, list(targets))
+    with evaluation(model), nullcontext() if base is model else model.disable_adapter():
+        with _together("the first sample"):
+            seen = survey(base, forward, targets, mine) if mine else None
+        seen = next((other for other in parallel.gather(seen) if other is not None), None)
+        if seen is None:
+            raise AstraError("no calibration tokens: the calibration set is empty")
+        with _together("the embeddings"):
+            blocks = make_blocks(base, forward, targets, mine, seen)
+        kept = _Kept(folder, repr((FORMAT, settings, request, list(targets), parallel.gather(_digest(mine)))))
+        start = parallel.gather(kept.finished(blocks))[0]
+        found = [layer for block in blocks[:start] for layer in kept.read(block)]
+        if start:
+            log.info("calibration: continues after layer %d of %d", start, len(blocks))
+        done = 0
+        in_place = _in_place(blocks if start < len(blocks) else [])
+        for number, block in enumerate(in_place):
+            new = number >= start and bool(block.targets)
+            leader = {name: seen.leader.get(name, name) for name in block.targets}
+            sums = Sums(block.targets, leader, block.last, block.calls) if new else None
+            with _together(block.name):
+                for k in range(len(mine)):
+                    with sums.batch(k, rows[k]) if sums else nullcontext():
+                        block.run(k)
+                    done += 1
+                    if on_batch is not None:
+                        on_batch(done, len(blocks) * len(mine))
+            if sums:
+                by_token = {name: distinct for name in block.targets if name in seen.by_token}
+                layers = _decompose(block, sums, sums.reduce(), by_token, request)
+                kept.write(block, layers)
+                found += layers
+    return _assemble(found, list(targets), request, dict(settings or {}))
 
 
-def from_moments(
-    model: nn.Module,
-    moments: Moments,
-    rank: int,
-    subspaces: Sequence[str],
-    *,
-    spectrum: str = "full",
-    seed: int = 42,
-    keep_moments: bool = False,
-    on_layer: Callable[[str], None] | None = None,
-) -> Calibration:
-    """Decompose the second moments of a model's layers; see `calibrate`. Moments that are not kept are freed."""
-    modules = dict(model.named_modules())
-    targets = {name: modules[name] for name in moments.groups}
-    kept = {name: matrix.cpu() for name, matrix in moments.matrices.items()} if keep_moments else {}
-    left = Counter(moments.groups.values())
-    own = list(moments.groups)[parallel.rank() :: parallel.world_size()]
-    for name in set(moments.groups) - set(own):
-        _done_with(moments, left, name)
+def _decompose(
+    block: Block, sums: Sums, moments: Mapping[str, Moment], distinct: Mapping[str, int], request: Request
+) -> list[Found]:
+    """Decompose a block's layers, each on one core or device, shared out over processes; all of them on process 0."""
+    shapes = {name: layer_shape(module) for name, module in block.targets.items() if sums.key(name) in moments}
+    costs = {name: m * n * n + min(m, n) ** 3 for name, (m, n) in shapes.items()}
+    own = parallel.share(costs)
 
-    def one(name: str) -> Decomposed:
-        found = decompose_layer(name, targets[name], moments, rank, subspaces, spectrum=spectrum, seed=seed)
-        _done_with(moments, left, name)
-        return found
+    def one(name: str) -> Found:
+        module, moment = block.targets[name], moments[sums.key(name)]
+        with loaded(module):
+            weight, bias = layer_weight(module)
+            result = decompose(
+                moment.matrix, moment.kind, min(moment.tokens, distinct.get(name, moment.tokens)), weight, bias,
+                request.rank, request.subspaces, spectrum=request.spectrum, seed=request.seed, name=name,
+            )  # fmt: skip
+        info = LayerInfo(
+            name=name,
+            shape=shapes[name],
+            bias=bias is not None,
+            moment=moment.kind,
+            group=sums.key(name),
+            tokens=moment.tokens,
+            rank_bound=result.rank_bound,
+            numerical_rank=result.numerical_rank,
+            effective_rank=result.effective_rank,
+            trace=result.trace,
+            distinct=distinct.get(name),
+        )
+        return info, {"spectra": result.eigenvalues, **result.vectors}
 
-    mine: list[Decomposed] = []
-    error = None
-    try:
-        for found in _map(one, own, next(layer_weight(module)[0].device for module in targets.values())):
-            mine.append(found)
-            if on_layer is not None:
-                on_layer(found[0].name)
-    except AstraError as caught:
-        error = caught
-    parallel.raise_together(error)
-    return assemble(mine, list(moments.groups), rank, subspaces, {"moments": kept} if kept else {})
-
-
-def _done_with(moments: Moments, left: Counter[str], name: str) -> None:
-    """Free a layer's moment after its last use."""
-    key = moments.groups[name]
-    left[key] -= 1
-    if not left[key]:
-        del moments.matrices[key]
+    found: list[Found] = []
+    with _together(f"the decomposition of {block.name}"):
+        found = _map(one, {name: moments[sums.key(name)].matrix.device for name in own})
+    gathered = {layer[0].name: layer for part in parallel.gather_to_first(found) for layer in part}
+    return [gathered[name] for name in shapes if name in gathered]
 
 
-def _map(one: Callable[[str], Decomposed], names: list[str], device: torch.device) -> Iterator[Decomposed]:
-    """Decompose layers, on a CPU one a core: such small problems gain little from threads of their own."""
+def _map(one: Callable[[str], Found], devices: Mapping[str, torch.device]) -> list[Found]:
+    """Decompose layers, one per core of a CPU: such small problems gain little from threads of their own."""
     threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield from map(one, names)
-        return
+    pools = {device: ThreadPoolExecutor(threads if device.type == "cpu" else 1) for device in set(devices.values())}
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(one, names)
+        futures = [pools[device].submit(one, name) for name, device in devices.items()]
+        return [future.result() for future in futures]
     finally:
+        for pool in pools.values():
+            pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
-@torch.inference_mode(False)
-def extend(
-    calibration: Calibration,
-    model: nn.Module,
-    rank: int,
-    subspaces: Sequence[str],
-    *,
-    spectrum: str = "full",
-    seed: int = 42,
-    on_layer: Callable[[str], None] | None = None,
-) -> Calibration:
-    """The same calibration with more vectors, from its kept second moments: no forward pass.
+def _in_place(blocks: Sequence[Block]) -> Iterable[Block]:
+    """The blocks, with their weights where they compute, the next block's on their way."""
+    try:
+        with ThreadPoolExecutor(1) as fetcher:
+            fetched = [fetcher.submit(block.weights.fetch) for block in blocks[:1]]
+            for number, block in enumerate(blocks):
+                fetched.pop().result()
+                fetched = [fetcher.submit(after.weights.fetch) for after in blocks[number + 1 : number + 2]]
+                yield block
+                block.weights.release()
+    finally:
+        for block in blocks:
+            block.weights.release()
 
-    Raises:
-        AstraError: it was made without `keep_moments`.
+
+@contextmanager
+def _together(where: str) -> Any:
+    """Raise the first error of any process on all of them; memory that does not suffice is one line."""
+    error = None
+    try:
+        yield
+    except AstraError as caught:
+        error = caught
+    except RuntimeError as caught:
+        if not isinstance(caught, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(caught):
+            raise
+        error = AstraError(
+            f"out of memory in {where}{parallel.of_process()}: use smaller batches (calibration.batch_size),"
+            " or spread the model over devices and main memory (model.device_map: auto)"
+        )
+    parallel.raise_together(error)
+
+
+def _assemble(found: list[Found], order: list[str], request: Request, settings: dict[str, Any]) -> Calibration:
+    """One `Calibration` of all layers, in the given order; without vectors on all processes but the first."""
+    layers = {info.name: (info, tables) for info, tables in found}
+    infos = parallel.gather([info for info, _ in found])[0]
+    known = {info.name: info for info in infos}
+    left_out = tuple(name for name in order if name not in known)
+    if not known:
+        raise AstraError("none of the target layers is called in a forward pass over the calibration set")
+    if left_out:
+        log.warning(
+            "%d target layers are never called and left out: %s%s",
+            len(left_out), ", ".join(left_out[:3]), ", ..." if len(left_out) > 3 else "",
+        )  # fmt: skip
+    tables = {
+        table: {name: layers[name][1][table] for name in order if name in layers}
+        for table in (("spectra", *request.subspaces) if layers else ())
+    }
+    ordered = {name: known[name] for name in order if name in known}
+    return Calibration(ordered, request.rank, request.subspaces, settings, tables, left_out=left_out)
+
+
+def _distinct_tokens(batches: Sequence[Batch]) -> int:
+    """Number of different tokens in all processes' batches; 0 if they hold none."""
+    ids = [
+        batch["input_ids"][batch["attention_mask"] != 0] if "attention_mask" in batch else batch["input_ids"]
+        for batch in batches
+        if "input_ids" in batch
+    ]
+    own = torch.cat([x.flatten().cpu() for x in ids]).unique().tolist() if ids else []
+    return len(set().union(*parallel.gather(own)))
+
+
+def _digest(batches: Sequence[Batch]) -> str:
+    """Stands for the tokens, masks and shapes of some batches."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for key in sorted(batch):
+            if isinstance(batch[key], Tensor):
+                digest.update(f"{key}{tuple(batch[key].shape)}{batch[key].dtype}".encode())
+                digest.update(batch[key].detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Kept:
+    """Results of finished blocks, one file each, in the first process's folder (or nowhere).
+
+    Args:
+        folder: where; None keeps nothing.
+        of: what they depend on; files of something else are not used.
     """
-    infos = calibration.layers
-    moments = Moments(
-        dict(calibration.moments()),
-        {info.group: info.tokens for info in infos.values()},
-        {info.group: info.moment for info in infos.values()},
-        {name: info.group for name, info in infos.items()},
-    )
-    wider = from_moments(
-        model, moments, rank, subspaces, spectrum=spectrum, seed=seed, keep_moments=True, on_layer=on_layer
-    )
-    wider.settings = dict(calibration.settings)
-    return wider
 
+    def __init__(self, folder: Path | None, of: str) -> None:
+        self._folder = folder if parallel.rank() == 0 else None
+        self._key = hashlib.sha256(of.encode()).hexdigest()
 
-def decompose_layer(
-    name: str,
-    module: nn.Module,
-    moments: Moments,
-    rank: int,
-    subspaces: Sequence[str],
-    *,
-    spectrum: str = "full",
-    seed: int = 42,
-) -> Decomposed:
-    """Decompose one layer with the moment that it uses."""
-    key = moments.groups[name]
-    weight, bias = layer_weight(module)
-    check_loaded(name, module)
-    kind, tokens = moments.kinds[key], moments.tokens[key]
-    moment = moments.matrices[key].to(weight.device)  # moments that were kept come from the CPU
-    result = decompose(moment, kind, tokens, weight, bias, rank, subspaces, spectrum=spectrum, seed=seed, name=name)
-    info = LayerInfo(
-        name=name,
-        shape=layer_shape(module),
-        bias=bias is not None,
-        moment=kind,
-        group=key,
-        tokens=tokens,
-        rank_bound=result.rank_bound,
-        numerical_rank=result.numerical_rank,
-        effective_rank=result.effective_rank,
-        trace=result.trace,
-    )
-    return info, result
+    def finished(self, blocks: Sequence[Block]) -> int:
+        """How many blocks from the first on need not be summed and decomposed again."""
+        last = max(k for k, block in enumerate(blocks) if block.targets)
+        done = next((k for k, block in enumerate(blocks) if block.targets and not self._whole(block)), last + 1)
+        return len(blocks) if done > last else done
 
+    def read(self, block: Block) -> list[Found]:
+        """A finished block's layers."""
+        if self._folder is None or not block.targets:
+            return []
+        found: list[Found] = []
+        with safe_open(self._path(block), "pt") as file:
+            names = list(file.keys())
+            for values in json.loads(file.metadata()["layers"]):
+                info = LayerInfo.read(values)
+                own = [name for name in names if name.startswith(f"{info.name}/")]
+                found.append((info, {name.rpartition("/")[2]: file.get_tensor(name) for name in own}))
+        return found
 
-def assemble(
-    mine: list[Decomposed],
-    order: list[str],
-    rank: int,
-    subspaces: Sequence[str],
-    tables: dict[str, dict[str, Any]],
-) -> Calibration:
-    """One `Calibration` of the layers that all processes decomposed, in the given order."""
-    found = {info.name: (info, result) for part in parallel.gather(mine) for info, result in part}
-    tables["spectra"] = {name: found[name][1].eigenvalues for name in order}
-    for subspace in subspaces:
-        tables[subspace] = {name: found[name][1].vectors[subspace] for name in order}
-    layers = {name: found[name][0] for name in order}
-    return Calibration(layers, rank, tuple(dict.fromkeys(subspaces)), {}, tables)
+    def write(self, block: Block, found: list[Found]) -> None:
+        """Keep a block's layers; a full disk is a warning, since the calibration can do without."""
+        if self._folder is None:
+            return
+        tensors = {f"{info.name}/{table}": tensor for info, tables in found for table, tensor in tables.items()}
+        metadata = {"key": self._key, "layers": json.dumps([asdict(info) for info, _ in found])}
+        try:
+            write_table(self._path(block), tensors, metadata)
+        except AstraError as error:
+            log.warning("no progress kept, a killed run would repeat more: %s", error)
+
+    def _whole(self, block: Block) -> bool:
+        try:
+            with safe_open(self._path(block), "pt") as file:
+                return bool((file.metadata() or {}).get("key") == self._key)
+        except (OSError, SafetensorError):
+            return False
+
+    def _path(self, block: Block) -> Path:
+        return Path() if self._folder is None else self._folder / f"{block.name}.safetensors"

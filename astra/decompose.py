@@ -6,12 +6,11 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from astra.eigen import Eigen, eigen
 from astra.errors import AstraError
 from astra.store import SUBSPACES
 from astra.subspace import EndsEigen, NotConverged
@@ -146,6 +145,26 @@ class _Problem:
         return torch.linalg.solve_triangular(self._triangle.T, found, upper=False)
 
 
+class Eigen(Protocol):
+    """A decomposed symmetric matrix; `values` is float64 (k,), ascending, NaN where not computed."""
+
+    values: Tensor
+
+    def vectors(self, low: int, high: int) -> Tensor:
+        """Eigenvectors low, ..., high - 1 in ascending order of eigenvalues, float64 (k, high - low)."""
+
+
+class FullEigen:
+    """Everything at once, by `torch.linalg.eigh`."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.values, self._vectors = torch.linalg.eigh(matrix)
+
+    def vectors(self, low: int, high: int) -> Tensor:
+        """See `Eigen`."""
+        return self._vectors[:, low:high]
+
+
 class _Picker:
     """Chooses eigenvectors by index; columns are ordered so that the first r of them serve rank r."""
 
@@ -206,16 +225,23 @@ class _Picker:
 
 
 def _solve(core: Tensor, rank: int, bound: int, spectrum: str, subspaces: Sequence[str], width: int) -> Eigen:
-    """All of a small core; of a large one the ends if they do and the iteration finds them."""
-    if spectrum == "ends" and len(core) >= LARGE and len(core) <= bound and "middle" not in subspaces:
+    """All of a core; of a large one only the ends, if they do and the iteration finds them.
+
+    On a device a whole spectrum is its eigenvalues and the vectors of the ends: `eigh` would compute all vectors.
+    """
+    ends = spectrum == "ends" or core.device.type != "cpu"
+    if ends and len(core) >= LARGE and len(core) <= bound and "middle" not in subspaces:
         # Of an end that no subspace is taken from, one value: the numerical rank compares the two.
         low = rank if {"tail", "nullspace"} & set(subspaces) else 1
         high = rank if "principal" in subspaces else 1
         try:
-            return EndsEigen(core, low, high, floor=width * CUTOFF)
+            found = EndsEigen(core, low, high, floor=width * CUTOFF)
         except NotConverged:
-            pass  # singular, or no gap between what is wanted and the rest: the full solver always works
-    return eigen(core)
+            return FullEigen(core)  # singular, or no gap between what is wanted and the rest
+        if spectrum == "full":
+            found.values = torch.linalg.eigvalsh(core)
+        return found
+    return FullEigen(core)
 
 
 def _named(name: str, solve: Callable[[], T]) -> T:

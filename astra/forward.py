@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,6 @@ class StopForward(Exception):
     """Raised in a hook to end a forward pass when all is seen."""
 
 
-class Run(Protocol):
-    """Whatever takes a batch through the targets."""
-
-    def __call__(self, batch: Batch) -> None:
-        """Run the batch until its end or `StopForward`."""
-
-
 class Forward:
     """Calls the part of `model` that holds the targets, without gradients, caches, labels or language-model head."""
 
@@ -35,6 +28,7 @@ class Forward:
         self.module: nn.Module = getattr(model, prefix) if inside else model
         self._accepts = inspect.signature(self.module.forward).parameters
         self._device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+        self._decodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         # RoBERTa counts positions from the tokens themselves, past its padding index.
         self._own_positions = any(hasattr(m, "create_position_ids_from_input_ids") for m in model.modules())
 
@@ -49,6 +43,8 @@ class Forward:
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What the module is called with: `batch` on its device, with positions where left padding shifts them."""
         inputs = {key: self._move(value) for key, value in batch.items() if key != "labels"}
+        if self._decodes and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
+            raise AstraError("an encoder-decoder needs decoder_input_ids in every batch, and their mask if padded")
         if "use_cache" in self._accepts:
             inputs["use_cache"] = False
         mask = inputs.get("attention_mask")
@@ -62,36 +58,50 @@ class Forward:
 
 
 class TokenRows:
-    """Which rows of an activation are tokens, by the batch's `attention_mask` (b, t); all of them without one.
+    """Which rows of an activation are tokens, by the batch's masks; all of them in a batch without tokens or masks.
 
     Raises:
-        AstraError: the mask is not two-dimensional.
+        AstraError: a mask is not two-dimensional, or the two of an encoder-decoder cannot be told apart.
     """
 
     def __init__(self, batch: Batch) -> None:
-        mask = batch.get("attention_mask")
-        if mask is not None and mask.dim() != 2:
-            raise AstraError(f"attention_mask must be (batch, length), not {tuple(mask.shape)}")
-        ids = batch.get("input_ids", batch.get("inputs_embeds"))
-        self._grid = tuple(mask.shape) if mask is not None else None if ids is None else tuple(ids.shape[:2])
-        full = mask is None or bool((mask != 0).all())
-        self._index = None if full or mask is None else mask.flatten().nonzero().flatten()
-        self.count = int(len(self._index)) if self._index is not None else _size(self._grid)
+        self._masks: dict[tuple[int, ...], Tensor | None] = {}  # (batch, length) -> rows of tokens, None for all
+        for part in ("", "decoder_"):
+            mask = batch.get(f"{part}attention_mask")
+            ids = batch.get(f"{part}input_ids", batch.get(f"{part}inputs_embeds"))
+            if mask is not None and mask.dim() != 2:
+                raise AstraError(f"{part}attention_mask must be (batch, length), not {tuple(mask.shape)}")
+            if mask is None and ids is None:
+                continue
+            grid = tuple(ids.shape[:2] if mask is None else mask.shape)
+            full = mask is None or bool((mask != 0).all())
+            index = None if full or mask is None else mask.flatten().nonzero().flatten()
+            if grid in self._masks and not _same(index, self._masks[grid]):
+                raise AstraError("encoder and decoder have other masks; pad inputs and outputs to different lengths")
+            self._masks[grid] = index
 
     def of(self, name: str, x: Tensor) -> Tensor:
-        """The tokens' rows (k, n) of an activation (b, t, n) or (b * t, n); all rows of a pooled one (b, n).
+        """The tokens' rows (k, n) of an activation (b, t, n), (b, 1, t, n) or (b * t, n); all of a pooled one (b, n).
 
         Raises:
-            AstraError: the batch has padding and the activation's rows are not its tokens (routed experts, pooling).
+            AstraError: the activation's rows are not the batch's tokens (relative positions, routed experts, images).
         """
-        rows = x.detach().reshape(-1, x.shape[-1])
-        if self._index is None or (self._grid is not None and tuple(x.shape[:-1]) == self._grid[:1]):
+        rows, shape = x.detach().reshape(-1, x.shape[-1]), tuple(x.shape[:-1])
+        if not self._masks:
             return rows
-        if len(rows) != _size(self._grid):
-            raise AstraError(f"layer {name}: padding cannot be told apart in its input; use batches without padding")
-        if self._index.device != rows.device:
-            self._index = self._index.to(rows.device)
-        return rows.index_select(0, self._index)
+        for (b, t), index in self._masks.items():
+            if shape in ((b, t), (b, 1, t), (b * t,)):
+                return rows if index is None else rows.index_select(0, index.to(rows.device))
+        if shape in {grid[:1] for grid in self._masks}:
+            return rows
+        raise AstraError(
+            f"layer {name}: the {shape} rows of its input are not the tokens of a batch of "
+            f"{' and '.join(str(grid) for grid in self._masks)}; leave it out of the targets"
+        )
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def first_sample(batch: Batch) -> Batch:
@@ -119,25 +129,17 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """No TF32 or bfloat16 inside float32 products: their rounding would drown the tail of the outputs."""
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
-    cuda, cpu = torch.backends.cuda, torch.backends.mkldnn
-    backends: list[Any] = [cuda.matmul, cpu.matmul]  # type: ignore[attr-defined]
-    previous = [backend.fp32_precision for backend in backends]
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set by the finer switches alone
+        before = None
+    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    finer = [(backend, backend.fp32_precision) for backend in backends if hasattr(backend, "fp32_precision")]
+    torch.set_float32_matmul_precision("highest")
+    try:
         yield
     finally:
-        for backend, precision in zip(backends, previous, strict=True):
+        if before is not None:
+            torch.set_float32_matmul_precision(before)
+        for backend, precision in finer:
             backend.fp32_precision = precision
-
-
-def _size(grid: tuple[int, ...] | None) -> int:
-    return 0 if grid is None else grid[0] * grid[1]

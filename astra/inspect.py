@@ -27,15 +27,16 @@ def table(calibration: Calibration) -> str:
 
 def warnings(calibration: Calibration) -> Iterator[str]:
     """What to mind before trusting the tails: too few tokens for a dimension, by distinct width."""
-    widths: dict[tuple[int, int], list[str]] = {}
+    widths: dict[tuple[int, str, int], list[str]] = {}
     for info in calibration.layers.values():
         needed = TOKENS_PER_DIMENSION * min(info.shape[0], info.shape[1])
-        if info.tokens < needed:
-            widths.setdefault((info.tokens, needed), []).append(info.name)
-    for (tokens, needed), names in widths.items():
+        tokens, kind = min((info.tokens, "calibration"), (info.distinct or info.tokens, "different"))
+        if tokens < needed:
+            widths.setdefault((tokens, kind, needed), []).append(info.name)
+    for (tokens, kind, needed), names in widths.items():
         yield (
-            f"warning: {len(names)} layers ({names[0]}, ...) have {tokens:,} calibration tokens; {needed:,} would do"
-            f" ({needed / max(tokens, 1):.1f} times calibration.samples)"
+            f"warning: {len(names)} layers ({names[0]}, ...) have {tokens:,} {kind} tokens; {needed:,} would do"
+            + (f" ({needed / max(tokens, 1):.1f} times calibration.samples)" if kind == "calibration" else "")
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -32,6 +33,27 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_to_first(value: Any) -> list[Any]:
+    """The picklable values of all processes, by rank, on the first process; an empty list on the others."""
+    if not _joined():
+        return [value]
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
+
+
+def share(costs: Mapping[str, float]) -> list[str]:
+    """This process's share of some work, the most costly first; the shares of all processes cost about the same."""
+    load = [0.0] * world_size()
+    mine = []
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        least = load.index(min(load))
+        load[least] += costs[name]
+        if least == rank():
+            mine.append(name)
+    return mine
 
 
 def raise_together(error: AstraError | None) -> None:

@@ -1,9 +1,8 @@
 """A calibration on disk: spectra and eigenvectors of every target layer, in safetensors and JSON.
 
-    manifest.json            settings, one entry per layer, and size and SHA-256 of every other file
+    manifest.json            settings, one entry per layer, and the SHA-256 of every other file
     spectra.safetensors      layer -> float64 (m,), eigenvalues of C, ascending; NaN where not computed
     <subspace>.safetensors   layer -> float32 (m, <= max_rank), orthonormal columns, the nearest to the end first
-    moments.safetensors      only if kept: the second moments themselves, float64
 
 The manifest is written last and removed first: a folder that has one is whole.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from astra.errors import AstraError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 SUBSPACES = ("tail", "nullspace", "principal", "middle", "random")
 
@@ -40,10 +39,12 @@ class LayerInfo:
         moment: "input" if C was formed from the second moment of x, "output" if from that of y.
         group: name of the layer whose input moment this one shares (its own name if it shares none).
         tokens: number T of calibration tokens behind the moment.
-        rank_bound: min(m, n (+1 with bias), T), which the rank of C cannot exceed.
-        numerical_rank: eigenvalues above max(m, n) * eps(float64) * 8 * largest.
+        rank_bound: min(m, n (+1 with bias), T, distinct), which the rank of C cannot exceed.
+        numerical_rank: number of eigenvalues inside the numerical range, at most `rank_bound`.
         effective_rank: exp of the entropy of the normalised spectrum; None if only its ends were computed.
         trace: trace of C, the mean of |y|^2 over tokens.
+        distinct: number of different tokens, where the layer's input depends on nothing else (in a first decoder
+            layer); else None.
     """
 
     name: str
@@ -56,6 +57,12 @@ class LayerInfo:
     numerical_rank: int
     effective_rank: float | None
     trace: float
+    distinct: int | None = None
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> LayerInfo:
+        """What `asdict` made of one, back from JSON."""
+        return cls(**{**entry, "shape": tuple(entry["shape"])})
 
 
 @dataclass
@@ -67,6 +74,7 @@ class Calibration:
         max_rank: the largest rank any subspace can be asked for (a layer with fewer outputs gives fewer).
         subspaces: the subspaces stored.
         settings: what the calibration was made of (model, data, samples ...), as its caller described it.
+        left_out: layers that matched the targets but were never called, such as a vision tower's.
     """
 
     layers: dict[str, LayerInfo]
@@ -75,12 +83,7 @@ class Calibration:
     settings: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     folder: Path | None = None
-    files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
-
-    @property
-    def has_moments(self) -> bool:
-        """Whether the second moments were kept."""
-        return "moments" in self.tables or "moments.safetensors" in self.files
+    left_out: tuple[str, ...] = ()
 
     def vectors(self, name: str, subspace: str, rank: int) -> Tensor:
         """The `rank` first eigenvectors of one layer in one subspace.
@@ -109,16 +112,6 @@ class Calibration:
         self._layer(name)
         return self._table("spectra")[name]
 
-    def moments(self) -> dict[str, Tensor]:
-        """The second moments, float64, by the layer that accumulated them (`LayerInfo.group`).
-
-        Raises:
-            AstraError: they were not kept.
-        """
-        if not self.has_moments:
-            raise AstraError("this calibration was made without keep_moments")
-        return self._table("moments")
-
     def effective_ranks(self) -> dict[str, float]:
         """Entropy effective rank of every layer.
 
@@ -134,20 +127,18 @@ class Calibration:
         """Write everything into `folder`, replacing what it holds; the folder is never half a calibration.
 
         Raises:
-            AstraError: the folder cannot be written (permissions, a full disk); nothing new is left behind.
+            AstraError: the folder cannot be written (permissions, a full disk); what it held is still there.
         """
         folder = Path(folder)
-        tables = {name: self._table(name) for name in ("spectra", *self.subspaces)}
-        if self.has_moments:
-            tables["moments"] = self.moments()
+        tables = {f"{name}.safetensors": self._table(name) for name in ("spectra", *self.subspaces)}
         staged: dict[str, Path] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, tensors in tables.items():
-                staged[f"{name}.safetensors"] = _stage(folder, f"{name}.safetensors", _table_writer(tensors))
-            files = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in staged.items()}
-            manifest = self._manifest(files)
-            staged[MANIFEST] = _stage(folder, MANIFEST, lambda path: _write_text(path, manifest))
+                staged[name] = _staged(folder / name, tensors)
+            manifest = self._manifest({name: _sha256(path) for name, path in staged.items()})
+            staged[MANIFEST] = folder / f".{MANIFEST}.tmp"
+            _write_text(staged[MANIFEST], manifest)
             (folder / MANIFEST).unlink(missing_ok=True)
             for name, path in staged.items():
                 os.replace(path, folder / name)
@@ -156,16 +147,17 @@ class Calibration:
         finally:
             for path in staged.values():
                 path.unlink(missing_ok=True)
-        for stale in set(folder.glob("*.safetensors")) - {folder / name for name in files}:
+        for stale in set(folder.glob("*.safetensors")) - {folder / name for name in tables}:
             stale.unlink()
-        self.folder, self.files = folder, files
+        self.folder = folder
 
-    def _manifest(self, files: dict[str, dict[str, Any]]) -> str:
+    def _manifest(self, files: dict[str, str]) -> str:
         manifest = {
             "format": FORMAT,
             "max_rank": self.max_rank,
             "subspaces": list(self.subspaces),
             "settings": self.settings,
+            "left_out": list(self.left_out),
             "layers": [asdict(info) for info in self.layers.values()],
             "files": files,
         }
@@ -173,10 +165,10 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
-        """Open a calibration; vectors are read, and their hashes checked, when they are first asked for.
+        """Open a calibration and check that its files are what was written; vectors are read when asked for.
 
         Raises:
-            AstraError: no complete calibration there, another format, or a file that is missing or cut short.
+            AstraError: no complete calibration there, another format, or a file that is missing or altered.
         """
         folder = Path(folder)
         path = folder / MANIFEST
@@ -185,17 +177,20 @@ class Calibration:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
-                raise AstraError(f"{path}: format {manifest['format']} is not {FORMAT}, the one this version reads")
-            infos = [LayerInfo(**{**entry, "shape": tuple(entry["shape"])}) for entry in manifest["layers"]]
-            files, max_rank = dict(manifest["files"]), int(manifest["max_rank"])
+                raise AstraError(f"{path}: format {manifest['format']} is not {FORMAT}; calibrate again")
+            layers = {entry["name"]: LayerInfo.read(entry) for entry in manifest["layers"]}
+            files, max_rank, left_out = manifest["files"], int(manifest["max_rank"]), tuple(manifest["left_out"])
             subspaces, settings = tuple(manifest["subspaces"]), dict(manifest["settings"])
+            altered = next((name for name, digest in files.items() if _sha256(folder / name) != digest), None)
         except (OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, AstraError):
                 raise
-            raise AstraError(f"{path} is damaged ({_reason(error)}); delete the folder and calibrate again") from error
-        for name, entry in files.items():
-            _check_size(folder / name, entry["bytes"])
-        return cls({info.name: info for info in infos}, max_rank, subspaces, settings, {}, folder, files)
+            raise AstraError(f"{folder} is damaged ({_reason(error)}); delete it and calibrate again") from error
+        if altered is not None:
+            raise AstraError(
+                f"{folder / altered} is damaged (not what was written); delete the folder and calibrate again"
+            )
+        return cls(layers, max_rank, subspaces, settings, {}, folder, left_out)
 
     def _layer(self, name: str) -> LayerInfo:
         if name not in self.layers:
@@ -203,29 +198,12 @@ class Calibration:
         return self.layers[name]
 
     def _table(self, name: str) -> dict[str, Tensor]:
-        """Tensors of `<name>.safetensors`, read and verified once."""
+        """Tensors of `<name>.safetensors`, read once."""
         if name not in self.tables:
             if self.folder is None:
-                raise AstraError(f"this calibration has no {name}")
-            self.tables[name] = read_table(self.folder / f"{name}.safetensors", self.files[f"{name}.safetensors"])
+                raise AstraError("the vectors of this calibration are with process 0: save them there and load them")
+            self.tables[name] = load_file(self.folder / f"{name}.safetensors")
         return self.tables[name]
-
-
-def read_table(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file whose size and SHA-256 must be those of `entry`.
-
-    Raises:
-        AstraError: missing, cut short, altered, or not safetensors.
-    """
-    _check_size(path, entry["bytes"])
-    if _sha256(path) != entry["sha256"]:
-        raise AstraError(
-            f"{path} is damaged (its SHA-256 is not the manifest's); delete the folder and calibrate again"
-        )
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise AstraError(f"{path} cannot be read: {_reason(error)}") from error
 
 
 def write_table(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -234,79 +212,46 @@ def write_table(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     Raises:
         AstraError: the file cannot be written (permissions, a full disk).
     """
-    staged = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = _stage(path.parent, path.name, _table_writer(tensors, metadata))
-        os.replace(staged, path)
+        os.replace(_staged(path, tensors, metadata), path)
     except (OSError, SafetensorError) as error:
         raise AstraError(f"cannot write {path}: {_reason(error)}") from error
-    finally:
-        if staged is not None:
-            staged.unlink(missing_ok=True)
 
 
 def _too_few(info: LayerInfo, subspace: str, rank: int, stored: int) -> str:
     message = f"layer {info.name}: rank {rank} of {subspace!r} asked for, but it has {stored}"
-    if subspace == "tail" and info.rank_bound == info.tokens:
-        return f"{message}: {info.tokens} calibration tokens span no more; use more samples"
+    if subspace == "tail" and info.rank_bound in (info.tokens, info.distinct):
+        return f"{message}: {info.rank_bound} different calibration tokens span no more; use more samples"
     return f"{message} (shape {info.shape[0]} x {info.shape[1]}, numerical rank {info.numerical_rank})"
 
 
-def _stage(folder: Path, name: str, write: Callable[[Path], None]) -> Path:
-    """Write to a temporary name beside `name`; remove it again if that fails."""
-    for stale in folder.glob(f".{name}.*.tmp"):
-        if not _running(int(stale.name.split(".")[-2])):
-            stale.unlink(missing_ok=True)
-    path = folder / f".{name}.{os.getpid()}.tmp"
+def _staged(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+    """Write tensors under a temporary name beside `path`, and return that; nothing stays if it fails."""
+    staged = path.with_name(f".{path.name}.tmp")
     try:
-        path.touch()
-        mode = path.stat().st_mode
-        write(path)
-        path.chmod(mode)  # safetensors makes its files private; a store is shared, so as the umask says
-        with open(path, "rb") as handle:
+        staged.unlink(missing_ok=True)
+        staged.touch()
+        mode = staged.stat().st_mode
+        # Names of modules go into the header, so that their order (the model's) is that of the file's bytes.
+        contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, staged, metadata=dict(metadata) if metadata else None)
+        staged.chmod(mode)  # safetensors makes its files private; a store is shared, so as the umask says
+        with open(staged, "rb") as handle:
             os.fsync(handle.fileno())
     except BaseException:
-        path.unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
         raise
-    return path
-
-
-def _running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
-
-
-def _table_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Callable[[Path], None]:
-    # Names of modules go into the header, so that their order (the model's) is that of the file's bytes.
-    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    return lambda path: save_file(contiguous, path, metadata=dict(metadata) if metadata else None)
+    return staged
 
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _check_size(path: Path, expected: int) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise AstraError(f"{path} is missing; delete the folder and calibrate again") from error
-    if size != expected:
-        raise AstraError(f"{path} is cut short: {size} bytes of {expected}; delete the folder and calibrate again")
-
-
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _reason(error: BaseException) -> str:

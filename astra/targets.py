@@ -1,41 +1,60 @@
-"""Which modules of a model are target layers, and their weights as W (m x n), whatever the class stores."""
+"""Which layers of a model are targets, matched by PEFT itself, and what is needed of them: their shape, W and b."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from astra.errors import AstraError
+from astra.weights import offloading
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+log = logging.getLogger("astra")
+_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> dict[str, nn.Module]:
-    """Target layers by dotted name, in the model's order, matched as PEFT matches `target_modules`.
+def find_targets(model: nn.Module, peft_config: LoraConfig | Sequence[str] | str) -> dict[str, nn.Module]:
+    """Target layers by their dotted name in the base model, in its order, matched as PEFT matches them.
 
     Args:
-        target_modules: names or name endings ("q_proj"), one regular expression, or "all-linear" (every linear layer
-            but the output head).
+        model: a model, or a `PeftModel` of one, whose base layers are then the targets.
+        peft_config: its `target_modules`, `exclude_modules` and `layers_to_transform` count; or `target_modules`
+            alone: names or name endings ("q_proj"), one regular expression, or "all-linear" (every linear layer but
+            output heads, routers and gates of one output).
 
     Raises:
-        AstraError: a name that matches nothing, a module that is not a linear layer, a quantised weight, or experts
-            kept as one 3-D parameter.
+        AstraError: a name that matches nothing, a module that is not a plain linear layer, quantised weights, or
+            experts kept as one 3-D parameter.
     """
-    modules = dict(model.named_modules())
-    if target_modules == "all-linear":
-        heads = _heads(model)
-        found = {name: module for name, module in modules.items() if is_linear(module) and id(module) not in heads}
-    elif isinstance(target_modules, str):
-        pattern = re.compile(target_modules)
-        found = {name: module for name, module in modules.items() if pattern.fullmatch(name)}
-    else:
-        found = _by_ending(model, modules, target_modules)
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    base = base_model(model)
+    config = _own_copy(base, peft_config)
+    modules = dict(_modules(base))
+    if config.target_modules == "all-linear":
+        config.target_modules = _all_linear(base, config, modules)
+    elif not isinstance(config.target_modules, str):
+        for ending in config.target_modules:
+            _check_ending(base, modules, ending)
+    found = {name: module for name, module in modules.items() if name and check_target_module_exists(config, name)}
     if not found:
-        raise AstraError(f"target_modules {target_modules!r} matches no layer of {type(model).__name__}")
+        raise AstraError(f"target_modules {config.target_modules!r} matches no layer of {type(base).__name__}")
     for name, module in found.items():
         _check_layer(name, module)
     return found
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The model that a `PeftModel` wraps, with its adapters in it; any other model itself."""
+    get: Any = getattr(model, "get_base_model", None)
+    return model if get is None else get()
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -57,41 +76,92 @@ def layer_weight(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     return (weight.T if type(module).__name__ == "Conv1D" else weight), bias
 
 
-def check_loaded(name: str, module: nn.Module) -> None:
-    """Raise an `AstraError` that names the layer if its weight is not in memory."""
-    if layer_weight(module)[0].is_meta:
-        raise AstraError(
-            f"layer {name}: its weight is offloaded; use the streamed mode, or a device_map that loads it"
-        )
+def _own_copy(base: nn.Module, peft_config: LoraConfig | Sequence[str] | str) -> LoraConfig:
+    """A `LoraConfig` to work on, with PEFT's default for the model's type where it names no targets."""
+    from peft import LoraConfig
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    if not isinstance(peft_config, LoraConfig):
+        return LoraConfig(target_modules=peft_config if isinstance(peft_config, str) else list(peft_config))
+    config = copy.deepcopy(peft_config)
+    if config.target_parameters:
+        raise AstraError("target_parameters cannot be adapted: only linear layers have output activations")
+    if config.target_modules is None:
+        kind = getattr(getattr(base, "config", None), "model_type", None)
+        if kind not in DEFAULTS:
+            raise AstraError(f"target_modules is not given, and PEFT has no default for {type(base).__name__}")
+        config.target_modules = set(DEFAULTS[kind])
+    return config
 
 
-def _by_ending(model: nn.Module, modules: dict[str, nn.Module], endings: Sequence[str]) -> dict[str, nn.Module]:
-    def matches(name: str, ending: str) -> bool:
-        return name == ending or name.endswith(f".{ending}")
+def _modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a base model; of adapted layers the base layer, under its own name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
-    for ending in endings:
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 3 and matches(name, ending):
-                raise AstraError(f"{name} holds all experts in one 3-D parameter, which is not supported as a target")
-        if not any(matches(name, ending) for name in modules):
-            linear = sorted({name.rsplit(".", 1)[-1] for name, module in modules.items() if is_linear(module)})
-            raise AstraError(
-                f"target module {ending!r} is not in {type(model).__name__}; linear layers: {', '.join(linear)}"
-            )
-    return {name: module for name, module in modules.items() if any(matches(name, ending) for ending in endings)}
+    inside: tuple[str, ...] = ()
+    for name, module in base.named_modules():
+        if inside and name.startswith(inside):
+            continue
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            inside = (*inside, f"{name}.")
+        yield name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
-def _heads(model: nn.Module) -> set[int]:
-    """Output embeddings and classification heads, which "all-linear" leaves out as PEFT does."""
-    get = getattr(model, "get_output_embeddings", None)
-    head = get() if get is not None else None
-    names = ("score", "classifier")
-    return {id(head), *(id(getattr(model, name)) for name in names if hasattr(model, name))}
+def _all_linear(base: nn.Module, config: LoraConfig, modules: dict[str, nn.Module]) -> set[str]:
+    """What PEFT means by "all-linear", without what an adapter does no good to."""
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+
+    config.task_type = "SEQ_CLS"  # PEFT looks for a classification head to leave out only then
+    found = set(_maybe_include_all_linear_layers(config, base).target_modules or ())  # type: ignore[no-untyped-call]
+    gates = [name for name in modules if name in found and _is_gate(base, name, modules[name])]
+    for what, names in (("routers and gates", gates), ("experts kept in one parameter", _fused_experts(base))):
+        if names:
+            log.info("all-linear leaves out %d %s: %s, ...", len(names), what, names[0])
+    return found - set(gates)
+
+
+def _is_gate(base: nn.Module, name: str, module: nn.Module) -> bool:
+    """Whether a linear layer has one output, or one per expert next to it."""
+    if type(module).__name__.endswith("Router") or layer_shape(module)[0] == 1:
+        return True
+    experts = getattr(base.get_submodule(name.rpartition(".")[0]), "experts", None)
+    if not isinstance(experts, nn.Module):
+        return False
+    sizes = [len(experts)] if isinstance(experts, nn.ModuleList) else [len(p) for p in experts.parameters()]
+    return layer_shape(module)[0] in sizes
+
+
+def _check_ending(base: nn.Module, modules: dict[str, nn.Module], ending: str) -> None:
+    if any(_matches(name, ending) for name in modules):
+        return
+    for name in _fused_experts(base):
+        if _matches(name, ending):
+            raise AstraError(f"{name} holds all experts in one 3-D parameter, which is not supported as a target")
+    linear = sorted({name.rsplit(".", 1)[-1] for name, module in modules.items() if is_linear(module)})
+    raise AstraError(f"target module {ending!r} is not in {type(base).__name__}; linear layers: {', '.join(linear)}")
+
+
+def _fused_experts(base: nn.Module) -> list[str]:
+    """Names of parameters with a matrix per expert: those of three dimensions that are no convolution's."""
+    found = [name for name, parameter in base.named_parameters() if parameter.dim() == 3]
+    return [name for name in found if not hasattr(base.get_submodule(name.rpartition(".")[0]), "kernel_size")]
+
+
+def _matches(name: str, ending: str) -> bool:
+    return name == ending or name.endswith(f".{ending}")
 
 
 def _check_layer(name: str, module: nn.Module) -> None:
-    if not is_linear(module):
+    if not is_linear(module) or type(module).__name__.endswith("Router"):
         raise AstraError(f"target module {name} is {type(module).__name__}; only Linear and Conv1D can be targets")
-    weight = layer_weight(module)[0]
-    if not torch.is_floating_point(weight) or weight.dim() != 2:
-        raise AstraError(f"target module {name} is quantised; calibrate the model in its original precision")
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if weight.dtype not in _PLAIN or weight.dim() != 2 or type(weight.data) is not Tensor:
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise AstraError(
+            f"target module {name} holds {kind} in a {type(module).__name__}: it is quantised or sharded; calibrate"
+            " the model in its original precision, unsharded"
+        )
+    if weight.is_meta and not offloading(module):
+        raise AstraError(f"target module {name} has no weights (it is on the meta device)")

@@ -2,39 +2,39 @@
 
     python benchmarks/calibration.py --model FOLDER --data train.jsonl --tokens 16384 --json
 
-`plain` hooks every output, sums in float32 and decomposes every sum in full; `published` is the authors' procedure
-(LyoAI/Astra, `init_astra.py`): one record at a time, padded to 512 tokens, through the whole model with its loss, each
-output divided by its maximum, checked, multiplied and added. Prints one JSON object as its last line. Needs torch,
-transformers, safetensors and SciPy only. Without --data the tokens are random; without --model the weights are, of
---shape.
+`forward` is the model's own uninterrupted pass; all else that a calibration runs counts as accumulation, but for its
+decompositions. `plain` hooks every output, sums in float32 and decomposes every sum in full; `published` is the
+authors' procedure (LyoAI/Astra, `init_astra.py`): one record at a time, padded to 512 tokens, through the whole model
+with its loss, each output divided by its maximum, checked, multiplied and added; `peft` is what PEFT offers instead,
+`preprocess_corda` and `initialize_lora_eva_weights` on the same tokens. Prints one JSON object as its last line.
+Without --data the tokens are random; without --model the weights are, of --shape.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as calibrate.py does
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from astra.calibration import from_moments  # noqa: E402
+from astra import calibrate, calibration  # noqa: E402
 from astra.forward import Forward  # noqa: E402
-from astra.moments import collect  # noqa: E402
-from astra.progress import Checkpoint  # noqa: E402
 from astra.store import Calibration  # noqa: E402
 from astra.sums import OuterSum  # noqa: E402
 from astra.targets import find_targets, layer_shape, layer_weight  # noqa: E402
@@ -78,6 +78,8 @@ def main() -> None:
     }
     if arguments.published:
         result.update(against_published(model, tokenizer, arguments, device))
+    if arguments.peft:
+        result.update(against_peft(model, batches, arguments, device))
     if arguments.sweep:
         result.update(sweep(model, batches, arguments, device))
     if arguments.oracle:
@@ -105,6 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--published", action="store_true", help="also the authors' procedure, 64 records")
+    parser.add_argument("--peft", action="store_true", help="also PEFT's CorDA and EVA on the same tokens")
     parser.add_argument("--sweep", action="store_true", help="also 5 ranks x 3 subspaces")
     parser.add_argument("--oracle", action="store_true", help="also tail energies against float64 (slow)")
     parser.add_argument("--json", action="store_true", help="nothing but the JSON line")
@@ -177,6 +180,38 @@ def bare(model: nn.Module, batches: Iterable[Batch]) -> None:
         forward(batch)
 
 
+class Watched(OuterSum):
+    """Knows how many bytes of sums are alive at most."""
+
+    alive = peak = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        size = self._sum.nbytes
+        Watched.alive += size
+        Watched.peak = max(Watched.peak, Watched.alive)
+        weakref.finalize(self._sum, Watched.freed, size)
+
+    @staticmethod
+    def freed(size: int) -> None:
+        Watched.alive -= size
+
+
+@contextmanager
+def timing_decompositions(device: torch.device) -> Iterator[list[float]]:
+    """The seconds of each block's decompositions."""
+    seconds: list[float] = []
+    real = calibration._decompose
+
+    def decompose(*arguments: Any) -> Any:
+        found: list[Any] = []
+        seconds.append(timed(device, lambda: found.extend(real(*arguments))))
+        return found
+
+    with mock.patch.object(calibration, "_decompose", decompose):
+        yield seconds
+
+
 def time_ours(
     model: nn.Module,
     batches: list[Batch],
@@ -185,19 +220,19 @@ def time_ours(
     timing: Timing,
     floor: float,
 ) -> None:
-    kept: dict[str, Any] = {}
-    with TemporaryDirectory() as folder:  # saving progress is part of what a user waits for
-        checkpoint = Checkpoint(Path(folder, "progress.safetensors"), "benchmark")
-        whole = timed(device, lambda: kept.update(moments=collect(model, batches, TARGETS, checkpoint=checkpoint)))
+    def work() -> None:
+        subspaces = arguments.subspaces.split(",")
+        with TemporaryDirectory() as folder:  # keeping finished layers is part of what a user waits for
+            calibrate(
+                model, batches, TARGETS, arguments.rank, subspaces, spectrum=arguments.spectrum, settings={},
+                folder=Path(folder),
+            )  # fmt: skip
+
+    with mock.patch("astra.moments.OuterSum", Watched), timing_decompositions(device) as decompositions:
+        whole = timed(device, work)
     timing.forward.append(floor)
-    timing.accumulate.append(whole - floor)
-
-    def decompose() -> None:
-        from_moments(
-            model, kept.pop("moments"), arguments.rank, arguments.subspaces.split(","), spectrum=arguments.spectrum
-        )
-
-    timing.decompose.append(timed(device, decompose))
+    timing.decompose.append(sum(decompositions))
+    timing.accumulate.append(whole - floor - sum(decompositions))
 
 
 def time_plain(model: nn.Module, batches: list[Batch], device: torch.device, timing: Timing, floor: float) -> None:
@@ -256,7 +291,7 @@ def published_sums(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tens
 def report(
     model: nn.Module, ours: Timing, plain: Timing, floor: list[float], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    shared, apart = elements(model)
+    apart = 4 * sum(layer_shape(module)[0] ** 2 for module in find_targets(model, TARGETS).values())
     result: dict[str, Any] = {
         "command": "python benchmarks/calibration.py " + " ".join(shown(sys.argv[1:])),
         "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "CPU",
@@ -266,8 +301,8 @@ def report(
         "seconds": ours.summary(),
         "accumulate_over_forward": ratio(ours.accumulate, floor),
         "decompose_seconds": statistics.median(ours.decompose),
-        "elements_ratio": shared / apart,
-        "bytes_ratio": 2 * shared / apart,  # float64 against float32
+        "sums_peak_bytes": Watched.peak,
+        "sums_peak_ratio": Watched.peak / apart,  # to float32 sums of all outputs
     }
     if plain.accumulate:
         result["plain_seconds"] = plain.summary()
@@ -297,14 +332,6 @@ def spread(over: list[float], under: list[float]) -> list[float]:
     return [min(ratios), max(ratios)]
 
 
-def elements(model: nn.Module) -> tuple[int, int]:
-    """Elements of our accumulators and of the plain ones."""
-    first = next(iter(model.parameters())).device
-    moments = collect(model, [{"input_ids": torch.zeros(1, 4, dtype=torch.long, device=first)}], TARGETS)
-    apart = sum(layer_shape(module)[0] ** 2 for module in find_targets(model, TARGETS).values())
-    return sum(matrix.numel() for matrix in moments.matrices.values()), apart
-
-
 def against_published(
     model: nn.Module, tokenizer: Any, arguments: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
@@ -330,9 +357,42 @@ def against_published(
 
     seconds = [
         timed(device, published),
-        timed(device, lambda: from_moments(model, collect(model, mine, TARGETS), arguments.rank, ["tail"])),
+        timed(device, lambda: calibrate(model, mine, TARGETS, arguments.rank, ["tail"])),
     ]
     return {"published_seconds": seconds[0], "speedup_over_published_procedure": seconds[0] / seconds[1]}
+
+
+def against_peft(
+    model: nn.Module, batches: list[Batch], arguments: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
+    """Seconds of PEFT's data-driven initialisations, and the bytes that CorDA holds at its peak."""
+    from peft import CordaConfig, EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+    from peft.tuners.lora import corda
+
+    held: list[int] = []
+    crop = corda.crop_corda_eigens
+
+    def measured(model: nn.Module, config: LoraConfig) -> None:
+        modules = [module for _, module in corda.target_modules(model, config)]
+        tensors = [(m.covariance_matrix, m.eigens.S_WC, m.eigens.U_WC, m.eigens.V_WC) for m in modules]
+        held.append(sum(tensor.nbytes for layer in tensors for tensor in layer))
+        crop(model, config)
+
+    rows = [{"input_ids": row[None]} for batch in batches for row in batch["input_ids"]]  # CorDA takes one at a time
+    config = LoraConfig(
+        r=arguments.rank,
+        target_modules=TARGETS,
+        init_lora_weights="corda",
+        corda_config=CordaConfig(corda_method="ipm"),
+    )
+    hooked = copy.deepcopy(model)
+    with mock.patch.object(corda, "crop_corda_eigens", measured):
+        corda_seconds = timed(device, lambda: corda.preprocess_corda(hooked, config, lambda: bare(hooked, rows)))
+    config = LoraConfig(r=arguments.rank, target_modules=TARGETS, init_lora_weights="eva", eva_config=EvaConfig())
+    adapted = get_peft_model(copy.deepcopy(model), config)  # type: ignore[arg-type]
+    masked = [{**batch, "attention_mask": torch.ones_like(batch["input_ids"])} for batch in batches]
+    eva = timed(device, lambda: initialize_lora_eva_weights(adapted, masked, show_progress_bar=False))
+    return {"peft_corda_seconds": corda_seconds, "peft_corda_peak_bytes": held[0], "peft_eva_seconds": eva}
 
 
 def sweep(
@@ -343,10 +403,10 @@ def sweep(
     found: dict[str, Calibration] = {}
 
     def one() -> None:
-        from_moments(model, collect(model, batches, TARGETS), arguments.rank, ["tail"])
+        calibrate(model, batches, TARGETS, arguments.rank, ["tail"])
 
     def all_runs() -> None:
-        found["all"] = from_moments(model, collect(model, batches, TARGETS), arguments.rank, subspaces)
+        found["all"] = calibrate(model, batches, TARGETS, arguments.rank, subspaces)
         for rank in ranks:
             for subspace in subspaces:
                 for name in found["all"].layers:
@@ -362,9 +422,9 @@ def precision(model: nn.Module, batches: list[Batch], arguments: argparse.Namesp
     C comes from y = W x computed in float64 from the layers' own inputs: 8 m^2 bytes a layer.
     """
     rank = arguments.rank
-    ours = from_moments(model, collect(model, batches, TARGETS), rank, ["tail", "principal", "nullspace"])
+    ours = calibrate(model, batches, TARGETS, rank, ["tail", "principal", "nullspace"])
     with mock.patch("astra.moments.OuterSum", Float32Blocks):
-        blocks = from_moments(model, collect(model, batches, TARGETS), rank, ["tail"])
+        blocks = calibrate(model, batches, TARGETS, rank, ["tail"])
     plain = plain_sums(model, batches)
     layers: list[dict[str, Any]] = []
     for name, c in oracle(model, batches, list(ours.layers)).items():

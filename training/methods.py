@@ -30,7 +30,7 @@ class Request:
     """What a method is asked to build.
 
     Attributes:
-        rank, alpha, dropout, target_modules: as in PEFT's `LoraConfig`.
+        rank, alpha, dropout, target_modules, exclude_modules: as in PEFT's `LoraConfig`.
         subspace, split: as `astra.adapter.attach` takes them.
         seed: of random initialisations.
         task_type: PEFT's, "CAUSAL_LM" or "SEQ_CLS".
@@ -48,6 +48,7 @@ class Request:
     seed: int = 42
     task_type: str = "CAUSAL_LM"
     rank_pattern: dict[str, int] = field(default_factory=dict)
+    exclude_modules: list[str] | str | None = None
     calibration: Calibration | None = None
     samples: Samples | None = None
 
@@ -61,6 +62,7 @@ class Request:
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT takes fractions too
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
+            exclude_modules=self.exclude_modules,
             task_type=self.task_type,
             rank_pattern=dict(self.rank_pattern),
             alpha_pattern={name: rank * scaling for name, rank in self.rank_pattern.items()},

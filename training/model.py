@@ -118,6 +118,7 @@ def build_request(config: Config, store: Path | None, tokenizer: Any, examples: 
         rank=method.rank,
         alpha=method.scaled_alpha,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=method.exclude_modules,
         dropout=method.dropout,
         subspace=method.subspace,
         split=method.split,

@@ -30,9 +30,9 @@ class Need:
     subspaces: tuple[str, ...]
     trained: int
 
-    def met_by(self, manifest: dict[str, Any]) -> bool:
-        """Whether a store with this manifest has it all."""
-        return self.rank <= manifest["max_rank"] and set(self.subspaces) <= set(manifest["subspaces"])
+    def met_by(self, max_rank: int, subspaces: Sequence[str]) -> bool:
+        """Whether a store of that rank and those subspaces has it all."""
+        return self.rank <= max_rank and set(self.subspaces) <= set(subspaces)
 
 
 def stores(config: Config) -> dict[Path, tuple[Config, Need]]:
@@ -78,8 +78,8 @@ def store_settings(config: Config) -> dict[str, Any]:
     calibration = config.calibration.model_dump(include={"samples", "max_length", "seed", "spectrum"})
     flat = {"model": model, "data": data, "calibration": calibration}
     settings = {f"{section}.{key}": value for section, values in flat.items() for key, value in values.items()}
-    settings["method.target_modules"] = config.method.target_modules
-    return settings
+    method = config.method.model_dump(include={"target_modules", "exclude_modules"})
+    return settings | {f"method.{key}": value for key, value in method.items()}
 
 
 def require_store(config: Config) -> Path:
@@ -93,9 +93,9 @@ def require_store(config: Config) -> Path:
     if not (folder / "manifest.json").is_file():
         raise UserError(f"{folder}: no calibration for these settings; {command}")
     manifest = read_json(folder / "manifest.json")
-    check_settings(folder, manifest, {"model.fingerprint": model_fingerprint(resolve_model(config.model))})
+    check_settings(folder, manifest["settings"], {"model.fingerprint": model_fingerprint(resolve_model(config.model))})
     missing = Need(config.method.rank, (config.method.subspace,), config.method.rank)
-    if not missing.met_by(manifest):
+    if not missing.met_by(manifest["max_rank"], manifest["subspaces"]):
         raise UserError(
             f"{folder}: has rank {manifest['max_rank']} of {', '.join(manifest['subspaces'])}, "
             f"not rank {missing.rank} of {missing.subspaces[0]}; {command}"
@@ -103,13 +103,14 @@ def require_store(config: Config) -> Path:
     return folder
 
 
-def check_settings(folder: Path, manifest: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_settings(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Compare what a store was made of with what it should be made of.
 
     Raises:
         UserError: names the first thing that differs.
     """
     for key, value in expected.items():
-        found = manifest["settings"].get(key)
-        if json.dumps(found) != json.dumps(value):
-            raise UserError(f"{folder}: made with {key} {found!r}, now {value!r}; calibrate.py --force makes it anew")
+        if json.dumps(found.get(key)) != json.dumps(value):
+            raise UserError(
+                f"{folder}: made with {key} {found.get(key)!r}, now {value!r}; calibrate.py --force makes it anew"
+            )

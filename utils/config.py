@@ -33,7 +33,7 @@ class ModelConfig(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="data type of the base weights")
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(None, description="attention backend")
     quantization: Literal["nf4"] | None = Field(None, description="quantise the frozen base (bitsandbytes)")
-    device_map: Literal["auto"] | None = Field(None, description="spread calibration over the visible devices")
+    device_map: Literal["auto"] | None = Field(None, description="calibrate over devices, main memory, disk")
     task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = Field("CAUSAL_LM", description="SEQ_CLS: a classification head")
 
 
@@ -61,8 +61,6 @@ class CalibrationConfig(Section):
     max_rank: int | None = Field(None, ge=1, description="vectors kept per layer; default: what the runs need")
     subspaces: list[Subspace] | None = Field(None, description="subspaces kept; default: what the runs need")
     spectrum: Literal["full", "ends"] = Field("full", description="all eigenvalues, or only the ends (large layers)")
-    keep_moments: bool = Field(False, description="keep the second moments, to ask for more vectors later")
-    stream: bool = Field(False, description="hold one decoder layer on the device at a time")
 
 
 class MethodConfig(Section):
@@ -74,9 +72,11 @@ class MethodConfig(Section):
     rank: int = Field(128, ge=1, description="rank r of the adapter")
     alpha: float | None = Field(None, gt=0, description="scaling is alpha / rank; default: the rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    target_modules: list[str] | Literal["all-linear"] = Field(
-        default_factory=lambda: list(LLAMA_PROJECTIONS), min_length=1, description="names of the adapted layers"
-    )
+    target_modules: list[str] | str = Field(
+        default_factory=lambda: list(LLAMA_PROJECTIONS), min_length=1,
+        description="adapted layers: names, one regular expression, or all-linear",
+    )  # fmt: skip
+    exclude_modules: list[str] | str | None = Field(None, description="layers left out: names or a regular expression")
     rank_allocation: Literal["uniform", "effective_rank"] = Field(
         "uniform", description="share the same total rank over layers evenly or by effective rank"
     )

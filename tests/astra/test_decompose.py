@@ -6,7 +6,6 @@ from torch import Tensor
 
 from astra import AstraError
 from astra.decompose import decompose, effective_rank
-from astra.eigen import eigen
 from astra.subspace import EndsEigen, NotConverged, _orthonormal
 
 ALL = ("tail", "nullspace", "principal", "middle", "random")
@@ -118,16 +117,6 @@ def test_effective_rank() -> None:
     assert effective_rank(torch.tensor([0.0, 0.0, 3.0]).double()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 3), (50, 53), (97, 100), (0, 70), (5, 5)])
-def test_selected_vectors_of_the_tridiagonal_solver(low: int, high: int) -> None:
-    c = problem(100, 200)[3]
-    solved = eigen(c)
-    q = solved.vectors(low, high)
-    assert (q.T @ q - torch.eye(high - low).double()).norm() < 1e-10
-    residual = c @ q - q * solved.values[low:high]
-    assert residual.norm() < 1e-12 * float(solved.values[-1])
-
-
 def test_the_ends_of_a_large_spectrum_by_iteration() -> None:
     c = problem(300, 400, tokens=3000, decay=2.0)[3]
     values = torch.linalg.eigvalsh(c)
@@ -149,7 +138,7 @@ def test_a_singular_matrix_is_left_to_the_full_solver() -> None:
 @pytest.mark.parametrize("subspace", ["tail", "principal"])
 def test_a_flat_spectrum_needs_no_full_solver(subspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("astra.decompose.LARGE", 100)
-    monkeypatch.setattr("astra.decompose.eigen", lambda _: pytest.fail("fell back to the full solver"))
+    monkeypatch.setattr("astra.decompose.FullEigen", lambda _: pytest.fail("fell back to the full solver"))
     x = torch.randn(16000, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     c = x.T @ x / len(x)  # random activations: eigenvalues between 0.68 and 1.39
     found = decompose(c, "output", len(x), torch.randn(500, 500), None, 16, (subspace,), spectrum="ends")
@@ -192,7 +181,7 @@ def test_a_solver_that_fails_names_the_layer(monkeypatch: pytest.MonkeyPatch) ->
     def fail(_: Tensor) -> None:
         raise torch.linalg.LinAlgError("linalg.eigh: failed to converge\nmore")
 
-    monkeypatch.setattr("astra.decompose.eigen", fail)
+    monkeypatch.setattr("astra.decompose.FullEigen", fail)
     g, weight, bias, _ = problem(12, 12)
     with pytest.raises(AstraError, match=r"^layer q: linalg.eigh: failed to converge$"):
         decompose(g, "input", 500, weight, bias, 5, name="q")

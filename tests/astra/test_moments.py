@@ -1,17 +1,46 @@
 """Second moments of small random models of every supported kind, against the definition in float64."""
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import MistralForCausalLM
 
 from astra import AstraError, calibrate
-from astra.moments import collect
-from astra.progress import Checkpoint
+from astra.blocks import survey
+from astra.forward import Batch, Forward, TokenRows, evaluation
+from astra.moments import Sums
+from astra.targets import find_targets
 from tests.astra import tiny
 from tests.astra.oracle import excesses, second_moments
+
+
+@dataclass
+class Moments:
+    matrices: dict[str, Tensor]
+    tokens: dict[str, int]
+    kinds: dict[str, str]
+    groups: dict[str, str]
+
+
+@torch.no_grad()
+def collect(model: nn.Module, batches: list[Batch], targets: list[str] | str) -> Moments:
+    """The second moments of all target layers in one pass."""
+    found = find_targets(model, targets)
+    forward = Forward(model, list(found))
+    with evaluation(model):
+        leader = survey(model, forward, found, batches).leader
+        sums = Sums(found, {name: leader.get(name, name) for name in found})
+        for number, batch in enumerate(batches):
+            with sums.batch(number, TokenRows(batch)):
+                forward(batch)
+    moments = sums.reduce()
+    return Moments(
+        {key: moment.matrix for key, moment in moments.items()},
+        {key: moment.tokens for key, moment in moments.items()},
+        {key: moment.kind for key, moment in moments.items()},
+        {name: sums.key(name) for name in found},
+    )
 
 
 def build(family: str) -> tuple[nn.Module, list[str]]:
@@ -109,14 +138,11 @@ class Forked(nn.Module):
         return y + self.b(x + 1 if odd else x)
 
 
-def test_a_broken_pattern_gives_the_layer_a_sum_of_its_own() -> None:
+def test_a_layer_that_stops_sharing_is_named() -> None:
     model, xs = Forked(), torch.randn(3, 2, 5, 6)
     batches = [{"x": xs[0]}, {"x": xs[1], "odd": True}, {"x": xs[2]}]
-    moments = collect(model, iter(batches), ["a", "b"])
-    assert moments.groups == {"a": "a", "b": "b"}
-    for key, rows in (("a", xs), ("b", torch.stack([xs[0], xs[1] + 1, xs[2]]))):
-        flat = rows.reshape(-1, 6).double()
-        torch.testing.assert_close(moments.matrices[key], flat.T @ flat / len(flat))
+    with pytest.raises(AstraError, match="layer b reads the input of a in the first sample but not in .* batch 1"):
+        calibrate(model, batches, ["a", "b"], 2)
 
 
 class Repeated(nn.Module):
@@ -140,33 +166,20 @@ def test_a_layer_called_twice_sums_both_calls() -> None:
     torch.testing.assert_close(moments.matrices["twice"], rows.T @ rows / 20)
 
 
-def test_a_layer_never_called_is_named() -> None:
-    with pytest.raises(AstraError, match="target layer never is never called"):
-        collect(Repeated(), [{"x": torch.randn(1, 5, 6)}], ["twice", "never"])
-
-
-def test_the_head_and_all_after_the_last_target_are_not_computed() -> None:
-    model, _ = build("llama")
-    ran = []
-    for name in ("lm_head", "model.norm", "model.layers.1.self_attn.o_proj"):
-        model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
-    collect(model, tokens(), ["q_proj"])
-    assert ran == ["model.layers.1.self_attn.o_proj", "model.norm"]  # by the first look, at one sample
+def test_a_layer_never_called_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    found = calibrate(Repeated(), [{"x": torch.randn(1, 5, 6)}], ["twice", "never"], 2)
+    assert list(found.layers) == ["twice"] and found.left_out == ("never",)
+    assert "1 target layers are never called and left out: never" in caplog.text
+    with pytest.raises(AstraError, match="none of the target layers is called"):
+        calibrate(Repeated(), [{"x": torch.randn(1, 5, 6)}], ["never"], 2)
 
 
 def test_modes_are_restored() -> None:
     model, targets = build("llama")
     model.train()
     model.model.layers[0].eval()
-    collect(model, tokens(), targets)
+    calibrate(model, tokens(), targets, 4)
     assert model.training and not model.model.layers[0].training
-
-
-def test_experts_in_one_parameter_are_refused_by_name() -> None:
-    model, _ = build("llama")
-    model.model.layers[0].mlp.experts = nn.ParameterDict({"w13": nn.Parameter(torch.zeros(2, 3, 4))})
-    with pytest.raises(AstraError, match=r"model.layers.0.mlp.experts.w13 .*3-D"):
-        collect(model, tokens(), ["w13"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -175,35 +188,14 @@ def test_a_bad_activation_names_layer_and_batch(value: float) -> None:
     batches = [{"inputs_embeds": torch.randn(2, 7, 32)} for _ in range(3)]
     batches[2]["inputs_embeds"][1, 3] = value
     with pytest.raises(AstraError, match=r"layer model.layers.0.self_attn.q_proj: NaN or Inf .* batch 2"):
-        collect(model, batches, targets)
+        calibrate(model, batches, targets, 4)
 
 
 def test_masks_that_leave_no_token() -> None:
     model, targets = build("llama")
     batch = tokens()[0]
     with pytest.raises(AstraError, match="attention_mask leaves none in any batch"):
-        collect(model, [{**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])}], targets)
-
-
-@pytest.mark.parametrize("where", ["cpu", "disk"])
-def test_a_spread_model_is_calibrated_if_its_targets_are_loaded(where: str, tmp_path: Path) -> None:
-    whole, targets = build("mistral")
-    whole.save_pretrained(tmp_path / "model")
-    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "disk", "lm_head": "disk"}
-    spread = MistralForCausalLM.from_pretrained(
-        tmp_path / "model",
-        device_map={**places, "model.layers.0": "cpu", "model.layers.1": where},
-        offload_folder=tmp_path / "offload",
-    )
-    if where == "disk":
-        seen: list[int] = []
-        with pytest.raises(AstraError, match=r"layer model.layers.1.self_attn.q_proj: its weight is offloaded"):
-            calibrate(spread, tokens(), targets, 4, on_batch=lambda number, _: seen.append(number))
-        assert not seen
-        return
-    expected = collect(whole, tokens(), targets)
-    for key, matrix in collect(spread, tokens(), targets).matrices.items():
-        torch.testing.assert_close(matrix, expected.matrices[key])
+        calibrate(model, [{**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])}], targets, 4)
 
 
 def test_recomputed_outputs_are_float32_under_autocast() -> None:
@@ -221,11 +213,12 @@ def test_float32_products_are_exact_in_the_pass_and_as_before_after_it() -> None
     class Watch(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             inside.append(torch.backends.cuda.matmul.fp32_precision)
+            assert not torch.backends.cuda.matmul.allow_tf32  # the older switch can be read too
             return super().forward(x)
 
     torch.set_float32_matmul_precision("high")
     try:
-        collect(nn.Sequential(Watch(4, 3), Watch(3, 3)), [{"input": torch.randn(9, 4)}], ["0", "1"])
+        calibrate(nn.Sequential(Watch(4, 3), Watch(3, 3)), [{"input": torch.randn(9, 4)}], ["0", "1"], 2)
         assert torch.get_float32_matmul_precision() == "high"
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
@@ -246,12 +239,6 @@ def test_inference_mode_changes_nothing() -> None:
     assert calibrate(Repeated(), [{"x": x}], ["twice"], 4).layers["twice"].tokens == 20
 
 
-def test_progress_needs_settings(tmp_path: Path) -> None:
-    model, targets = build("llama")
-    with pytest.raises(AstraError, match="checkpoint needs settings"):
-        calibrate(model, tokens(), targets, 4, checkpoint=tmp_path / "progress.safetensors")
-
-
 def test_a_bad_weight_of_the_last_layer_is_named() -> None:
     model, targets = build("llama")
     bad = "model.layers.1.self_attn.o_proj"  # the last target: nothing is computed with it
@@ -263,16 +250,7 @@ def test_a_bad_weight_of_the_last_layer_is_named() -> None:
 def test_no_tokens() -> None:
     model, targets = build("llama")
     with pytest.raises(AstraError, match="calibration set is empty"):
-        collect(model, [], targets)
-
-
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [(["q_prj"], "'q_prj' is not in LlamaForCausalLM; linear layers: .*q_proj"), (["embed_tokens"], "is Embedding")],
-)
-def test_wrong_targets_are_named(targets: list[str], message: str) -> None:
-    with pytest.raises(AstraError, match=message):
-        collect(build("llama")[0], tokens(), targets)
+        calibrate(model, [], targets, 4)
 
 
 def test_half_precision_outputs_are_recomputed() -> None:
@@ -282,65 +260,3 @@ def test_half_precision_outputs_are_recomputed() -> None:
     found = calibrate(model, batches, targets, 8, ("tail", "principal", "nullspace"))
     worst = excesses(found, second_moments(model, batches, list(found.layers)), 8)
     assert worst["tail"] < 1e-2 and worst["principal"] < 1e-4 and worst["nullspace"] < 1e-10
-
-
-class Killed(Exception):
-    pass
-
-
-def test_a_killed_pass_continues_with_the_same_bytes(tmp_path: Path) -> None:
-    model, targets = build("llama")
-    batches = regroup(tokens(), 1, "right")
-    whole = collect(model, batches, targets)
-    seen = []
-
-    def kill(number: int, count: int) -> None:
-        seen.append(number)
-        if len(seen) == 4:
-            raise Killed
-
-    path = tmp_path / "progress.safetensors"
-    with pytest.raises(Killed):
-        collect(model, batches, targets, checkpoint=Checkpoint(path, "key", seconds=0), on_batch=kill)
-    again = collect(model, batches, targets, checkpoint=Checkpoint(path, "key", seconds=0), on_batch=kill)
-    assert 0 < seen[4] <= 4 and seen[-1] == 5  # not from the start again
-    for key, matrix in whole.matrices.items():
-        assert torch.equal(again.matrices[key], matrix) and again.tokens[key] == whole.tokens[key]
-
-
-def test_progress_of_something_else_is_not_used(tmp_path: Path) -> None:
-    path = tmp_path / "progress.safetensors"
-    Checkpoint(path, "one", seconds=0).maybe_save(3, lambda: ({"a": torch.ones(2)}, {}))
-    assert Checkpoint(path, "two").load() is None
-    found = Checkpoint(path, "one").load()
-    assert found is not None and found[0] == 3
-    path.write_bytes(path.read_bytes()[:-1])
-    assert Checkpoint(path, "one").load() is None
-
-
-def test_a_disk_too_full_for_progress_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model, targets = build("llama")
-    (tmp_path / "file").touch()
-    checkpoint = Checkpoint(tmp_path / "file" / "progress.safetensors", "key", seconds=0)
-    found = collect(model, tokens(), targets, checkpoint=checkpoint)
-    assert "no progress saved" in caplog.text and "progress.safetensors" in caplog.text
-    for key, matrix in collect(model, tokens(), targets).matrices.items():
-        assert torch.equal(found.matrices[key], matrix)
-
-
-def test_saving_takes_a_twentieth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, saved = [0.0], []
-    monkeypatch.setattr("astra.progress.time.monotonic", lambda: clock[0])
-
-    def write(*_: object) -> None:
-        saved.append(clock[0])
-        clock[0] += 10
-
-    monkeypatch.setattr("astra.progress.write_table", write)
-    checkpoint = Checkpoint(tmp_path / "progress.safetensors", "key", seconds=30)
-    state = {"a": torch.empty(10**9, dtype=torch.float64, device="meta")}  # expected to take 40 s
-    while clock[0] < 2000:
-        clock[0] += 1
-        checkpoint.maybe_save(1, lambda: (state, {}))
-        assert 10 * len(saved) <= clock[0] / 20
-    assert saved[0] == 800 and len(saved) > 5
