@@ -72,6 +72,9 @@ def _nf4(layer: nn.Linear, kind: type) -> nn.Module:
         layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=layer.weight.dtype,
         quant_type="nf4",
     )  # fmt: skip
+    # On CPUs with AVX512-BF16 bitsandbytes repacks the weights of a model that is evaluated: not every shape can be
+    # repacked, no gradient passes through what is, and its scales are rounded to bfloat16.
+    replaced.support_avx512bf16_for_cpu = False
     weight = Params4bit(layer.weight.data.clone().cpu(), requires_grad=False, quant_type="nf4", module=replaced)
     replaced.weight, replaced.bias = weight, layer.bias
     return replaced.to(layer.weight.device)
