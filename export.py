@@ -1,4 +1,4 @@
-"""Turn an adapter into something else: merge it into its base model, cut its rank, or push it to the hub.
+"""Turn an adapter into something else: merge it into its base model, or cut its rank.
 
 python export.py --adapter outputs/demo/astra-tail-r8/lora --merge --out merged
 """
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.cli import main
-from utils.errors import UserError, first_line
+from utils.errors import UserError
 from utils.log import log, setup_logging
 
 USAGE = """
   python export.py --adapter RUN/lora --merge --out FOLDER        the base model with the adapter in it (safetensors)
   python export.py --adapter RUN/lora --rank 16 --out FOLDER      the best LoRA of rank 16, with its error
-  python export.py --adapter RUN/lora --push ORG/NAME             upload the folder to the hub
+
+Either folder goes to the hub by `hf upload ORG/NAME FOLDER`, as RUN/lora does.
 """
 
 
@@ -26,24 +27,20 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's flags: a folder and one thing to do with it."""
     parser = _Parser(usage=USAGE, allow_abbrev=False)
-    parser.add_argument("--adapter", type=Path, required=True, help="folder of a LoRA, or of a merged model to push")
-    parser.add_argument("--out", type=Path, help="folder to write")
+    parser.add_argument("--adapter", type=Path, required=True, help="folder of a LoRA")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--base", help="base model, where it is not the one the adapter names")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of a merge")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into its base model")
     parser.add_argument("--rank", type=int, help="compress the adapter to this rank")
-    parser.add_argument("--push", metavar="ORG/NAME", help="repository on the hub; it is made private if it is new")
     flags = parser.parse_args(argv)
-    if sum([flags.merge, flags.rank is not None, flags.push is not None]) != 1:
-        raise UserError("export.py: say one of --merge, --rank and --push")
-    if flags.push is None and flags.out is None:
-        raise UserError("export.py: --out names the folder to write")
+    if flags.merge == (flags.rank is not None):
+        raise UserError("export.py: say one of --merge and --rank")
     if flags.rank is not None and flags.rank < 1:
         raise UserError(f"--rank: must be at least 1, not {flags.rank}")
-    holds = [path.name for path in flags.adapter.glob("*config.json")]
-    if "adapter_config.json" not in holds and not (flags.push and "config.json" in holds):
+    if not (flags.adapter / "adapter_config.json").is_file():
         raise UserError(f"--adapter: {flags.adapter} holds no adapter_config.json")
-    if flags.out is not None and flags.out.exists() and any(flags.out.iterdir()):
+    if flags.out.exists() and any(flags.out.iterdir()):
         raise UserError(f"--out: {flags.out} is not empty")
     return flags
 
@@ -51,12 +48,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def merge(adapter: Path, out: Path, base: str | None, dtype: str) -> None:
     """Write the base model with the adapter merged into it, in float32 and then rounded, as safetensors shards."""
     import torch
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
     from transformers import AutoTokenizer
 
     from utils.config import ModelConfig
     from utils.files import atomic_write
-    from utils.models import load_model
+    from utils.models import load_model, merge_adapter
 
     config = PeftConfig.from_pretrained(str(adapter))
     name = base or str(config.base_model_name_or_path)
@@ -68,7 +65,7 @@ def merge(adapter: Path, out: Path, base: str | None, dtype: str) -> None:
     }
     source = ModelConfig.model_validate(values)
     outputs = head_size(adapter) if source.task_type == "SEQ_CLS" else None
-    model = PeftModel.from_pretrained(load_model(source, outputs), str(adapter)).merge_and_unload()
+    model = merge_adapter(load_model(source, outputs), adapter)
     with atomic_write(out) as temporary:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
         AutoTokenizer.from_pretrained(adapter).save_pretrained(temporary)
@@ -95,11 +92,13 @@ def compress(adapter: Path, rank: int, out: Path) -> dict[str, Any]:
     from peft import LoraConfig
 
     from astra.convert import compress_lora
-    from utils.files import atomic_write
+    from utils.files import atomic_write, read_json
+    from utils.models import QUANTIZATION, state_quantization
 
     config = LoraConfig.from_pretrained(str(adapter))
     with atomic_write(out) as temporary:
         report = compress_lora(adapter, config, rank, temporary)
+        state_quantization(temporary, read_json(adapter / "adapter_config.json").get(QUANTIZATION))
         for path in adapter.iterdir():
             if path.suffix in (".json", ".jinja", ".model") and path.name != "adapter_config.json":
                 shutil.copy(path, temporary / path.name)
@@ -107,26 +106,10 @@ def compress(adapter: Path, rank: int, out: Path) -> dict[str, Any]:
     return report
 
 
-def push(folder: Path, repository: str) -> None:
-    """Upload a folder to the hub."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api = HfApi()
-    try:
-        api.create_repo(repository, private=True, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder)
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"--push: {repository} can't be written on the hub ({first_line(error)})") from error
-    log.info("pushed %s to %s", folder, repository)
-
-
 def command() -> None:
     flags = parse()
     setup_logging()
-    if flags.push is not None:
-        push(flags.adapter, flags.push)
-    elif flags.merge:
+    if flags.merge:
         merge(flags.adapter, flags.out, flags.base, flags.dtype)
     else:
         compress(flags.adapter, flags.rank, flags.out)

@@ -3,7 +3,6 @@
 python train.py --config configs/demo.yaml
 """
 
-import gc
 import os
 import time
 
@@ -64,8 +63,8 @@ def train(config: Config, force: bool = False) -> None:
     from training.arguments import training_arguments
     from training.checkpoints import checkpoint_to_resume, start_checkpoints
     from training.data import load_examples
-    from training.export import export, exported_folder, measure_export
-    from training.model import add_adapter, deviation, load_base, logits, room_for_model, sharded
+    from training.export import export, exported_folder
+    from training.model import add_adapter, load_base, room_for_model
     from training.trainer import fit, make_trainer
     from utils.models import load_tokenizer
     from utils.plots import plot_loss
@@ -84,37 +83,29 @@ def train(config: Config, force: bool = False) -> None:
     tokenizer = load_tokenizer(config.model)
     warn_of_pitfalls(config, tokenizer)
     examples = load_examples(config, tokenizer, args)
-    settings[DATA], probe = examples.train.fingerprint, examples.probe()
+    settings[DATA] = examples.train.fingerprint
     checkpoint = checkpoint_to_resume(folder / "checkpoints", settings, args.deepspeed is not None)
 
-    # Model and adapter: together they compute what the base model computes, within rounding.
+    # Model and adapter: at first they compute what the base model computes.
     with room_for_model(config):
         model = load_base(config, args.device)
-        base_logits = None if sharded(model) else logits(model, probe)
-        model, measured = add_adapter(config, model, store, tokenizer, examples, args.device, resumed=checkpoint)
-        if base_logits is not None:
-            measured["step0_deviation"] = deviation(base_logits, logits(model, probe))
+        model = add_adapter(config, model, store, tokenizer, examples, args.device, checkpoint, args.bf16)
     if checkpoint is None and is_main():
-        start_checkpoints(folder / "checkpoints", model)
+        start_checkpoints(folder / "checkpoints", model, METHODS[config.method.name].keeps_start)
 
     # Fit.
     trainer = make_trainer(config, folder, args, model, tokenizer, examples, settings)
-    announce(config, model, examples, measured)
-    measured["setup_seconds"] = time.monotonic() - started
+    announce(config, model, examples)
+    setup_seconds = time.monotonic() - started
     with stage(folder, "train"):
         seconds = fit(trainer, config, checkpoint)
-        figures = run_figures(config, folder, trainer, seconds, measured)
+        figures = run_figures(config, folder, trainer, seconds, setup_seconds)
 
         # Export: the adapter in PEFT's ordinary form, or the merged model.
-        trained_logits = logits(trainer.model, probe)
         card = model_card(config, figures)
         figures["export"] = export(config, trainer.model, tokenizer, folder, card, write=is_main())
-        del trainer, model  # with the optimizer: what is measured next loads a second model
-        gc.collect()
         if is_main():
             plot_loss(folder)
-            write_json(folder / "metrics.json", figures)  # kept even if the measurement below fails
-            figures["export"].update(measure_export(config, folder, trained_logits, probe, args))
             write_json(folder / "metrics.json", figures)
             loss = "" if figures["final_loss"] is None else f" loss {figures['final_loss']:.4f};"
             log.info("%s:%s result in %s", folder.name, loss, exported_folder(config, folder))

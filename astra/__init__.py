@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from astra.adapter import attach
+    from astra.adapter import attach, initialize_lora_weights
     from astra.allocation import allocate
     from astra.calibration import calibrate
     from astra.convert import save_lora, to_lora
@@ -25,13 +25,14 @@ __all__ = [
     "allocate",
     "attach",
     "calibrate",
+    "initialize_lora_weights",
     "save_lora",
     "to_lora",
 ]
 
 # Imported when first asked for: peft takes seconds, and reading a store does not need it.
 _MODULES = {
-    "adapter": ("attach",),
+    "adapter": ("attach", "initialize_lora_weights"),
     "allocation": ("allocate",),
     "calibration": ("calibrate",),
     "convert": ("save_lora", "to_lora"),

@@ -1,158 +1,242 @@
-"""Put low-rank factors into PEFT's LoRA layers, with the residual of the base weight formed in memory.
+"""Start a PEFT LoRA from a calibration, without editing the base model.
 
-A layer y = W x becomes y = W_res x + s B A x with W_res = W - s B0 A0 (paper, section 3). What an adapter started from
-is kept as `model.initial_lora`, because the trained change of the layer is s (B A - B0 A0).
+A layer y = W x becomes y = W x + s (B A - B0 A0) x (`astra.factors`). At step 0 that is the base model exactly, in any
+data type and on quantised weights; without the adapter it always is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+import dataclasses
+from collections.abc import Callable, Container, Iterator
+from types import MethodType
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import gather_params_ctx
+from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from astra.errors import AstraError
+from astra.factors import PREFIX, DownFactor, UpFactor, saved_form
 from astra.store import Calibration
+from astra.targets import match_targets
+from astra.weights import loaded, offloading
 
 Factors = tuple[Tensor, Tensor]
-PREFIX = "base_model.model."
 LINEAR = (nn.Linear, Conv1D)
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SPLITS = ("orthonormal", "balanced")
+# What a saved adapter carries of a `LoraConfig`; anything else would change the model and not travel with it.
+CARRIED = frozenset((
+    "peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode",
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+    "init_lora_weights", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "modules_to_save",
+))  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A layer to adapt: its dotted name, the module that holds W, its rank and its scaling."""
+
+    name: str
+    module: nn.Module
+    rank: int
+    scaling: float
 
 
 def attach(
     model: nn.Module,
     calibration: Calibration,
     peft_config: LoraConfig,
+    adapter_name: str = "default",
     subspace: str = "tail",
     split: str = "orthonormal",
-    seed: int = 42,
 ) -> PeftModel:
-    """Return `model` with Astra adapters, which leave what it computes unchanged.
+    """Return `model` with an Astra adapter, which leaves what it computes unchanged.
 
     For each target layer with weight W (m x n): B0 = Q, A0 = Q^T W / s with Q (m x r) from the calibration, or the
-    same product with balanced norms; W becomes W - s B0 A0, formed in float32 and rounded to the dtype of W. The
-    model is changed in place; weights that another module shares are given a copy of their own first.
+    same product with balanced norms. What trains is the difference to them, float32. Nothing is changed if anything
+    is wrong, and no random number is drawn.
 
     Args:
-        model: a transformers model; `nn.Linear` and `Conv1D` layers can be targets.
+        model: a transformers model; `nn.Linear`, `Conv1D` and bitsandbytes' nf4 layers can be targets.
         calibration: holds `subspace` at the ranks `peft_config` asks for.
-        peft_config: rank, alpha, targets, `rank_pattern`; its `init_lora_weights` is not read.
+        peft_config: rank, alpha, targets, `rank_pattern`; it is copied.
+        adapter_name: PEFT's name of the adapter.
         subspace: which eigenvectors, one of `calibration.subspaces`.
         split: "orthonormal" (B0 = Q) or "balanced" (|A0| = |B0| along each singular direction).
-        seed: of whatever else PEFT draws at random, such as a new classification head.
 
     Returns:
-        A `PeftModel` with float32 `lora_A`, `lora_B` and `initial_lora`: layer name -> (A0 (r x n), B0 (m x r)), CPU.
+        A `PeftModel`, saved and merged as any other; its config states the rank 2r that is saved.
 
     Raises:
-        AstraError: unknown split, a target that was not calibrated, or a rank that the layer does not have.
+        AstraError: a setting that a saved adapter does not carry, a target that was not calibrated or that is neither
+            floating point nor nf4, or a rank that the layer does not have.
     """
-    if split not in SPLITS:
-        raise AstraError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-
-    def factors(name: str, weight: Tensor, rank: int, scaling: float) -> Factors:
-        q = calibration.vectors(name, subspace, rank).to(weight.device)
-        a = q.T @ weight / scaling
-        return balance(name, a, q, weight) if split == "balanced" else (a, q)
-
-    return attach_factors(model, peft_config, factors, seed)
+    factors = calibrated(calibration, subspace, split)
+    return attach_factors(model, peft_config, factors, adapter_name, calibration.left_out)
 
 
 def attach_factors(
     model: nn.Module,
     peft_config: LoraConfig,
-    factors: Callable[[str, Tensor, int, float], Factors],
-    seed: int = 42,
+    factors: Callable[[Target, Tensor], Factors],
+    adapter_name: str = "default",
+    left_out: Container[str] = (),
 ) -> PeftModel:
-    """Return `model` with LoRA layers that start at `factors(name, weight, rank, scaling)`, and residual weights.
+    """Return `model` with a LoRA that starts at the A0 (r x n) and B0 (m x r) that `factors` makes of every target.
 
-    `factors` receives the layer's dotted name in the base model, its weight as float32 (m x n), the rank and the
-    scaling s, and returns A0 (r x n) and B0 (m x r).
+    `factors` is given W as float32 (m x n), one layer at a time, before anything is changed. Targets in `left_out` are
+    not adapted. Otherwise as `attach`.
+    """
+    check_config(peft_config)
+    config, targets = copy.deepcopy(peft_config), []
+    for name, module in match_targets(model, config).items():
+        if name not in left_out:
+            rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
+            alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), name), config.lora_alpha)
+            targets.append(Target(name, module, rank, alpha / (rank**0.5 if config.use_rslora else rank)))
+    starts = make_starts(targets, factors)
+    # By their whole names: an ending may also stand for a router, experts in one parameter, or a vision tower.
+    config.target_modules = {target.name for target in targets}
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    with torch.random.fork_rng(devices=[]):  # PEFT draws on the CPU what is replaced here
+        peft_model = get_peft_model(model, config, adapter_name)
+    set_starts(peft_model, starts, adapter_name)
+    return peft_model
+
+
+def initialize_lora_weights(
+    peft_model: PeftModel,
+    calibration: Calibration,
+    adapter_name: str = "default",
+    subspace: str = "tail",
+    split: str = "orthonormal",
+) -> None:
+    """Start an untrained LoRA of an existing `PeftModel` from a calibration, in place.
+
+    The trained parameters stay the same objects, so that an optimizer made before keeps working. Otherwise as
+    `attach`.
 
     Raises:
-        AstraError: a target layer is not linear, or has fewer rows or columns than the rank.
+        AstraError: as `attach`; or the adapter does not exist, starts from a calibration already, or is merged.
     """
-    peft_model = plain_lora(model, peft_config, seed)
-    initial = {}
-    for name, layer in lora_layers(peft_model):
-        base = layer.get_base_layer()
-        rank, scaling = layer.r["default"], layer.scaling["default"]
-        _check_rank(name, layer, rank)
-        with torch.no_grad(), gather_params_ctx([base.weight], modifier_rank=0):
-            weight = as_matrix(base)
-            initial[name] = factors(name, weight.float(), rank, scaling)
-            set_factors(layer, *initial[name])
-            weight.copy_(residual(weight, *initial[name], scaling))
-    return with_initial(peft_model, initial)
+    if adapter_name not in peft_model.peft_config:
+        raise AstraError(f"adapter {adapter_name!r} is not one of {', '.join(peft_model.peft_config)}")
+    check_config(peft_model.peft_config[adapter_name])
+    targets = []
+    for name, layer in lora_layers(peft_model, adapter_name):
+        if not isinstance(layer.lora_A[adapter_name], nn.Linear) or layer.merged:
+            raise AstraError(f"layer {name}: its adapter {adapter_name!r} has a start already, or is merged")
+        targets.append(Target(name, layer.get_base_layer(), layer.r[adapter_name], layer.scaling[adapter_name]))
+    set_starts(peft_model, make_starts(targets, calibrated(calibration, subspace, split)), adapter_name)
 
 
-def plain_lora(model: nn.Module, peft_config: LoraConfig, seed: int = 42) -> PeftModel:
-    """Return `model` with PEFT's LoRA layers at PEFT's own start, after untying the targets' weights.
+def check_config(config: Any) -> None:
+    """Raise an `AstraError` that names the first setting of a PEFT config that could not be kept."""
+    if not isinstance(config, LoraConfig):
+        raise AstraError(f"{type(config).__name__}: only a LoraConfig can be started from a calibration")
+    if not isinstance(config.init_lora_weights, bool):
+        raise AstraError(
+            f"LoraConfig.init_lora_weights: {config.init_lora_weights!r} is another start; leave it True or False"
+        )
+    default = LoraConfig()
+    for field in dataclasses.fields(LoraConfig):
+        value = getattr(config, field.name)
+        if field.name not in CARRIED | {"init_lora_weights"} and value != getattr(default, field.name):
+            raise AstraError(
+                f"LoraConfig.{field.name}: {value!r} is not supported: a saved adapter would not carry it"
+            )
 
-    An initialisation that edits base weights in place must not change the weights of a module that shares them.
-    """
-    untie_targets(model, peft_config)
-    torch.manual_seed(seed)
-    return get_peft_model(model, peft_config)
 
-
-def lora_layers(peft_model: nn.Module) -> Iterator[tuple[str, Any]]:
+def lora_layers(peft_model: nn.Module, adapter_name: str = "default") -> Iterator[tuple[str, Any]]:
     """Yield the dotted name in the base model and the PEFT layer of every adapted module, in the model's order.
 
     Raises:
         AstraError: an adapted module is not linear, such as an embedding.
     """
     for name, module in peft_model.named_modules():
-        if isinstance(module, LoraLayer) and "default" in module.r:
-            if not isinstance(module.get_base_layer(), LINEAR) and not hasattr(module.get_base_layer(), "quant_state"):
+        if isinstance(module, LoraLayer) and adapter_name in module.r:
+            if adapter_name not in module.lora_A:
                 kind = type(module.get_base_layer()).__name__
                 raise AstraError(f"layer {name.removeprefix(PREFIX)}: a {kind} cannot be adapted, only linear layers")
             yield name.removeprefix(PREFIX), module
 
 
-def as_matrix(base: Any) -> Tensor:
-    """A view of a linear layer's weight as (outputs x inputs); `Conv1D` stores the transpose."""
-    weight = base.weight.data
-    return weight.T if isinstance(base, Conv1D) else weight
+def make_starts(targets: list[Target], factors: Callable[[Target, Tensor], Factors]) -> dict[str, Factors]:
+    """A0 and B0 of every target, by name; all targets are checked before the first is computed.
+
+    Raises:
+        AstraError: a target layer is not linear, is quantised, or has fewer rows or columns than the rank.
+    """
+    for target in targets:
+        _check_target(target)
+    starts = {}
+    for target in targets:
+        with torch.no_grad(), loaded(target.module), gather_params_ctx([target.module.weight], modifier_rank=None):
+            starts[target.name] = factors(target, as_matrix(target.module).float())
+    return starts
 
 
-def residual(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """W - s B A in float32, for a weight (m x n) of any dtype on any device."""
-    a, b = (factor.to(weight.device, torch.float32) for factor in (a, b))
-    return torch.addmm(weight.float(), b, a, alpha=-scaling)
+def set_starts(peft_model: PeftModel, starts: dict[str, Factors], adapter_name: str = "default") -> None:
+    """Let an untrained LoRA train the difference to its A0 and B0, and state the rank 2r by which it is saved."""
+    layers = dict(lora_layers(peft_model, adapter_name))
+    if layers.keys() != starts.keys():
+        raise AstraError(
+            f"layer {min(layers.keys() ^ starts.keys())}: PEFT adapts other layers than are given a start"
+        )
+    config = copy.copy(peft_model.peft_config[adapter_name])
+    growth = 2**0.5 if config.use_rslora else 2
+    for name, (a, b) in starts.items():
+        layer = layers[name]
+        layer.lora_A[adapter_name] = DownFactor(layer.lora_A[adapter_name].weight, a)
+        layer.lora_B[adapter_name] = UpFactor(layer.lora_B[adapter_name].weight, b)
+        layer.r[adapter_name] *= 2
+        layer.lora_alpha[adapter_name] *= growth  # so that the scaling is what it was
+    config.r, config.lora_alpha = 2 * config.r, growth * config.lora_alpha
+    config.rank_pattern = {key: 2 * rank for key, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {key: growth * alpha for key, alpha in config.alpha_pattern.items()}
+    peft_model.peft_config[adapter_name] = config
+    peft_model.save_pretrained = MethodType(_save_pretrained, peft_model)  # type: ignore[method-assign]
 
 
-def set_factors(layer: Any, a: Tensor, b: Tensor) -> None:
-    """Copy A (r x n) and B (m x r) into a PEFT layer."""
-    layer.lora_A["default"].weight.data.copy_(a)
-    layer.lora_B["default"].weight.data.copy_(b)
+def _save_pretrained(self: PeftModel, save_directory: str, *args: Any, **options: Any) -> None:
+    """`PeftModel.save_pretrained`, for what ZeRO-3 has split as well."""
+    if options.get("state_dict") is not None:
+        options["state_dict"] = saved_form(options["state_dict"])
+    type(self).save_pretrained(self, save_directory, *args, **options)
 
 
-def with_initial(peft_model: PeftModel, initial: Mapping[str, Factors]) -> PeftModel:
-    """Keep what the adapters started from on the CPU, as `peft_model.initial_lora`."""
-    kept: Any = {name: (_kept(a), _kept(b)) for name, (a, b) in initial.items()}
-    peft_model.initial_lora = kept
-    return peft_model
+def calibrated(calibration: Calibration, subspace: str, split: str) -> Callable[[Target, Tensor], Factors]:
+    """What makes A0 and B0 of a target from the calibration's vectors."""
+    if split not in SPLITS:
+        raise AstraError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+
+    def factors(target: Target, weight: Tensor) -> Factors:
+        q = calibration.vectors(target.name, subspace, target.rank).to(weight.device)
+        product = q.T @ weight
+        # What a unit vector times W may be by float32's rounding alone is zero.
+        rounding = torch.finfo(torch.float32).eps * torch.linalg.matrix_norm(weight)
+        product[torch.linalg.vector_norm(product, dim=1) <= rounding] = 0
+        a = product / target.scaling
+        return balance(target.name, a, q) if split == "balanced" else (a, q)
+
+    return factors
 
 
-def _kept(factor: Tensor) -> Tensor:
-    return factor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def balance(name: str, a: Tensor, b: Tensor, weight: Tensor) -> Factors:
+def balance(name: str, a: Tensor, b: Tensor) -> Factors:
     """The product B A, for orthonormal columns of B, split as (B U sqrt(S), sqrt(S) V^T) by the SVD A = U S V^T.
 
     Raises:
         AstraError: the product is zero, so that both factors would be, and no gradient could move them.
     """
     u, s, vh = torch.linalg.svd(a, full_matrices=False)
-    if s[0] <= torch.finfo(torch.float32).eps * torch.linalg.matrix_norm(weight):
+    if s[0] == 0:
         raise AstraError(
             f"layer {name}: split 'balanced' needs Q^T W != 0; use split 'orthonormal' (nullspace: A0 = 0)"
         )
@@ -160,25 +244,27 @@ def balance(name: str, a: Tensor, b: Tensor, weight: Tensor) -> Factors:
     return root[:, None] * vh, b @ (u * root)
 
 
-def untie_targets(model: Any, peft_config: LoraConfig) -> None:
-    """Give target layers that share their weight, such as an LM head with the embedding, their own copy."""
-    owners: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    names = peft_config.target_modules
-    for name, module in model.named_modules():
-        named = not isinstance(names, str) and names and (name in names or name.rsplit(".", 1)[-1] in names)
-        weight = getattr(module, "weight", None)
-        if weight is not None and named and isinstance(module, LINEAR) and owners.get(id(weight), 0) > 1:
-            if hasattr(weight, "ds_id"):
-                raise AstraError(
-                    f"layer {name} shares its weight, which ZeRO-3 cannot undo; leave it out or use ZeRO-2"
-                )
-            module.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
-            model.config.tie_word_embeddings = False
+def as_matrix(base: Any) -> Tensor:
+    """A linear layer's weight as (outputs x inputs): `Conv1D` stores the transpose, nf4 is dequantised."""
+    weight = dequantize_module_weight(base).detach()
+    return weight.T if isinstance(base, Conv1D) else weight
 
 
-def _check_rank(name: str, layer: Any, rank: int) -> None:
-    smallest = min(layer.in_features, layer.out_features)
-    if rank > smallest:
-        raise AstraError(f"layer {name}: rank {rank} is above {smallest}, the smaller side of its weight")
+def _check_target(target: Target) -> None:
+    name, module = target.name, target.module
+    if not isinstance(module, LINEAR):
+        raise AstraError(f"layer {name}: a {type(module).__name__} cannot be adapted, only linear layers")
+    weight = module.weight
+    if weight.is_meta and not offloading(module):
+        raise AstraError(f"layer {name}: it has no weights (it is on the meta device)")
+    plain = type(weight).__name__ != "Int8Params" and weight.dtype in FLOATING and type(weight.data) is Tensor
+    if not plain and getattr(weight, "quant_type", None) != "nf4":
+        raise AstraError(
+            f"layer {name}: its weight is {type(weight).__name__} of {weight.dtype}; only plain floating point and "
+            "bitsandbytes' nf4 can be adapted"
+        )
+    smallest = (
+        min(module.nx, module.nf) if isinstance(module, Conv1D) else min(module.in_features, module.out_features)
+    )
+    if target.rank > smallest:
+        raise AstraError(f"layer {name}: rank {target.rank} is above {smallest}, the smaller side of its weight")

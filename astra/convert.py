@@ -1,12 +1,13 @@
-"""Turn a trained adapter into an ordinary LoRA on the untouched base model.
+"""Save an adapter as an ordinary LoRA on the untouched base model, and make one smaller.
 
-The change of a layer, dW = s (B A - B0 A0), has rank at most 2r. Its factors come from thin QRs of [B, B0] and
-[A; A0]^T and an SVD of the small core between them: the two large products cancel in float64 here, not in the data
-type of whoever loads the adapter.
+What is trained is a LoRA of rank 2r already (`astra.factors`). Saved, its scaling is folded into B and its rank filled
+up with zeros to one that vLLM serves. A lower rank is the best one there is: thin QRs of the factors and an SVD of the
+small core between them, in float64.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,18 @@ from peft.utils.integrations import gather_params_ctx
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
-from astra.adapter import PREFIX, Factors, lora_layers
+from astra.adapter import Factors, check_config, lora_layers
 from astra.errors import AstraError
+from astra.factors import PREFIX, DownFactor
+from astra.ranks import MAX_RANK, served_rank
 
-MAX_RANK = 512  # the largest rank vLLM serves
 # Keys that PEFT 0.14 and every later version reads; the rest is left to each version's defaults.
 CONFIG_KEYS = (
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "r", "lora_alpha",
-    "lora_dropout", "target_modules", "modules_to_save", "bias", "fan_in_fan_out", "init_lora_weights",
-    "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
+    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+    "bias", "fan_in_fan_out", "init_lora_weights", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
 )  # fmt: skip
 
 
@@ -38,74 +41,74 @@ class LoraWeights:
 
     Attributes:
         layers: factors, all of one rank; layers of a lower rank are filled up with zeros.
-        rank: the smallest that holds every layer's numerical rank, but no more than asked for.
+        rank: that rank.
+        trained_rank: the largest rank r that was trained, half of what its change needs if it started from a product.
         truncation_error: the largest |dW - B A| / |dW| over layers (Frobenius norms), 0 if nothing was cut off.
     """
 
     layers: dict[str, Factors]
     rank: int
+    trained_rank: int
     truncation_error: float
 
 
-def to_lora(peft_model: PeftModel, max_rank: int = MAX_RANK) -> LoraWeights:
+def to_lora(peft_model: PeftModel, max_rank: int = MAX_RANK, adapter_name: str = "default") -> LoraWeights:
     """The plain LoRA of a trained PEFT model; under ZeRO-3 every process must call it.
 
     Raises:
-        AstraError: the adapter is a DoRA, which has no plain form, or the model has no adapter.
+        AstraError: the adapter is a DoRA, which has no plain form, or the model has no such adapter.
     """
-    initial: dict[str, Factors] = getattr(peft_model, "initial_lora", {})
-    found = {}
-    for name, layer in lora_layers(peft_model):
-        if layer.use_dora.get("default"):
+    found, trained = {}, 0
+    for name, layer in lora_layers(peft_model, adapter_name):
+        if layer.use_dora.get(adapter_name):
             raise AstraError(f"layer {name}: a DoRA has no plain LoRA form; export it merged")
-        found[name] = decompose_change(*current_factors(layer), layer.scaling["default"], initial.get(name))
+        a, b = current_factors(layer, adapter_name)
+        found[name] = (a, b * layer.scaling[adapter_name])
+        halved = isinstance(layer.lora_A[adapter_name], DownFactor)
+        trained = max(trained, a.shape[0] // 2 if halved else a.shape[0])
     if not found:
-        raise AstraError("the model has no LoRA layers to convert")
-    return assemble(found, max_rank)
+        raise AstraError(f"the model has no LoRA layers of an adapter {adapter_name!r}")
+    return cut(found, min(served_rank(max(a.shape[0] for a, _ in found.values())), max_rank), trained)
 
 
-def current_factors(layer: Any) -> Factors:
-    """A (r x n) and B (m x r) of a PEFT layer as they are now, on the CPU, gathered if ZeRO-3 has split them."""
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    with gather_params_ctx([a, b], modifier_rank=None):
-        return a.detach().cpu().float().clone(), b.detach().cpu().float().clone()
+def current_factors(layer: Any, adapter_name: str = "default") -> Factors:
+    """A and B of a PEFT layer as they are saved, float32 on the CPU, gathered if ZeRO-3 has split them."""
+    a, b = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
+    with gather_params_ctx([*a.parameters(), *b.parameters()], modifier_rank=None):
+        return a.weight.detach().float().cpu().clone(), b.weight.detach().float().cpu().clone()
 
 
-def assemble(found: dict[str, tuple[Tensor, Tensor, Tensor]], max_rank: int) -> LoraWeights:
-    """Cut the SVDs (U, S, V^T) of all layers at one rank, with the singular values shared between the two factors."""
-    rank = min(max(max(_numerical_rank(s) for _, s, _ in found.values()), 1), max_rank)
+def starting_factors(layer: Any, adapter_name: str = "default") -> Factors:
+    """What the trained factors of a PEFT layer, r x n and m x r, started from, on the CPU."""
+    a, b = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
+    if isinstance(a, DownFactor):
+        return a.start.cpu(), b.start.cpu()
+    return a.weight.detach().cpu(), b.weight.detach().cpu()
+
+
+def cut(found: dict[str, Factors], rank: int, trained_rank: int) -> LoraWeights:
+    """Give all layers one rank: lower ones are filled up with zeros, higher ones cut to the best there is."""
     layers, worst = {}, 0.0
-    for name, (u, s, vh) in found.items():
-        kept = min(rank, _numerical_rank(s))
-        a, b = torch.zeros(rank, vh.shape[1]), torch.zeros(u.shape[0], rank)
-        root = s[:kept].sqrt()
-        a[:kept], b[:, :kept] = root[:, None] * vh[:kept], u[:, :kept] * root
-        layers[name] = (a, b)
-        if kept < _numerical_rank(s):
-            worst = max(worst, float(torch.linalg.vector_norm(s[kept:]) / torch.linalg.vector_norm(s)))
-    return LoraWeights(layers, rank, worst)
+    for name, (a, b) in found.items():
+        if a.shape[0] > rank:
+            a, b, error = truncate(a, b, rank)
+            worst = max(worst, error)
+        filling = rank - a.shape[0]
+        layers[name] = (F.pad(a, (0, 0, 0, filling)), F.pad(b, (0, filling)))
+    return LoraWeights(layers, rank, trained_rank, worst)
 
 
-def decompose_change(
-    a: Tensor, b: Tensor, scaling: float, initial: Factors | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S, V^T, float32, of s (B A - B0 A0) in its own at most 2r dimensions; computed in float64."""
-    left, right, signs = b.double(), a.double().T, torch.ones(a.shape[0], dtype=torch.float64)
-    if initial is not None:
-        a0, b0 = initial
-        left, right = torch.cat([left, b0.double()], 1), torch.cat([right, a0.double().T], 1)
-        signs = torch.cat([signs, -torch.ones(a0.shape[0], dtype=torch.float64)])
-    q1, r1 = torch.linalg.qr(left)
-    q2, r2 = torch.linalg.qr(right)
-    u, s, vh = torch.linalg.svd(scaling * (r1 * signs) @ r2.T)
-    noise = 64 * torch.finfo(torch.float64).eps * abs(scaling) * r1.norm() * r2.norm()
-    s[s <= noise] = 0  # what is left of two products that cancel
-    return (q1 @ u).float(), s.float(), (vh @ q2.T).float()
-
-
-def _numerical_rank(singular_values: Tensor) -> int:
-    """How many stand above float32's rounding of the largest: what the trained factors can have meant."""
-    return int((singular_values > torch.finfo(torch.float32).eps * singular_values[0]).sum())
+def truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The nearest product of `rank` to B A, its singular values shared between the factors, and its relative error."""
+    q1, r1 = torch.linalg.qr(b.double())
+    q2, r2 = torch.linalg.qr(a.double().T)
+    u, s, vh = torch.linalg.svd(r1 @ r2.T)
+    root = s[:rank].sqrt()
+    left, right = (q1 @ u[:, :rank] * root).float(), (root[:, None] * (vh[:rank] @ q2.T)).float()
+    whole = torch.linalg.vector_norm(s)
+    # What float32 can't tell from nothing is not an error: an untrained or a low-rank change is cut without one.
+    lost = torch.linalg.vector_norm(s[rank:])
+    return right, left, float(lost / whole) if lost > torch.finfo(torch.float32).eps * whole else 0.0
 
 
 def save_lora(
@@ -114,6 +117,7 @@ def save_lora(
     base_model_name: str,
     revision: str | None = None,
     max_rank: int = MAX_RANK,
+    adapter_name: str = "default",
     write: bool = True,
 ) -> dict[str, Any]:
     """Write the plain LoRA, `adapter_config.json` and `adapter_model.safetensors`, which is all that PEFT needs.
@@ -124,18 +128,22 @@ def save_lora(
         base_model_name: hub id or folder of the untouched base, stated in the config.
         revision: its branch, tag or commit.
         max_rank: cut the rank here.
+        adapter_name: PEFT's name of the adapter.
         write: False in all but one of several processes.
 
     Returns:
-        `rank`, `truncation_error` and `bytes`.
+        `rank`, `trained_rank`, `truncation_error` and `bytes`.
+
+    Raises:
+        AstraError: as `to_lora`, or a setting of the adapter that the folder would not carry.
     """
-    weights = to_lora(peft_model, max_rank)
-    extra = _other_weights(peft_model)
+    source = peft_model.peft_config[adapter_name]
+    check_config(source)
+    weights = to_lora(peft_model, max_rank, adapter_name)
+    extra = _other_weights(peft_model, adapter_name)
     if not write:
         return {}
-    config = plain_config(peft_model.peft_config["default"], weights, base_model_name, revision)
-    size = write_lora(folder, lora_state(weights) | extra, config)
-    return {"rank": weights.rank, "truncation_error": weights.truncation_error, "bytes": size}
+    return _write(folder, weights, extra, plain_config(source, weights, base_model_name, revision))
 
 
 def compress_lora(adapter: str | Path, source: LoraConfig, max_rank: int, folder: str | Path) -> dict[str, Any]:
@@ -151,26 +159,21 @@ def compress_lora(adapter: str | Path, source: LoraConfig, max_rank: int, folder
         As `save_lora`.
 
     Raises:
-        AstraError: the adapter is a DoRA.
+        AstraError: the adapter is a DoRA, or has another setting that the result would not carry.
     """
     if source.use_dora:
         raise AstraError("a DoRA cannot be compressed: its magnitudes are no part of the product B A")
+    check_config(source)
     state = load_file(Path(adapter) / "adapter_model.safetensors")
     names = [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
     found = {}
     for name in names:
-        a, b = state.pop(f"{name}.lora_A.weight"), state.pop(f"{name}.lora_B.weight")
-        found[name.removeprefix(PREFIX)] = decompose_change(a, b, _scaling(source, name, a.shape[0]))
-    weights = assemble(found, max_rank)
+        a, b = state.pop(f"{name}.lora_A.weight").float(), state.pop(f"{name}.lora_B.weight").float()
+        found[name.removeprefix(PREFIX)] = (a, b * _scaling(source, name, a.shape[0]))
+    largest = max(a.shape[0] for a, _ in found.values())
+    weights = cut(found, min(largest, max_rank), largest)
     config = plain_config(source, weights, str(source.base_model_name_or_path), source.revision)
-    size = write_lora(folder, lora_state(weights) | state, config)
-    return {"rank": weights.rank, "truncation_error": weights.truncation_error, "bytes": size}
-
-
-def lora_state(weights: LoraWeights) -> dict[str, Tensor]:
-    """The tensors of a LoRA under the names PEFT saves them by."""
-    state = {f"{PREFIX}{name}.lora_A.weight": a for name, (a, _) in weights.layers.items()}
-    return state | {f"{PREFIX}{name}.lora_B.weight": b for name, (_, b) in weights.layers.items()}
+    return _write(folder, weights, state, config)
 
 
 def _scaling(config: LoraConfig, name: str, rank: int) -> float:
@@ -181,18 +184,23 @@ def _scaling(config: LoraConfig, name: str, rank: int) -> float:
 
 def plain_config(source: LoraConfig, weights: LoraWeights, base_model_name: str, revision: str | None) -> LoraConfig:
     """The `LoraConfig` of converted weights: alpha = rank, no dropout, PEFT's plain initialisation."""
-    return LoraConfig(
-        task_type=source.task_type,
-        base_model_name_or_path=base_model_name,
-        revision=revision,
-        inference_mode=True,
-        r=weights.rank,
-        lora_alpha=weights.rank,
-        target_modules=source.target_modules,
-        modules_to_save=source.modules_to_save,
-        fan_in_fan_out=source.fan_in_fan_out,
-        init_lora_weights=True,
-    )
+    config = copy.copy(source)
+    config.base_model_name_or_path, config.revision = base_model_name, revision
+    config.r = config.lora_alpha = weights.rank
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    config.lora_dropout, config.use_rslora = 0.0, False
+    config.init_lora_weights = config.inference_mode = True
+    return config
+
+
+def _write(folder: str | Path, weights: LoraWeights, extra: dict[str, Tensor], config: LoraConfig) -> dict[str, Any]:
+    state = {f"{PREFIX}{name}.lora_A.weight": a for name, (a, _) in weights.layers.items()}
+    state |= {f"{PREFIX}{name}.lora_B.weight": b for name, (_, b) in weights.layers.items()}
+    size = write_lora(folder, state | extra, config)
+    return {
+        "rank": weights.rank, "trained_rank": weights.trained_rank, "truncation_error": weights.truncation_error,
+        "bytes": size,
+    }  # fmt: skip
 
 
 def write_lora(folder: str | Path, tensors: dict[str, Tensor], config: LoraConfig) -> int:
@@ -200,7 +208,7 @@ def write_lora(folder: str | Path, tensors: dict[str, Tensor], config: LoraConfi
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     values = {key: value for key, value in config.to_dict().items() if key in CONFIG_KEYS}
-    values["target_modules"] = _as_list(values["target_modules"])
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     path = folder / "adapter_model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
     text = json.dumps(values, indent=2, sort_keys=True, default=str)
@@ -208,15 +216,11 @@ def write_lora(folder: str | Path, tensors: dict[str, Tensor], config: LoraConfi
     return path.stat().st_size
 
 
-def _as_list(names: Any) -> Any:
-    return sorted(names) if isinstance(names, set | frozenset | list | tuple) else names
-
-
-def _other_weights(peft_model: Any) -> dict[str, Tensor]:
+def _other_weights(peft_model: Any, adapter_name: str) -> dict[str, Tensor]:
     """What PEFT saves besides the factors: modules trained in full, such as a classification head."""
-    if not peft_model.peft_config["default"].modules_to_save:
+    if not peft_model.peft_config[adapter_name].modules_to_save:
         return {}
     parameters = [p for n, p in peft_model.named_parameters() if "modules_to_save" in n]
     with gather_params_ctx(parameters, modifier_rank=None):
-        state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+        state = get_peft_model_state_dict(peft_model, adapter_name=adapter_name, save_embedding_layers=False)
         return {key: value.detach().cpu().clone() for key, value in state.items() if "lora_" not in key}

@@ -33,6 +33,14 @@ def find_targets(model: nn.Module, peft_config: LoraConfig | Sequence[str] | str
         AstraError: a name that matches nothing, a module that is not a plain linear layer, quantised weights, or
             experts kept as one 3-D parameter.
     """
+    found = match_targets(model, peft_config)
+    for name, module in found.items():
+        _check_layer(name, module)
+    return found
+
+
+def match_targets(model: nn.Module, peft_config: LoraConfig | Sequence[str] | str) -> dict[str, nn.Module]:
+    """As `find_targets`, with layers of any kind."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     base = base_model(model)
@@ -46,8 +54,6 @@ def find_targets(model: nn.Module, peft_config: LoraConfig | Sequence[str] | str
     found = {name: module for name, module in modules.items() if name and check_target_module_exists(config, name)}
     if not found:
         raise AstraError(f"target_modules {config.target_modules!r} matches no layer of {type(base).__name__}")
-    for name, module in found.items():
-        _check_layer(name, module)
     return found
 
 

@@ -5,10 +5,12 @@
 Both take the same examples in a turn, and as many a step, through the same adapter. Plain: random micro-batches
 padded to the longest of them, logits and loss at every position. Ours: micro-batches of similar length, logits only
 where a label is. The last line is one JSON object: `speedup_examples` (examples a second, ours over plain, the median
-over rounds), `peak_memory_ratio` (ours over plain, in a step of two micro-batches, each in a process of its own) and
+over rounds), `peak_memory_ratio` (ours over plain, in a step of two micro-batches, each in a process of its own),
 `startup_overhead` (what making an astra adapter takes longer than a lora one, as a share of 100 of our steps;
-calibration apart). Padding is saved within a step: the more examples a step has, the more alike are those of a
-micro-batch, and the larger the micro-batches, the more padding there was to save.
+calibration apart) and `untouched_base_step_ratio`: a step of the adapter that leaves the base alone over one of the
+form that takes s B0 A0 out of it, on 8 x 128 tokens, the median of alternating pairs, the worse of ranks 8 and 128.
+Padding is saved within a step: the more examples a step has, the more alike are those of a micro-batch, and the larger
+the micro-batches, the more padding there was to save.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 from transformers.trainer_callback import PrinterCallback  # noqa: E402
 
-from astra.adapter import attach  # noqa: E402
+from astra.adapter import as_matrix, attach, lora_layers  # noqa: E402
 from astra.store import Calibration, LayerInfo  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 from dataset.sources import load_training  # noqa: E402
@@ -123,7 +125,7 @@ def startup_seconds(flags: argparse.Namespace) -> tuple[float, float]:
     """Seconds to make an astra adapter from a store on disk, and a lora adapter, the least of three each."""
     model = base_model(flags)
     with tempfile.TemporaryDirectory() as folder:
-        random_store(model).save(folder)
+        random_store(model, RANK).save(folder)
         astra, plain = [], []
         for _ in range(3):
             model, started = base_model(flags), time.perf_counter()
@@ -135,16 +137,56 @@ def startup_seconds(flags: argparse.Namespace) -> tuple[float, float]:
     return min(astra), min(plain)
 
 
-def random_store(model: Any) -> Calibration:
+def random_store(model: Any, rank: int) -> Calibration:
     """A calibration of random orthonormal vectors: making an adapter of it costs what a real one's does."""
     layers, table, spectra = {}, {}, {}
     for name, module in model.named_modules():
         if name.rsplit(".", 1)[-1] in TARGETS:
             m, n = module.weight.shape
             layers[name] = LayerInfo(name, (m, n), False, "input", name, 1, min(m, n), min(m, n), 1.0, 1.0)
-            table[name] = torch.linalg.qr(torch.randn(m, RANK))[0]
+            table[name] = torch.linalg.qr(torch.randn(m, rank))[0]
             spectra[name] = torch.zeros(m, dtype=torch.float64)
-    return Calibration(layers, RANK, ("tail",), {}, {"tail": table, "spectra": spectra})
+    return Calibration(layers, rank, ("tail",), {}, {"tail": table, "spectra": spectra})
+
+
+def residual_form(model: Any, rank: int, store: Calibration) -> Any:
+    """The adapter that trains A and B themselves, with what they start from taken out of the base weight."""
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS))
+    for name, layer in lora_layers(adapted):
+        weight, q = as_matrix(layer.get_base_layer()), store.vectors(name, "tail", rank)
+        a, b = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
+        b.copy_(q)
+        a.copy_(b.T @ weight)
+        weight.sub_(b @ a)
+    return adapted
+
+
+def untouched_base_step_ratio(flags: argparse.Namespace, rank: int) -> list[float]:
+    """Seconds of our step over the residual form's, of pairs whose order alternates."""
+    model = base_model(flags)
+    store, device = random_store(model, rank), next(model.parameters()).device
+    ours = attach(model, store, LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS))
+    models = {"ours": ours, "residual": residual_form(base_model(flags), rank, store)}
+    steps = {}
+    for kind, adapted in models.items():
+        trained = [parameter for parameter in adapted.train().parameters() if parameter.requires_grad]
+        steps[kind] = (adapted, torch.optim.AdamW(trained, lr=1e-4))
+    ratios = []
+    for turn in range(flags.pairs + 2):
+        ids = torch.randint(len(flags.tokenizer), (8, 128), generator=torch.Generator().manual_seed(turn)).to(device)
+        seconds = {}
+        for kind in ("ours", "residual") if turn % 2 else ("residual", "ours"):
+            adapted, optimizer = steps[kind]
+            started = time.perf_counter()
+            adapted(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[kind] = time.perf_counter() - started
+        if turn >= 2:  # the first ones warm up
+            ratios.append(seconds["ours"] / seconds["residual"])
+    return ratios
 
 
 def peak_of(kind: str) -> int:
@@ -179,6 +221,8 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
     del model
     step = statistics.median(seconds["ours"]) / flags.steps
     astra, plain = startup_seconds(flags)
+    pairs = {rank: untouched_base_step_ratio(flags, rank) for rank in (8, 128)}
+    medians = {rank: statistics.median(found) for rank, found in pairs.items()}
     return {
         **provenance(f"{flags.name}, float32", "GSM8K train"),
         "speedup_examples": round(statistics.median(ratios), 3),
@@ -187,9 +231,14 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_bytes": memory,
         "startup_overhead": round((astra - plain) / (100 * step), 5),
         "startup_seconds": {"astra": round(astra, 3), "lora": round(plain, 3)},
+        "untouched_base_step_ratio": round(max(medians.values()), 3),
+        "untouched_base_step_ratios": {
+            str(rank): {"median": round(medians[rank], 3), "spread": [round(min(found), 3), round(max(found), 3)]}
+            for rank, found in pairs.items()
+        },
         "seconds_a_step": {kind: round(statistics.median(found) / flags.steps, 3) for kind, found in seconds.items()},
         "settings": {"batch": flags.batch, "micro_batch": flags.micro_batch, "steps": flags.steps,
-                     "rounds": flags.rounds, "layers": flags.layers or "all", "rank": RANK},
+                     "rounds": flags.rounds, "layers": flags.layers or "all", "rank": RANK, "pairs": flags.pairs},
     }  # fmt: skip
 
 
@@ -202,6 +251,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=8, help="examples in a forward pass")
     parser.add_argument("--steps", type=int, default=1, help="steps in a turn")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each")
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of steps at each rank")
     parser.add_argument("--layers", type=int, default=0, help="keep the first N layers of the model (0: all)")
     parser.add_argument("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
     flags = parser.parse_args()

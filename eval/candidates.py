@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from astra.ranks import MAX_RANK
 from utils.config import Config, ModelConfig
 from utils.errors import UserError
 from utils.files import read_json, sha256_file
 from utils.log import log
-from utils.models import model_fingerprint, resolve_model
+from utils.models import QUANTIZATION, merge_adapter, model_fingerprint, resolve_model
 
-# The ranks that vLLM's `max_lora_rank` accepts; a smaller adapter is padded to the next one.
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Initialisations that leave a plain LoRA behind; every other named one changes the base model while loading.
 PLAIN_INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
@@ -31,6 +30,8 @@ class Adapter:
         base: The base model's name as the adapter states it.
         fingerprint: 16 hexadecimal digits of its weights and config.
         unservable: Why vLLM can't serve it beside the base model (it is merged instead), or None.
+        quantization: How the base model it was trained on is quantised ("nf4"), or None. It is merged into the values
+            that the quantised weights stand for, since on the unquantised ones it is another model.
     """
 
     path: Path
@@ -38,6 +39,11 @@ class Adapter:
     base: str
     fingerprint: str
     unservable: str | None = None
+    quantization: str | None = None
+
+    def is_merged(self, engine: str) -> bool:
+        """Whether an engine gets the base model with the adapter merged into it, in place of both."""
+        return self.quantization is not None or (engine == "vllm" and self.unservable is not None)
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -57,11 +63,13 @@ def read_adapter(path: str | Path) -> Adapter:
     kept = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "peft_version")}
     digest = hashlib.sha256((json.dumps(kept, sort_keys=True) + sha256_file(weights)).encode()).hexdigest()[:16]
     base = config.get("base_model_name_or_path") or ""
-    return Adapter(path, rank, base, digest, _why_unservable(config, rank))
+    return Adapter(path, rank, base, digest, _why_unservable(config, rank), config.get(QUANTIZATION))
 
 
 def _why_unservable(config: dict[str, Any], rank: int) -> str | None:
     start = config.get("init_lora_weights")
+    if config.get(QUANTIZATION):
+        return f"its base is quantised to {config[QUANTIZATION]}"
     if config.get("use_dora"):
         return "DoRA"
     if isinstance(start, str) and start.lower() not in PLAIN_INITIALISATIONS:
@@ -71,14 +79,9 @@ def _why_unservable(config: dict[str, Any], rank: int) -> str | None:
             return key
     if config.get("bias", "none") != "none":
         return f"bias={config['bias']}"
-    if rank > VLLM_RANKS[-1]:
-        return f"rank {rank}, above vLLM's limit of {VLLM_RANKS[-1]}"
+    if rank > MAX_RANK:
+        return f"rank {rank}, above vLLM's limit of {MAX_RANK}"
     return None
-
-
-def padded_rank(rank: int) -> int:
-    """Return the smallest `max_lora_rank` of vLLM that holds `rank`; adapters above its limit are merged instead."""
-    return next(allowed for allowed in VLLM_RANKS if rank <= allowed)
 
 
 def check_base(adapter: Adapter, model: ModelConfig, folder: Path) -> None:
@@ -190,14 +193,14 @@ def _with_adapter(model: ModelConfig, path: Path, name: str, folder: Path) -> Ta
 
 @contextmanager
 def servable(target: Target, engine: str, dtype: str) -> Iterator[Target]:
-    """Yield the target as the engine can serve it: an adapter that vLLM can't serve is merged into the base model.
+    """Yield the target as the engine can serve it: an adapter that it can't serve is merged into the base model.
 
     The merged weights stay in a temporary folder as long as the block lasts.
     """
-    if engine != "vllm" or target.adapter is None or target.adapter.unservable is None:
+    if target.adapter is None or not target.adapter.is_merged(engine):
         yield target
         return
-    log.info("%s: vLLM can't serve this adapter (%s); merging it", target.name, target.adapter.unservable)
+    log.info("%s: %s can't serve this adapter (%s); merging it", target.name, engine, target.adapter.unservable)
     with tempfile.TemporaryDirectory() as folder:
         _merge(target.model, target.adapter, Path(folder), dtype)
         yield replace(target, model=Path(folder), adapter=None)
@@ -205,9 +208,8 @@ def servable(target: Target, engine: str, dtype: str) -> Iterator[Target]:
 
 def _merge(model: Path, adapter: Adapter, folder: Path, dtype: str) -> None:
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
-    PeftModel.from_pretrained(base, adapter.path).merge_and_unload().save_pretrained(folder)
+    merge_adapter(base, adapter.path).save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)

@@ -103,7 +103,7 @@ def _run(config: Config, jobs: list[Job], dtype: str, results: Results) -> None:
         log.info("engine: %s, as this CPU has no fast %s; set eval.dtype to insist", dtype, config.model.dtype)
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
-        merged = job.target.adapter is not None and job.target.adapter.unservable is not None
+        merged = job.target.adapter is not None and job.target.adapter.is_merged(config.eval.engine)
         groups.setdefault(job.target if merged else job.target.model, []).append(job)
     for group in groups.values():
         with servable(group[0].target, config.eval.engine, dtype) as first:

@@ -6,12 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 import yaml
+from peft import PeftModel
 from transformers import TrainerCallback
 
+import train
+from dataset.glue import num_labels
+from tests.astra.tiny import relative_difference
+from training import export
 from training import trainer as fitting
 from utils.config import Config
 from utils.files import read_lines
+from utils.models import load_model
+from utils.quantize import quantize_base
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
@@ -36,6 +45,29 @@ def folder_of(config: Config) -> Path:
 
 def metrics(config: Config) -> dict:
     return json.loads((folder_of(config) / "metrics.json").read_text())
+
+
+@torch.no_grad()
+def train_and_reload(config: Config) -> float:
+    """Train a run, and return by how much its result, loaded as a user would, differs from the trained model."""
+    ids, write, trained = torch.arange(5, 15)[None], export.export, []
+
+    def noted(config, model, *args, **options):
+        trained.append(model.eval()(input_ids=ids).logits.float())
+        return write(config, model, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export, "export", noted)
+        train.train(config)
+    folder = export.exported_folder(config, folder_of(config))
+    if folder.name == "merged":
+        model = load_model(config.model.model_copy(update={"name": str(folder)}))
+    else:
+        model = load_model(config.model, num_labels(config))
+        if config.model.quantization is not None:
+            quantize_base(model, "cpu")
+        model = PeftModel.from_pretrained(model, folder)
+    return relative_difference(model.eval()(input_ids=ids).logits.float(), trained[0])
 
 
 class Crash(Exception):

@@ -1,5 +1,8 @@
 """An exported adapter can be merged, cut to a rank with its error, and is refused in one line where it can't."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
@@ -58,6 +61,7 @@ def test_compressing_to_the_full_rank_loses_nothing_and_to_less_states_the_error
     ("words", "message"),
     [
         (["--merge"], "--out"),
+        (["--merge", "--rank", "2", "--out", "x"], "one of"),
         (["--out", "x"], "one of"),
         (["--rank", "0", "--out", "x"], "at least 1"),
         (["--rank", "two", "--out", "x"], "invalid int"),
@@ -107,3 +111,39 @@ def test_another_base_is_not_looked_for_at_the_revision_of_the_adapters_own(adap
     monkeypatch.setattr(models, "load_model", noted)
     export.merge(folder, tmp_path / "merged", str(tmp_path / "base"), "float32")
     assert asked == [None]
+
+
+@pytest.mark.parametrize("names", [["lm_head", "up_proj"], ".*(lm_head|up_proj)"])
+def test_a_head_that_shares_its_weight_with_the_embedding_is_merged_alone(adapter, tmp_path, names):
+    from transformers import AutoModelForCausalLM
+
+    folder = adapter[0]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    store = calibration(model, ["lm_head", "up_proj"])
+    adapted = attach(model, store, LoraConfig(r=4, target_modules=names)).eval()
+    disturb(adapted)
+    save_lora(adapted, tmp_path / "head", str(tmp_path / "base"))
+    for path in folder.glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "head")
+    export.merge(tmp_path / "head", tmp_path / "merged", None, "float32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert relative_difference(merged(tokens()).logits, adapted(tokens()).logits) < 1e-5
+
+
+def test_an_adapter_of_an_nf4_base_is_merged_into_what_that_stands_for(adapter, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM
+
+    from utils.models import QUANTIZATION, state_quantization
+    from utils.quantize import quantize_base
+
+    folder, _ = adapter
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    quantize_base(base, "cpu")
+    expected = PeftModel.from_pretrained(base, folder).eval()(tokens()).logits
+    state_quantization(folder, "nf4")
+    export.merge(folder, tmp_path / "merged", None, "float32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert relative_difference(merged(tokens()).logits, expected) < 1e-5
+    export.compress(folder, 2, tmp_path / "cut")
+    assert json.loads((tmp_path / "cut" / "adapter_config.json").read_text())[QUANTIZATION] == "nf4"

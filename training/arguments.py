@@ -52,6 +52,7 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and world_size() > 1 and deepspeed is None else None,
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # the factors an adapter starts from are the same everywhere
         deepspeed=deepspeed,
         gradient_checkpointing=train.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,

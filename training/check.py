@@ -4,12 +4,14 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from astra.ranks import MAX_RANK
 from dataset.sources import check_training
 from training.methods import METHODS
 from training.stores import stores
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
 from utils.files import read_json
+from utils.log import log
 from utils.models import check_model, model_fingerprint, resolve_model
 from utils.runs import check_writable
 from utils.settings import DATA, flat_settings, require_same
@@ -31,6 +33,12 @@ def check(config: Config) -> None:
         check_training(data, config.model.task_type)
     for run in runs:
         check_combination(run)
+    for name, rank in sorted({(run.method.name, run.method.rank) for run in runs}):
+        if METHODS[name].moves and 2 * rank > MAX_RANK:
+            log.warning(
+                f"method.rank: the change of {name} at rank {rank} has rank {2 * rank}; its adapter is cut to "
+                f"{MAX_RANK}, the most that vLLM serves, and the error stated"
+            )
     stores(config)  # knows which ranks a calibration can serve
 
 

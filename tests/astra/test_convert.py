@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from astra.adapter import attach, lora_layers, plain_lora
+from astra.adapter import attach, lora_layers
 from astra.convert import save_lora, to_lora
 from astra.errors import AstraError
+from astra.ranks import served_rank
 from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
 
 
@@ -28,7 +29,7 @@ def test_the_converted_lora_on_the_untouched_base_equals_the_trained_model(tmp_p
     adapted, ids = trained(family), tokens()
     report = save_lora(adapted, tmp_path, "the-base")
     loaded = PeftModel.from_pretrained(tiny_model(family), tmp_path)
-    assert report["truncation_error"] == 0 and report["rank"] == 8
+    assert report["truncation_error"] == 0 and report["rank"] == 8 and report["trained_rank"] == 4
     assert relative_difference(loaded(ids).logits, adapted(ids).logits) < 1e-5
 
 
@@ -40,25 +41,32 @@ def test_a_classification_head_travels_with_the_adapter(tmp_path):
     assert relative_difference(loaded(ids).logits, adapted(ids).logits) < 1e-5
 
 
-def test_differing_ranks_are_filled_up_to_one(tmp_path):
+def test_differing_ranks_are_filled_up_to_one_that_vllm_serves(tmp_path):
     name = "model.layers.0.mlp.up_proj"
     adapted, ids = trained(rank_pattern={name: 7}, alpha_pattern={name: 14}), tokens()
     weights = to_lora(adapted)
-    assert weights.rank == 14 and {a.shape[0] for a, _ in weights.layers.values()} == {14}
+    assert weights.rank == 16 and {a.shape[0] for a, _ in weights.layers.values()} == {16}
     save_lora(adapted, tmp_path, "the-base")
     loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)
     assert relative_difference(loaded(ids).logits, adapted(ids).logits) < 1e-5
 
 
-def test_the_change_is_exact_where_it_is_small_beside_what_cancels():
+def test_the_change_is_exact_where_it_is_small_beside_where_it_started():
     adapted = trained(size=1e-5)
     weights = to_lora(adapted)
     for name, layer in lora_layers(adapted):
-        a0, b0 = (factor.double() for factor in adapted.initial_lora[name])
-        a, b = (side["default"].weight.double() for side in (layer.lora_A, layer.lora_B))
-        expected = layer.scaling["default"] * (b @ a - b0 @ a0)
+        (a0, da), (b0, db) = (
+            (factor.start.double(), factor.delta.double())
+            for factor in (layer.lora_A["default"], layer.lora_B["default"])
+        )
+        expected = layer.scaling["default"] * ((b0 + db) @ (a0 + da) - b0 @ a0)
         found = weights.layers[name][1].double() @ weights.layers[name][0].double()
         assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(("rank", "served"), [(1, 1), (2, 8), (200, 256), (300, 320), (512, 512), (900, 512)])
+def test_a_rank_is_filled_up_or_cut_to_one_that_vllm_serves(rank, served):
+    assert served_rank(rank) == served
 
 
 def test_a_cut_rank_states_its_error():
@@ -73,18 +81,19 @@ def test_a_cut_rank_states_its_error():
 
 def test_an_untrained_adapter_converts_to_nothing():
     weights = to_lora(trained(size=0.0))
-    assert weights.rank == 1
+    assert to_lora(trained(size=0.0), max_rank=2).truncation_error == 0
     assert all(float((b @ a).abs().max()) < 1e-12 for a, b in weights.layers.values())
 
 
 def test_a_lora_that_started_at_zero_keeps_its_rank():
-    adapted = plain_lora(tiny_model(), LoraConfig(r=4, lora_alpha=8, target_modules=targets()))
+    adapted = get_peft_model(tiny_model(), LoraConfig(r=4, lora_alpha=8, target_modules=targets()))
     disturb(adapted)
-    assert to_lora(adapted).rank == 4
+    weights = to_lora(adapted)
+    assert weights.trained_rank == 4 and weights.rank == 8
 
 
 def test_a_dora_is_refused():
-    adapted = plain_lora(tiny_model(), LoraConfig(r=4, target_modules=targets(), use_dora=True))
+    adapted = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules=targets(), use_dora=True))
     with pytest.raises(AstraError, match="merged"):
         to_lora(adapted)
 

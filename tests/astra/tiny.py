@@ -73,9 +73,9 @@ def tokens(batch: int = 2, length: int = 12, seed: int = 1) -> Tensor:
     return torch.randint(3, 97, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def calibration(model: nn.Module, names: list[str], max_rank: int = 8) -> Calibration:
+def calibration(model: nn.Module, names: list[str], max_rank: int = 8, seed: int = 3) -> Calibration:
     """Random orthonormal vectors for every target: what holds for them holds for eigenvectors."""
-    generator, layers, table, spectra = torch.Generator().manual_seed(3), {}, {}, {}
+    generator, layers, table, spectra = torch.Generator().manual_seed(seed), {}, {}, {}
     for name, module in model.named_modules():
         if name.rsplit(".", 1)[-1] in names and isinstance(module, nn.Linear | Conv1D):
             shape = tuple(module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape)
@@ -94,6 +94,17 @@ def disturb(model: nn.Module, size: float = 0.02) -> None:
         if parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.data += size * noise.to(parameter.dtype)
+
+
+def train(model: nn.Module, ids: Tensor, steps: int = 3) -> None:
+    """Take real steps of AdamW; the model is in evaluation mode afterwards."""
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        (-model(ids).logits.float().log_softmax(-1)[..., 0].mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

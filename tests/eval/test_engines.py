@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig
 
-from eval.candidates import check_base, padded_rank, read_adapter
+from eval.candidates import check_base, read_adapter
 from eval.engines import Sampling, open_engine
 from tests.eval.engine_fixtures import PROMPTS, save_adapter, tiny_llama
 from utils.config import EvalConfig, ModelConfig
@@ -166,10 +166,6 @@ def test_the_cpu_lora_product_leaves_tokens_without_an_adapter_alone():
         wrapper, y, torch.ones(4, 5), (torch.ones(1, 1, 2, 5),), (torch.ones(1, 1, 6, 2),), 1.0, (6,)
     )
     assert (y[:2] == 0).all() and (y[2:] == 10).all()
-
-
-def test_ranks_are_padded_to_what_vllm_accepts():
-    assert [padded_rank(rank) for rank in (1, 2, 8, 9, 64, 65, 512)] == [1, 8, 8, 16, 64, 128, 512]
 
 
 def test_adapters_that_vllm_cannot_serve_are_told_apart(smollm2, tmp_path):

@@ -20,7 +20,19 @@ import train as training
 from eval.candidates import run_target
 from eval.classification import score_classifiers
 from eval.report import write_report
-from tests.runs import ROOT, TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics, start
+from tests.runs import (
+    ROOT,
+    TORCHRUN,
+    Crash,
+    calibrate,
+    crash_at,
+    folder_of,
+    launch,
+    losses,
+    metrics,
+    start,
+    train_and_reload,
+)
 from training import trainer as fitting
 from training.arguments import accumulation
 from training.check import check, finished
@@ -37,10 +49,11 @@ from utils.files import read_lines
 def test_every_method_trains_and_leaves_something_to_take_away(config, name):
     this = config(method__name=name, train__forgetting=name == "astra", data__limit=4)  # every step sees the same
     calibrate(this)
-    training.train(this)
+    assert train_and_reload(this) < 1e-5
     found = metrics(this)
     assert len(losses(this)) == found["steps"] == 6 and losses(this)[-1] < losses(this)[0]
-    assert found["step0_deviation"] < 1e-4 and found["export"]["difference_from_trained"] < 1e-4
+    if METHODS[name].plain:
+        assert found["export"]["trained_rank"] >= 4 and found["export"]["rank"] in (8, 16)
     folder = folder_of(this)
     assert (folder / "loss.png").stat().st_size > 0
     assert (folder / ("lora" if METHODS[name].plain else "merged") / "README.md").is_file()
@@ -196,16 +209,17 @@ def test_validation_is_logged_and_the_best_checkpoint_is_kept(config):
     assert len(lines) == 3 and metrics(this)["validation_loss"] == min(lines)
 
 
-def test_nf4_is_trained_merged_and_its_error_stated(config, monkeypatch):
+@pytest.mark.parametrize("name", ["pissa", "lora_ga"])
+def test_nf4_is_trained_and_leaves_an_adapter_that_names_its_base(config, monkeypatch, name):
     modules = pytest.importorskip("bitsandbytes.nn.modules")
     # As on a CPU with AVX512-BF16, which can't repack layers of 32 inputs, such as this model's, for inference.
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    this = config(method__name="pissa", model__quantization="nf4")
-    training.train(this)
-    found = metrics(this)
-    assert 0 < found["nf4_error_residual"] < found["nf4_error_plain"] < 0.2
-    assert found["export"]["difference_from_trained"] < 1e-3
-    assert (folder_of(this) / "merged" / "model.safetensors").is_file()
+    this = config(method__name=name, model__quantization="nf4", train__forgetting=False, data__limit=4)
+    assert train_and_reload(this) < 1e-5
+    assert losses(this)[-1] < losses(this)[0]
+    lora = folder_of(this) / "lora"
+    assert json.loads((lora / "adapter_config.json").read_text())["base_model_quantization"] == "nf4"
+    assert "on the unquantised weights it is another model" in (lora / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -291,7 +305,9 @@ def test_two_processes_end_with_the_loss_of_one(config, tmp_path, engine):
     training.train(alone)
     launch(both, tmp_path, *TORCHRUN)
     assert losses(both) == pytest.approx(losses(alone), abs=1e-3)
-    assert metrics(both)["export"]["difference_from_trained"] < 1e-4
+    left, right = (products(load_file(folder_of(run) / "lora/adapter_model.safetensors")) for run in (alone, both))
+    for key, tensor in left.items():
+        torch.testing.assert_close(tensor, right[key], atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.slow
@@ -331,10 +347,9 @@ def test_gradient_checkpointing_does_not_change_the_result(config):
 def test_a_compiled_run_ends_with_the_same_loss(config):
     plain = config(run="plain", train__forgetting=False)
     compiled = config(run="compiled", train__forgetting=False, train__compile=True)
-    for this in (plain, compiled):
-        training.train(this)
+    training.train(plain)
+    assert train_and_reload(compiled) < 1e-4
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-3)
-    assert metrics(compiled)["export"]["difference_from_trained"] < 1e-4
 
 
 def test_training_stops_early_and_keeps_the_best_checkpoint(config):
@@ -376,10 +391,9 @@ def test_a_classifier_learns_a_task_of_glue(config, tmp_path, task, folder, text
     )
     check(this)
     calibrate(this)
-    training.train(this)
+    assert train_and_reload(this) < 1e-5
     found = metrics(this)
     assert (found["validation_accuracy"] is None) == (task == "stsb") and found["validation_loss"] > 0
-    assert found["export"]["difference_from_trained"] < 1e-4
     state = load_file(folder_of(this) / "lora" / "adapter_model.safetensors")
     assert any("classifier" in key for key in state)
     score_classifiers(this, [run_target(this, folder_of(this))])

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import weakref
 
 import pytest
-import torch
 
 import train as training
 from tests.runs import Crash, crash_at, folder_of, losses, metrics
-from training import announce, arguments, export
+from training import announce
 from training import trainer as fitting
 from training.checkpoints import require_same_deepspeed, rotate
 from utils.errors import UserError
@@ -18,55 +16,6 @@ from utils.files import read_lines
 
 def checkpoints(config) -> set[str]:
     return {path.name for path in (folder_of(config) / "checkpoints").glob("checkpoint-*")}
-
-
-def test_the_trained_model_is_gone_before_its_export_is_loaded(config, monkeypatch):
-    this, make, kept = config(train__forgetting=False), fitting.make_trainer, []
-
-    def remembered(*args):
-        trainer = make(*args)
-        kept.extend(weakref.ref(thing) for thing in (trainer, trainer.model))
-        return trainer
-
-    def measure(*args):
-        assert kept and all(reference() is None for reference in kept)
-        return {"difference_from_trained": 0.0}
-
-    monkeypatch.setattr(fitting, "make_trainer", remembered)
-    monkeypatch.setattr(export, "measure_export", measure)
-    training.train(this)
-
-
-def test_a_measurement_that_fails_leaves_the_figures(config, monkeypatch):
-    this = config(train__forgetting=False)
-
-    def fail(*args):
-        raise MemoryError
-
-    monkeypatch.setattr(export, "measure_export", fail)
-    with pytest.raises(MemoryError):
-        training.train(this)
-    assert metrics(this)["steps"] == 6
-
-
-def test_a_gpu_without_room_leaves_the_measurement_to_the_cpu(config, monkeypatch, tmp_path):
-    devices = []
-
-    def measure(*args):
-        devices.append(str(args[-1]))
-        if args[-1] != "cpu":
-            raise torch.cuda.OutOfMemoryError
-        return {"difference_from_trained": 0.0}
-
-    this = config()
-    args = arguments.training_arguments(this, tmp_path)
-    args.__dict__["device"] = "cuda:0"
-    monkeypatch.setattr(export, "difference", measure)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    probe = torch.zeros(1, 1)
-    assert export.measure_export(this, tmp_path, probe, probe, args) == {"difference_from_trained": 0.0}
-    assert devices[-1] == "cpu" and len(devices) == 2
 
 
 @pytest.mark.parametrize(("best", "kept"), [(None, {4, 6}), (2, {2, 6}), (4, {4, 6}), (6, {4, 6})])
