@@ -1,12 +1,16 @@
-"""Calibration of small random models of many families, padded left and right, against the definition in float64."""
+"""Small random models of many families: calibrated, padded left and right, as defined in float64; adapted; saved."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel
 from torch import Tensor
 
-from astra import calibrate
+from astra import attach, calibrate
 from tests.astra.families import FAMILIES
 from tests.astra.oracle import excesses, second_moments
+from tests.astra.tiny import relative_difference
 
 ONE_BLOCK = {"albert", "bert"}  # one block called several times; a pooler besides the layers
 
@@ -36,3 +40,27 @@ def test_energies_meet_the_criterion(name: str, caplog: pytest.LogCaptureFixture
     for layer in names:
         assert other.layers[layer].trace == pytest.approx(found.layers[layer].trace, rel=1e-3)
     assert ("the whole model is calibrated at once" in caplog.text) == (name in ONE_BLOCK)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_attached_trained_and_saved_loads_on_the_base(name: str, tmp_path: Path) -> None:
+    model, targets = FAMILIES[name]()
+    batch, other = padded("right", model.config.get_text_config().pad_token_id or 0)
+    store = calibrate(model, [batch, other], targets, 4)
+    with torch.no_grad():
+        before = model(**batch).logits
+    adapted = attach(model, store, LoraConfig(r=4, lora_alpha=8, target_modules=targets)).eval()
+    assert torch.equal(adapted(**batch).logits, before)
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        (-adapted(**batch).logits.float().log_softmax(-1)[..., 0].mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        trained = adapted(**batch).logits
+        assert relative_difference(trained, before) > 1e-3
+        with adapted.disable_adapter():
+            assert torch.equal(adapted(**batch).logits, before)
+        adapted.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(FAMILIES[name]()[0], tmp_path).eval()
+        assert relative_difference(loaded(**batch).logits, trained) < 1e-5
