@@ -54,6 +54,8 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False, reg
             if force:
                 job.record.clear()
             earlier = job.record.earlier()
+            if earlier and regrade:
+                job.record.keep(earlier, "engine", "engine_version", "dtype")
             if earlier and earlier["settings"] == job.record.settings and not regrade:
                 results[job.target.name][job.record.task] = earlier
                 log.info("%s (finished earlier)", describe(earlier))
@@ -92,8 +94,12 @@ def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
             sampling = _sampling(config, task)
             prompts = [Prompt(text, sampling) for text in _prompts(config, task, target.model, problems)]
             settings = {**deciding, **_settings(config, task, problems, prompts)}
-            label = name if config.eval.split == "test" else f"{name}-validation"
-            yield Job(target, task, TaskRecord(target.folder, label, settings, deciding), problems, prompts)
+            record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
+            yield Job(target, task, record, problems, prompts)
+
+
+def _suffix(config: Config) -> str:
+    return "" if config.eval.split == "test" else f"-{config.eval.split}"
 
 
 def _settings(config: Config, task: Task, problems: list[Record], prompts: list[Prompt]) -> dict[str, Any]:
@@ -242,10 +248,11 @@ def _write_groups(config: Config, targets: Sequence[Target], results: Results) -
         if missing:
             log.warning("%s: the mirror (data.dir) has no %s; the mean is of the others", group, ", ".join(missing))
         for target in targets:
-            found = {name: results[target.name][name] for name in GROUPS[group] if name not in missing}
+            kept = [name for name in GROUPS[group] if name not in missing]
+            found = {name: results[target.name][name + _suffix(config)] for name in kept}
             mean = {
                 "format": FORMAT,
-                "task": "_without_".join([group, *missing]),
+                "task": "_without_".join([group, *missing]) + _suffix(config),
                 "target": target.name,
                 "accuracy": sum(result["accuracy"] for result in found.values()) / len(found),
                 "n": len(found),

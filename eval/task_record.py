@@ -168,6 +168,11 @@ class TaskRecord:
             raise UserError(f"{self.result_path}: written by another version; redo it with --force")
         return read_json(self.result_path) if self.result_path.is_file() else None
 
+    def keep(self, earlier: dict[str, Any], *keys: str) -> None:
+        """Take settings from an earlier result: what made its texts may not be on this machine."""
+        for settings in (self.settings, self.deciding):
+            settings |= {key: earlier["settings"][key] for key in keys}
+
     def clear(self) -> None:
         """Remove what is there."""
         for ending in ("json", "samples.jsonl", "texts.jsonl", "partial.jsonl"):

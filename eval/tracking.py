@@ -1,5 +1,6 @@
 """Results where training reported to (`train.report_to`): TensorBoard and Weights & Biases, no other tracker."""
 
+import importlib
 import importlib.util
 import os
 from typing import Any
@@ -28,8 +29,7 @@ def track(config: Config, target: Target, results: dict[str, dict[str, Any]]) ->
             for key, value in found.items():
                 writer.add_scalar(key, value)
     if "wandb" in config.train.report_to:
-        import wandb
-
+        wandb: Any = importlib.import_module("wandb")  # not among the requirements
         project = os.environ.get("WANDB_PROJECT", "huggingface")  # the Trainer's
         with wandb.init(project=project, name=target.name, job_type="eval") as run:
             run.log(found)

@@ -1,8 +1,9 @@
 """Any task of lm-eval (EleutherAI), named `lm_eval/NAME`, or your own in `eval.task_dir`, on the engine at hand.
 
 lm-eval builds the requests and computes its metrics; the engine answers. Likelihoods, rolling likelihoods and
-generated texts are served. The chat template is applied where `data.template` is chat; else the task's prompt is used
-as it is.
+generated texts are served. Prompts, stop strings and sampling are the task's own: of the configuration count
+`eval.num_fewshot`, `eval.limit`, and `max_new_tokens` and `stop` where they name the task. With `data.template: chat`
+the chat template is applied.
 """
 
 import logging
@@ -44,11 +45,12 @@ def task(name: str) -> DirectTask:
     def run(ask: Ask, tokenizer: Any, config: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         return _run(bare, ask, tokenizer, config)
 
-    return DirectTask(name, run, CONTEXT, settings)
+    return DirectTask(name, run, CONTEXT, lambda config: _settings(name, config))
 
 
-def settings(config: Config) -> dict[str, Any]:
+def _settings(name: str, config: Config) -> dict[str, Any]:
     """Return what may change the figures: lm-eval's version, the examples, the limit, and your own definitions."""
+    given = {"max_new_tokens": config.eval.max_new_tokens, "stop": config.eval.stop}
     own = sorted(Path(config.eval.task_dir).rglob("*.*")) if config.eval.task_dir else []
     return {
         "lm_eval": _version(),
@@ -57,6 +59,7 @@ def settings(config: Config) -> dict[str, Any]:
         "template": config.data.template if config.data.template == "chat" else None,
         "chat_template_kwargs": config.eval.chat_template_kwargs,
         "seed": config.eval.seed,
+        **{key: value.get(name) for key, value in given.items() if isinstance(value, dict)},
         "task_dir": {path.name: sha256_file(path)[:16] for path in own if path.suffix in (".yaml", ".py", ".jsonl")},
     }
 
@@ -73,7 +76,7 @@ def _run(name: str, ask: Ask, tokenizer: Any, config: Config) -> tuple[dict[str,
             one.set_config("num_fewshot", config.eval.num_fewshot)
         one.set_fewshot_seed(config.eval.seed)
     chat = config.data.template == "chat"
-    lm = _engine_lm(ask, tokenizer, config)
+    lm = _engine_lm(name, ask, tokenizer, config)
     found: Any = evaluate(lm, loaded, limit=config.eval.limit, apply_chat_template=chat, bootstrap_iters=1000)
     figures, filtered = _figures(name, found, lm)
     samples = [(task, sample) for task, those in found["samples"].items() for sample in those]
@@ -152,7 +155,7 @@ def _version() -> str:
     return version("lm-eval")
 
 
-def _engine_lm(ask: Ask, tokenizer: Any, config: Config) -> Any:
+def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
     """Return an engine as a model of lm-eval; a function, as the package is optional and slow to import."""
     from lm_eval.api.model import TemplateLM
 
@@ -214,7 +217,7 @@ def _engine_lm(ask: Ask, tokenizer: Any, config: Config) -> Any:
             added = bos is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
             prompts: list[Request] = []
             for request in requests:
-                text, sampling = request.args[0], _sampling(request.args[1], config)
+                text, sampling = request.args[0], _sampling(name, request.args[1], config)
                 prompt = Prompt(text.removeprefix(bos) if added else text, sampling)
                 prompts.append(replace(prompt, sampling=replace(sampling, seed=sampling.seed + asked[prompt])))
                 asked[prompt] += 1
@@ -225,14 +228,17 @@ def _engine_lm(ask: Ask, tokenizer: Any, config: Config) -> Any:
     return EngineLM()
 
 
-def _sampling(settings: dict[str, Any], config: Config) -> Sampling:
-    """Return a request's settings; the configuration's where the task leaves them open."""
-    stop = settings.get("until") or []
-    tokens = config.eval.max_new_tokens if isinstance(config.eval.max_new_tokens, int) else None
+def _sampling(name: str, settings: dict[str, Any], config: Config) -> Sampling:
+    """Return a request's own settings, but for what the configuration says of this very task."""
+    tokens, stop = (
+        given.get(LM_EVAL + name) if isinstance(given, dict) else None
+        for given in (config.eval.max_new_tokens, config.eval.stop)
+    )
+    until = stop or settings.get("until") or []
     sampled = settings.get("do_sample", False)
     return Sampling(
         tokens or settings.get("max_gen_toks") or settings.get("max_new_tokens") or 256,
-        tuple([stop] if isinstance(stop, str) else stop),
+        tuple([until] if isinstance(until, str) else until),
         temperature=settings.get("temperature", 1.0) if sampled else 0.0,
         top_p=settings.get("top_p", 1.0),
         seed=config.eval.seed,

@@ -151,6 +151,10 @@ def test_regrading_needs_all_texts_and_no_engine(config_file, monkeypatch):
     run = run_target(config, Path(config.output_dir) / "mine")
     again = evaluate(config, [run], regrade=True)["mine"]["arithmetic"]
     assert {**again, "seconds": 0, "seconds_grading": 0} == {**first, "seconds": 0, "seconds_grading": 0}
+    monkeypatch.setattr("eval.evaluate.engine_version", lambda _: "of another machine")
+    monkeypatch.setattr("eval.evaluate.usable_dtype", lambda _: "bfloat16")
+    elsewhere = evaluate(config, [run], regrade=True)["mine"]["arithmetic"]
+    assert elsewhere["settings"] == first["settings"]
     config.eval.limit = 8
     with pytest.raises(UserError, match=r"arithmetic\.texts\.jsonl: holds 6 of 8 texts; run without --regrade"):
         evaluate(config, [run], regrade=True)

@@ -96,6 +96,14 @@ def test_examples_stand_before_the_question(config_file):
     assert sample["prompt"].count("What is") == 3 and sample["prompt"].endswith("What is 1 + 1?")
 
 
+def test_what_is_said_of_a_task_counts_for_it(config_file):
+    wanted = {"max_new_tokens": {"lm_eval/sums_text": 2}, "limit": 2}
+    found, folder = score(config_file, tasks=["lm_eval/sums_text"], **wanted)
+    made = [json.loads(line) for line in (folder / "lm_eval-sums_text.texts.jsonl").read_text().splitlines()[1:]]
+    assert [output["tokens"] for line in made for output in line["made"]] == [2, 2]
+    assert found["lm_eval/sums_text"]["settings"]["max_new_tokens"] == 2
+
+
 def test_more_problems_ask_for_the_missing_ones_alone(config_file):
     _, folder = score(config_file, tasks=["lm_eval/sums_choice"], limit=2)
     made = folder / "lm_eval-sums_choice.texts.jsonl"
