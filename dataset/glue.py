@@ -14,7 +14,7 @@ from dataset.records import Converter, Record
 from utils.config import Config
 from utils.errors import UserError
 
-Split = Literal["train", "validation"]
+Split = Literal["train", "validation", "mismatched"]  # the last is MNLI's other validation set
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class GlueTask:
         texts: The TSV's columns of the texts, and `label` its column of the label.
         columns: Names of the TSV's columns where the file has no header line.
         numbered: Whether the TSV gives classes as numbers.
-        metric: What GLUE ranks the task by.
         suffix: Of the validation split's name on the hub and of the TSV file (MNLI has two validation sets).
     """
 
@@ -42,7 +41,6 @@ class GlueTask:
     columns: tuple[str, ...] = ()
     numbered: bool = True
     suffix: str = ""
-    metric: Literal["accuracy", "matthews_correlation", "pearson"] = "accuracy"
 
     @property
     def num_labels(self) -> int:
@@ -50,6 +48,7 @@ class GlueTask:
         return max(1, len(self.labels))
 
 
+MISMATCHED = 9_832  # records of MNLI's mismatched validation set
 _PAIR = ("sentence1", "sentence2")
 _QUESTIONS = ("question1", "question2")
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -57,7 +56,7 @@ _ENTAILMENT = ("entailment", "not_entailment")
 GLUE: dict[str, GlueTask] = {
     "cola": GlueTask(
         (8_551, 1_043), ("sentence",), ("unacceptable", "acceptable"), "CoLA", ("sentence",), "label",
-        columns=("source", "label", "mark", "sentence"), metric="matthews_correlation",
+        columns=("source", "label", "mark", "sentence"),
     ),
     "sst2": GlueTask((67_349, 872), ("sentence",), ("negative", "positive"), "SST-2", ("sentence",), "label"),
     "mrpc": GlueTask(
@@ -66,7 +65,7 @@ GLUE: dict[str, GlueTask] = {
     "qqp": GlueTask(
         (363_846, 40_430), _QUESTIONS, ("not_duplicate", "duplicate"), "QQP", _QUESTIONS, "is_duplicate"
     ),
-    "stsb": GlueTask((5_749, 1_500), _PAIR, (), "STS-B", _PAIR, "score", metric="pearson"),
+    "stsb": GlueTask((5_749, 1_500), _PAIR, (), "STS-B", _PAIR, "score"),
     "mnli": GlueTask(
         (392_702, 9_815), ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "MNLI", _PAIR,
         "gold_label", numbered=False, suffix="_matched",
@@ -84,9 +83,11 @@ def glue_source(task: str, split: Split) -> Source:
     if task not in GLUE:
         raise UserError(f"data.train: no GLUE task {task!r}; allowed: {', '.join(GLUE)}")
     glue, learn = GLUE[task], split == "train"
-    count = glue.counts[0 if learn else 1]
-    hub = Hub("nyu-mll/glue", _hub_converter(glue), count, (task,), "train" if learn else f"validation{glue.suffix}")
-    file = f"glue/{glue.folder}/{'train' if learn else f'dev{glue.suffix}'}.tsv"
+    other = split == "mismatched"
+    count = MISMATCHED if other else glue.counts[0 if learn else 1]
+    suffix = "_mismatched" if other else glue.suffix
+    hub = Hub("nyu-mll/glue", _hub_converter(glue), count, (task,), "train" if learn else f"validation{suffix}")
+    file = f"glue/{glue.folder}/{'train' if learn else f'dev{suffix}'}.tsv"
     return Source(task, split, hub, Mirror({file: _tsv_converter(glue)}, count, glue.columns, part=learn))
 
 

@@ -12,12 +12,14 @@ tokenizer adds by itself is not in the text.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from utils.errors import UserError
 
 TemplateName = Literal["alpaca", "chat"]
 Record = Mapping[str, Any]
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -25,7 +27,13 @@ ALPACA = (
 )
 
 
-def format_prompt(instruction: str, template: TemplateName, tokenizer: Any = None, response_prefix: str = "") -> str:
+def format_prompt(
+    instruction: str,
+    template: TemplateName,
+    tokenizer: Any = None,
+    response_prefix: str = "",
+    chat: Mapping[str, Any] = NONE,
+) -> str:
     """The prompt of one instruction.
 
     Args:
@@ -33,11 +41,12 @@ def format_prompt(instruction: str, template: TemplateName, tokenizer: Any = Non
         template: `alpaca`, or `chat`, which needs a tokenizer with a chat template.
         tokenizer: A transformers tokenizer; only `chat` uses it.
         response_prefix: Put where the response begins (published evaluations use " Let's think step by step.").
+        chat: Variables of the chat template, such as `enable_thinking`.
 
     Raises:
         UserError: `chat` with a tokenizer that has no chat template.
     """
-    return _prompt([{"role": "user", "content": instruction}], template, tokenizer) + response_prefix
+    return _prompt([{"role": "user", "content": instruction}], template, tokenizer, chat) + response_prefix
 
 
 def format_example(record: Record, template: TemplateName, tokenizer: Any) -> tuple[str, str]:
@@ -56,17 +65,21 @@ def format_example(record: Record, template: TemplateName, tokenizer: Any) -> tu
     return prompt, _chat_target(prompt, turns, record["output"], tokenizer)
 
 
-def _prompt(turns: Sequence[Mapping[str, str]], template: TemplateName, tokenizer: Any) -> str:
+def _prompt(
+    turns: Sequence[Mapping[str, str]], template: TemplateName, tokenizer: Any, chat: Mapping[str, Any] = NONE
+) -> str:
     if template == "chat":
-        return _render(turns, tokenizer, add_generation_prompt=True)
+        return _render(turns, tokenizer, add_generation_prompt=True, **chat)
     (turn,) = turns  # no conversation: `dataset.sources` refuses those with the template alpaca
     return ALPACA.format(instruction=turn["content"])
 
 
-def _render(turns: Sequence[Mapping[str, str]], tokenizer: Any, add_generation_prompt: bool) -> str:
+def _render(turns: Sequence[Mapping[str, str]], tokenizer: Any, add_generation_prompt: bool, **chat: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("data.template: this model's tokenizer has no chat template; allowed: alpaca")
-    text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=add_generation_prompt)
+    text = tokenizer.apply_chat_template(
+        list(turns), tokenize=False, add_generation_prompt=add_generation_prompt, **chat
+    )
     bos = tokenizer.bos_token
     adds_bos = bos is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
     return text.removeprefix(bos) if adds_bos else text

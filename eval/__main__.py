@@ -18,12 +18,14 @@ Score models on benchmarks: the runs of an experiment, one run, any PEFT adapter
   python -m eval --config configs/metamath.yaml --adapter path       any PEFT LoRA adapter of the same base model
   python -m eval --config configs/metamath.yaml --base               the base model alone
   --eval.base=true                                                   the base model, too
-  --force                                                            redo what is finished
+  --regrade                                                          judge the texts that are there anew, in seconds
+  --force                                                            forget what is there, texts included
 
-Each task leaves <run>/eval/<task>.json and <task>.samples.jsonl; an interrupted one goes on where it stopped.
+Each task leaves <task>.texts.jsonl, <task>.samples.jsonl and <task>.json in <run>/eval. A text is generated once: an
+interrupted evaluation goes on where it stopped, more problems add the missing texts, another grader needs none.
 Look at samples with `python -m eval.show RUN`, compare two results with `python -m eval.compare A B`.
 """
-FLAGS = {"run": "", "adapter": "", "base": False, "force": False}
+FLAGS = {"run": "", "adapter": "", "base": False, "regrade": False, "force": False}
 
 
 def command() -> None:
@@ -42,7 +44,7 @@ def command() -> None:
         return
     from eval.evaluate import evaluate
 
-    evaluate(config, targets, flags["force"])
+    evaluate(config, targets, flags["force"], flags["regrade"])
 
 
 def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
@@ -55,6 +57,8 @@ def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
 
     if sum(bool(flags[name]) for name in ("run", "adapter", "base")) > 1:
         raise UserError("--run, --adapter and --base: give one of them (--eval.base=true adds the base model)")
+    if flags["regrade"] and flags["force"]:
+        raise UserError("--regrade and --force: the one reads the texts that the other removes")
     if flags["base"]:
         return [base_target(config)]
     targets = [base_target(config)] if config.eval.base else []

@@ -192,18 +192,15 @@ def _with_adapter(model: ModelConfig, path: Path, name: str, folder: Path) -> Ta
 
 
 @contextmanager
-def servable(target: Target, engine: str, dtype: str) -> Iterator[Target]:
-    """Yield the target as the engine can serve it: an adapter that it can't serve is merged into the base model.
-
-    The merged weights stay in a temporary folder as long as the block lasts.
-    """
-    if target.adapter is None or not target.adapter.is_merged(engine):
-        yield target
+def weights(model: Path, merged: Adapter | None, dtype: str) -> Iterator[Path]:
+    """Yield the folder of weights that an engine loads: the model's, or a temporary one with an adapter merged in."""
+    if merged is None:
+        yield model
         return
-    log.info("%s: %s can't serve this adapter (%s); merging it", target.name, engine, target.adapter.unservable)
+    log.info("%s: the engine can't serve this adapter (%s); merging it", merged.path, merged.unservable)
     with tempfile.TemporaryDirectory() as folder:
-        _merge(target.model, target.adapter, Path(folder), dtype)
-        yield replace(target, model=Path(folder), adapter=None)
+        _merge(model, merged, Path(folder), dtype)
+        yield Path(folder)
 
 
 def _merge(model: Path, adapter: Adapter, folder: Path, dtype: str) -> None:

@@ -1,140 +1,164 @@
-"""Scoring models on tasks: what is finished is skipped, the rest is done with one engine for each base model."""
+"""Scoring models on tasks: what is finished is skipped, what is on file is graded, the rest goes to engines.
 
-from collections.abc import Sequence
+Jobs on one base model share its engines; an adapter that has to be merged has engines of its own.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dataset.catalog import GROUPS, left_out
+from dataset.catalog import EVALUATION, GROUPS, left_out
 from dataset.templates import format_prompt
-from eval.candidates import Target, servable
-from eval.engines import encode, engine_version, open_engine
-from eval.generation import Job, ends, generate_task
-from eval.likelihood import LikelihoodTask, score_task
-from eval.task_record import TaskRecord
-from eval.tasks import Record, Task, check_tasks, expand, get_task, load_problems
+from eval.candidates import Adapter, Target, weights
+from eval.engines import Engine, Prompt, Sampling, encode, engine_version, open_engine
+from eval.generation import Job, ask_directly, fill, grade, label, say_missing
+from eval.task_record import FORMAT, TaskRecord, changes
+from eval.tasks import DirectTask, Record, Task, check_tasks, expand, get_task, load_problems
+from eval.tracking import check_trackers, track
 from utils.config import Config
 from utils.files import fingerprint, write_json
 from utils.log import log
 from utils.models import usable_dtype
-from utils.runs import stage
+from utils.runs import held, stage
 
 Results = dict[str, dict[str, dict[str, Any]]]
 
 
-def evaluate(config: Config, targets: Sequence[Target], force: bool = False) -> Results:
+def evaluate(config: Config, targets: Sequence[Target], force: bool = False, regrade: bool = False) -> Results:
     """Score targets on the tasks of `config.eval`.
 
     Args:
         config: The experiment; `eval`, `data` and `model` matter here.
-        targets: From `eval.candidates`; those on one base model share one engine.
-        force: Redo what is finished.
+        targets: From `eval.candidates`; those on one base model share its engines.
+        force: Forget what is there, texts included.
+        regrade: Compute all verdicts anew from the texts that are there; starts no engine.
 
     Returns:
         The results by target name and task, as written to `<target.folder>/<task>.json`.
 
     Raises:
-        UserError: a task, its data, an adapter or the engine is not usable, or a finished record was made under
-            other settings.
+        UserError: a task, its data, an adapter or the engine is not usable; another evaluation is at work in a
+            folder; or `regrade` lacks a text.
     """
     check_tasks(config)
-    dtype = config.eval.dtype or usable_dtype(config.model.dtype)
+    check_trackers(config)
     results: Results = {target.name: {} for target in targets}
-    if missing := left_out(config.eval.tasks, config.data.dir):
-        log.warning("commonsense: left out, as the mirror (data.dir) has none: %s", ", ".join(missing))
-    jobs = []
-    for name in expand(config):
-        task = get_task(name, config.eval.protocol)
-        problems = load_problems(name, config)
+    with ExitStack() as stack:
         for target in targets:
-            prompts = _prompts(config, target.model, problems, task) if isinstance(task, Task) else []
-            record = TaskRecord(target.folder, task.name, _settings(config, target, task, problems, prompts, dtype))
+            stack.enter_context(held(target.folder.parent))
+        left = []
+        for job in jobs(config, targets):
             if force:
-                record.clear()
-            result = record.finished()
-            if result is None:
-                jobs.append(Job(target, task, problems, prompts, record))
-            else:
-                results[target.name][task.name] = result
-                log.info("%s", describe(result) + " (finished earlier)")
-    if jobs:
-        with stage(Path(config.output_dir), "evaluate"):
-            _run(config, jobs, dtype, results)
-    _write_groups(config, targets, results)
+                job.record.clear()
+            earlier = job.record.earlier()
+            if earlier and regrade:
+                job.record.keep(earlier, "engine", "engine_version", "dtype")
+            if earlier and earlier["settings"] == job.record.settings and not regrade:
+                results[job.target.name][job.record.task] = earlier
+                log.info("%s (finished earlier)", describe(earlier))
+                continue
+            if earlier and (changed := changes(earlier["settings"], job.record.settings)):
+                log.info("%s, %s: settings changed (%s)", job.target.name, job.record.task, changed)
+            left.append(job)
+        say_missing(left)
+        for job, result in run(config, left, regrade):
+            results[job.target.name][job.record.task] = result
+            log.info("%s", describe(result))
+        _write_groups(config, targets, results)
+        for target in targets if left else ():
+            track(config, target, results[target.name])
     return results
 
 
-def _settings(
-    config: Config, target: Target, task: Any, problems: list[Record], prompts: list[str], dtype: str
-) -> dict[str, Any]:
-    """Return everything that may change a figure."""
-    wanted = config.eval
-    shared = {
-        **target.fingerprints(),
-        "data": fingerprint(problems),
-        "problems": len(problems),
-        "task_version": task.version,
-        "engine": wanted.engine,
-        "engine_version": engine_version(wanted.engine),
-        "dtype": dtype,
-        "max_model_len": wanted.max_model_len,
-    }
-    if isinstance(task, LikelihoodTask):
-        return {**shared, "lm_eval": _version("lm-eval")} if task.own_data else shared
+def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
+    """Yield every task on every target, finished or not."""
+    dtype = _dtype(config)
+    for name in expand(config):
+        task = get_task(name)
+        problems = load_problems(name, config) if isinstance(task, Task) else []
+        for target in targets:
+            deciding = {
+                **target.fingerprints(),
+                "engine": config.eval.engine,
+                "engine_version": engine_version(config.eval.engine),
+                "dtype": dtype,
+                "max_model_len": config.eval.max_model_len,
+            }
+            if isinstance(task, DirectTask):
+                settings = {**deciding, **task.settings(config)}
+                yield Job(target, task, TaskRecord(target.folder, name, settings, deciding))
+                continue
+            sampling = _sampling(config, task)
+            prompts = [Prompt(text, sampling) for text in _prompts(config, task, target.model, problems)]
+            settings = {**deciding, **_settings(config, task, problems, prompts)}
+            record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
+            yield Job(target, task, record, problems, prompts)
+
+
+def _suffix(config: Config) -> str:
+    return "" if config.eval.split == "test" else f"-{config.eval.split}"
+
+
+def _settings(config: Config, task: Task, problems: list[Record], prompts: list[Prompt]) -> dict[str, Any]:
+    """Return what may change the figures of a task with generated texts besides the model and the engine."""
+    sampling = _sampling(config, task)
     return {
-        **shared,
-        "template": config.data.template,
-        "prompts": fingerprint(prompts),
-        "response_prefix": wanted.response_prefix,
-        "max_new_tokens": ends(wanted, task)[0],
-        "stop": list(ends(wanted, task)[1]),
-        "n_samples": wanted.n_samples,
-        "temperature": wanted.temperature,
-        "seed": wanted.seed if wanted.temperature else None,
-        "grader": wanted.grader,
+        "data": fingerprint(problems),
+        "source": _source(task.name, config),
+        "problems": len(problems),
+        "template": None if task.completion else config.data.template,
+        "prompts": fingerprint([prompt.text for prompt in prompts]),
+        "response_prefix": config.eval.response_prefix,
+        "max_new_tokens": sampling.max_new_tokens,
+        "stop": list(sampling.stop),
+        "n_samples": sampling.n,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p if sampling.temperature else None,
+        "seed": sampling.seed if sampling.temperature else None,
+        "grader": config.eval.grader,
+        "task_version": task.version,
         **{package: _version(package) for package in task.packages},
     }
 
 
-def _run(config: Config, jobs: list[Job], dtype: str, results: Results) -> None:
-    """Run jobs, those that share a base model on one engine; an adapter to be merged has an engine of its own."""
-    if dtype != (config.eval.dtype or config.model.dtype):
-        log.info("engine: %s, as this CPU has no fast %s; set eval.dtype to insist", dtype, config.model.dtype)
-    groups: dict[Any, list[Job]] = {}
-    for job in jobs:
-        merged = job.target.adapter is not None and job.target.adapter.is_merged(config.eval.engine)
-        groups.setdefault(job.target if merged else job.target.model, []).append(job)
-    for group in groups.values():
-        with servable(group[0].target, config.eval.engine, dtype) as first:
-            alone = first is not group[0].target
-            _run_on_one_engine(config, group, first if alone else None, dtype, results)
+def _source(name: str, config: Config) -> str:
+    """Return where the problems come from; a mirror may hold fewer than the hub."""
+    if config.eval.split == "validation":
+        return f"{config.data.train}, {config.data.validation:g} held out"
+    if name not in EVALUATION:
+        return "generated"
+    if config.data.dir is None:
+        return EVALUATION[name].hub.repository
+    mirror = EVALUATION[name].mirror
+    return "mirror: " + ", ".join(mirror.files) if mirror else "mirror"
 
 
-def _run_on_one_engine(config: Config, jobs: list[Job], merged: Target | None, dtype: str, results: Results) -> None:
-    """Run jobs on one base model; `merged` stands for the target of all of them, if given."""
-    model = (merged or jobs[0].target).model
-    targets = {job.target: merged or job.target for job in jobs}
-    adapters = [target.adapter for target in targets.values() if target.adapter is not None]
-    context = _context(config, jobs, model)
-    with open_engine(model, config.eval, dtype, adapters, context) as engine:
-        for job in jobs:
-            target = targets[job.target]
-            if isinstance(job.task, LikelihoodTask):
-                result = score_task(config, job.task, job.problems, job.record, engine, target)
-            else:
-                result = generate_task(config, job, engine, target)
-            results[job.target.name][job.task.name] = result
-            log.info("%s", describe(result))
+def _sampling(config: Config, task: Task) -> Sampling:
+    """Return how a task's texts are generated: the task's own ways, unless the configuration says otherwise."""
+    wanted = config.eval
+    tokens, stop = wanted.max_new_tokens, wanted.stop
+    tokens = tokens.get(task.name) if isinstance(tokens, dict) else tokens
+    stop = stop.get(task.name) if isinstance(stop, dict) else stop
+    return Sampling(
+        tokens or task.max_new_tokens,
+        task.stop if stop is None else tuple(stop),
+        wanted.n_samples,
+        wanted.temperature,
+        wanted.top_p,
+        wanted.seed,
+    )
 
 
-def _prompts(config: Config, model: Path, problems: list[Record], task: Task) -> list[str]:
-    """Return the prompts of a task that generates."""
+def _prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> list[str]:
+    wanted, template = config.eval, config.data.template
     if task.completion:
         return [problem["prompt"] for problem in problems]
-    template, prefix = config.data.template, config.eval.response_prefix
     tokenizer = _tokenizer(model) if template == "chat" else None
-    return [format_prompt(problem["instruction"], template, tokenizer, prefix) for problem in problems]
+    prefix, chat = wanted.response_prefix, wanted.chat_template_kwargs
+    return [format_prompt(problem["instruction"], template, tokenizer, prefix, chat) for problem in problems]
 
 
 @cache
@@ -144,43 +168,99 @@ def _tokenizer(model: Path) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
-def _context(config: Config, jobs: list[Job], model: Path) -> int:
+def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Yield each job with its result, those first that need no engine."""
+    ready = [job for job in jobs if regrade or (isinstance(job.task, Task) and not job.missing)]
+    for job in ready:
+        yield job, _finish(config, job)
+    left = [job for job in jobs if job not in ready]
+    if not left:
+        return
+    dtype = _dtype(config)
+    if dtype != (config.eval.dtype or config.model.dtype):
+        log.info("engine: %s, as this CPU has no fast %s; set eval.dtype to insist", dtype, config.model.dtype)
+    with stage(Path(config.output_dir), "evaluate"):
+        for model, merged, members in group(left, config.eval.engine):
+            adapters = {} if merged else {job.target: job.target.adapter for job in members}
+            context = _context(config, members, model)
+            served = list(dict.fromkeys(adapter for adapter in adapters.values() if adapter))
+            with (
+                weights(model, merged, dtype) as folder,
+                open_engine(folder, config.eval, dtype, served, context) as engine,
+            ):
+                fill(
+                    engine, [pair for job in members for pair in job.wanted(adapters.get(job.target))], label(members)
+                )
+                for job in members:
+                    if isinstance(job.task, DirectTask):
+                        yield job, _finish(config, job, engine, adapters.get(job.target))
+            for job in members:
+                if isinstance(job.task, Task):
+                    yield job, _finish(config, job)
+
+
+def group(jobs: Sequence[Job], engine: str) -> list[tuple[Path, Adapter | None, list[Job]]]:
+    """Return what each engine serves: a base model's folder, an adapter to merge into it or None, and its jobs."""
+    found: dict[tuple[Path, Adapter | None], list[Job]] = {}
+    for job in jobs:
+        adapter = job.target.adapter
+        merged = adapter if adapter and adapter.is_merged(engine) else None
+        found.setdefault((job.target.model, merged), []).append(job)
+    return [(model, merged, members) for (model, merged), members in found.items()]
+
+
+def _finish(config: Config, job: Job, engine: Engine | None = None, adapter: Adapter | None = None) -> dict[str, Any]:
+    about = {
+        "adapter": str(job.target.adapter.path) if job.target.adapter else None,
+        "base_model": config.model.name,
+    }
+    if isinstance(job.task, Task):
+        return grade(config, job, about)
+    tokenizer = engine.tokenizer if engine else _tokenizer(job.target.model)
+    return ask_directly(config, job, about, tokenizer, engine, adapter)
+
+
+def _context(config: Config, jobs: Sequence[Job], model: Path) -> int:
     """Return the context in tokens: what the longest prompt and answer need, within what the model was made for."""
     from transformers import AutoConfig
 
-    tokenizer = _tokenizer(model)
     limit = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None) or 4096
     if config.eval.max_model_len is not None:
         return min(config.eval.max_model_len, limit)
-    needed = [job.task.context for job in jobs if isinstance(job.task, LikelihoodTask)]
-    texts = {job.task.name: job.prompts for job in jobs if job.prompts}
-    longest = {name: max(len(encode(tokenizer, text)) for text in found) for name, found in texts.items()}
-    for job in jobs:
-        if job.task.name in longest:
-            needed.append(longest[job.task.name] + ends(config.eval, job.task)[0])
+    tokenizer = _tokenizer(model)
+    needed = [job.task.context for job in jobs if isinstance(job.task, DirectTask)]
+    prompts = {prompt.text: prompt.sampling.max_new_tokens for job in jobs for prompt in job.missing}
+    needed += [len(encode(tokenizer, text)) + tokens for text, tokens in prompts.items()]
     return min(-(-max(needed) // 64) * 64, limit)
 
 
+def _dtype(config: Config) -> str:
+    return config.eval.dtype or usable_dtype(config.model.dtype)
+
+
 def _write_groups(config: Config, targets: Sequence[Target], results: Results) -> None:
-    """Write the mean over the tasks of each group asked for, as published tables state it."""
+    """Write the mean over the tasks of each group asked for, as published tables state it.
+
+    The mean over a group of which the mirror lacks a task has a name of its own: it is no figure of that group.
+    """
     for group in (name for name in config.eval.tasks if name in GROUPS):
-        members = {name: get_task(name, config.eval.protocol).name for name in GROUPS[group]}
-        suffix = "_loglikelihood" if config.eval.protocol == "loglikelihood" else ""
+        missing = left_out([group], config.data.dir)
+        if missing:
+            log.warning("%s: the mirror (data.dir) has no %s; the mean is of the others", group, ", ".join(missing))
         for target in targets:
-            there = results[target.name]
-            found = {name: there[task] for name, task in members.items() if task in there}
-            if not found:
-                continue
+            kept = [name for name in GROUPS[group] if name not in missing]
+            found = {name: results[target.name][name + _suffix(config)] for name in kept}
             mean = {
-                "task": group + suffix,
+                "format": FORMAT,
+                "task": "_without_".join([group, *missing]) + _suffix(config),
                 "target": target.name,
                 "accuracy": sum(result["accuracy"] for result in found.values()) / len(found),
-                "n": sum(result["n"] for result in found.values()),
+                "n": len(found),
                 "tasks": {name: result["accuracy"] for name, result in found.items()},
-                "missing": [name for name in members if name not in found],
+                "missing": missing,
             }
-            write_json(target.folder / f"{group}{suffix}.json", mean)
-            results[target.name][group + suffix] = mean
+            write_json(target.folder / f"{mean['task']}.json", mean)
+            results[target.name][mean["task"]] = mean
             log.info("%s", describe(mean))
 
 
@@ -188,7 +268,9 @@ def describe(result: dict[str, Any]) -> str:
     """Return one line for a result: accuracy with its interval, and the counts that qualify it."""
     text = f"{result['target']}, {result['task']}: "
     if "loss" in result:
-        return text + f"loss {result['loss']:.4f} a token on {result['text']}"
+        return text + f"loss {result['loss']:.4f} per token on {result['text']}"
+    if "tasks" in result:
+        return text + f"mean {result['accuracy']:.1%} of {result['n']} tasks"
     if result.get("metric", "accuracy") != "accuracy":
         return text + f"{result['metric'].replace('_', ' ')} {result['score']:.4f} of {result['n']}"
     text += f"{result['accuracy']:.1%}"
@@ -197,11 +279,12 @@ def describe(result: dict[str, Any]) -> str:
     text += f" of {result['n']}"
     if "lenient" in result:
         text += f", last number {result['lenient']:.1%}"
-    if "acc_norm" in result:
-        text += f", acc_norm {result['acc_norm']:.1%}"
-    counts = ("unparsable", "length_stops", "too_long")
-    noted = [f"{result[key]} {key.replace('_', ' ')}" for key in counts if result.get(key)]
-    noted += [f"without {name}" for name in result.get("missing", [])]
+    for kind in ("pass", "maj"):
+        text += "".join(f", {kind}@{k} {found['score']:.1%}" for k, found in result.get(f"{kind}_at_k", {}).items())
+    others = {name: found for name, found in result.get("graders", {}).items() if name != result["grader"]}
+    text += "".join(f", by {name} {found['accuracy']:.1%}" for name, found in others.items())
+    counts = {"unparsable": "unreadable", "length_stops": "cut", "too_long": "too long"}
+    noted = [f"{result[key]} {word}" for key, word in counts.items() if result.get(key)]
     return text + (f" ({', '.join(noted)})" if noted else "")
 
 

@@ -269,7 +269,7 @@ def at_best(results: Results, tuned: dict[str, Tuned]) -> pd.DataFrame:
 @cache
 def correct(run: Path, task: str) -> NDArray[np.float64]:
     """Each problem's share of right answers, float64 (problems,), in the problems' order; empty if not kept."""
-    path = run / "eval" / f"{task}.samples.jsonl"
+    path = run / "eval" / f"{task.replace('/', '-')}.samples.jsonl"
     if not path.is_file():
         return np.empty(0)
     shares: dict[int, list[bool]] = {}

@@ -1,6 +1,6 @@
 # What every run.sh shares. `source scripts/common.sh CONFIG [overrides]` sets up, checks all stages and plans the runs.
 #   --dry-run   print each command instead of running it       --force   redo what is complete
-#   --jobs=N    train N runs of a sweep at a time, each on a GPU of its own
+#   --jobs=N    train N runs of a sweep at a time, each on a GPU of its own, and evaluate with N engines
 #   --config=configs/qwen3-8b/metamath.yaml     another model's config, or your own
 # ASTRA_PROCESSES=N starts N training processes (default: one per GPU); HOSTFILE=file spreads them over nodes.
 set -euo pipefail
@@ -81,6 +81,7 @@ for word in "${@:2}"; do
 done
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || refuse "--jobs: must be a number of runs, not '$jobs'"
 [ -z "$(gpus)" ] || [ "$jobs" -le "$(gpus | wc -l)" ] || refuse "--jobs: $jobs runs need as many GPUs, not $(gpus | wc -l)"
+[ "$jobs" = 1 ] || config=("${config[@]:0:2}" "--eval.engines=$jobs" "${config[@]:2}")
 [ "$dry_run" = 1 ] || bash scripts/setup.sh
 [ -x "$venv/bin/python" ] || refuse "--dry-run: call scripts/setup.sh first, it has a lot to install"
 plan=$(python -m scripts.preflight "${config[@]}") # checks every stage, and writes a config for each run of the sweep

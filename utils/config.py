@@ -119,36 +119,47 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    tasks: list[str] = Field(default_factory=lambda: ["gsm8k", "math"], description="what to score")
+    tasks: list[str] = Field(
+        default_factory=lambda: ["gsm8k", "math"], description="what to score; lm_eval/NAME: any task of lm-eval"
+    )
+    split: Literal["test", "validation"] = Field("test", description="validation: what data.validation holds out")
     limit: int | None = Field(None, ge=1, description="the first N problems of each task")
     base: bool = Field(False, description="score the base model too, with the same engine")
     engine: Literal["vllm", "transformers"] = Field("vllm", description="what generates")
+    engines: int | None = Field(None, ge=1, description="engines at work at once; default: one per GPU")
+    tensor_parallel_size: int | None = Field(None, ge=1, description="GPUs of one engine; default: as few as hold it")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU that vLLM takes")
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(None, description="default: model.dtype")
+    batch_size: int = Field(16, ge=1, description="prompts in a batch (transformers engine)")
+    max_model_len: int | None = Field(None, ge=16, description="context in tokens; default: what prompts need")
     max_new_tokens: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = Field(
         None, description="a number, or one per task; default: the task's own"
     )
     stop: list[str] | dict[str, list[str]] | None = Field(
         None, description="strings that end a text, or a list per task; default: the task's own"
     )
-    batch_size: int = Field(16, ge=1, description="prompts in a batch (transformers engine)")
     response_prefix: str = Field("", description='appended to the prompt, e.g. " Let\'s think step by step."')
-    n_samples: int = Field(1, ge=1, description="samples per problem, for pass@k")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="for the template chat, e.g. {enable_thinking: false}"
+    )
+    n_samples: int = Field(1, ge=1, description="texts per problem, for pass@k and maj@k")
     temperature: float = Field(0.0, ge=0, description="0: greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that is sampled from")
     seed: int = Field(42, description="seed of sampling")
     grader: Literal["exact", "metamath", "published"] = Field(
         "exact", description="whose verdict is the headline; every grader's is recorded"
     )
-    protocol: Literal["generate", "loglikelihood"] = Field("generate", description="commonsense: how it is scored")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in prompts of lm_eval tasks; default: their own")
+    task_dir: str | None = Field(None, description="folder of your own lm-eval task definitions (YAML)")
     unsafe_code: bool = Field(False, description="run generated code without a sandbox")
-    max_model_len: int | None = Field(None, ge=16, description="context in tokens; default: what prompts need")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU that vLLM takes")
-    tensor_parallel_size: int | None = Field(None, ge=1, description="GPUs of one engine; default: all visible")
 
     @model_validator(mode="before")
     @classmethod
     def _one_task(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("tasks"), str):
             values["tasks"] = [task for task in values["tasks"].split(",") if task]
+        if isinstance(values, dict) and "protocol" in values:
+            raise ValueError("protocol is gone: for likelihoods name lm-eval's tasks, such as lm_eval/boolq, in tasks")
         return values
 
 

@@ -1,19 +1,22 @@
 """Engines: what turns prompts into texts, and continuations into likelihoods.
 
 Two engines share one small interface: `vllm` (the default) and `transformers` (the fallback and the reference). An
-engine holds one base model and serves it bare or with any number of LoRA adapters, one after the other, so that a
-sweep loads the model once.
+engine holds one base model and serves it bare or with any number of LoRA adapters, so that a sweep loads the model
+once. Where there are several GPUs, `eval.engines.pool` runs one engine per GPU behind the same interface.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from eval.candidates import Adapter
 from utils.config import EvalConfig
+from utils.files import fingerprint
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Sampling:
         stop: Strings that end a text; they are not part of it.
         n: Texts for each prompt.
         temperature: 0 is greedy.
+        top_p: Sample from the likeliest tokens that hold this share of the probability.
         seed: Seed of sampling.
     """
 
@@ -32,14 +36,43 @@ class Sampling:
     stop: tuple[str, ...] = ()
     n: int = 1
     temperature: float = 0.0
+    top_p: float = 1.0
     seed: int = 42
 
-    def seed_of(self, number: int) -> int:
-        """Return the seed of one prompt, the same whether or not the prompts before it are generated again.
+    def seed_of(self, prompt: str) -> int:
+        """Return the seed of one prompt, whatever other prompts there are; vLLM counts on from it for each sample."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {prompt}".encode()).digest()[:6], "big")
 
-        vLLM counts on from it for the prompt's other samples: the next prompt's begin after them.
-        """
-        return (self.seed * 1_000_003 + number * self.n) % 2**31
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to be continued, by the bare base model or with an adapter."""
+
+    text: str
+    sampling: Sampling
+    adapter: Adapter | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """What decides the answer, the model apart."""
+        sampling = asdict(self.sampling)
+        if not self.sampling.temperature:
+            del sampling["seed"], sampling["top_p"]
+        return fingerprint([self.text, sampling])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A continuation to be scored after a prefix; both are token ids, the prefix not empty."""
+
+    prefix: tuple[int, ...]
+    continuation: tuple[int, ...]
+    adapter: Adapter | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """What decides the answer, the model apart."""
+        return fingerprint([self.prefix, self.continuation])
 
 
 @dataclass(frozen=True)
@@ -60,6 +93,10 @@ class Score:
     greedy: bool
 
 
+Request = Prompt | Pair
+Answer = list[Output] | Score  # of a Prompt: sampling.n texts; of a Pair: its score
+
+
 class Engine(ABC):
     """One base model, ready to generate and to score; close it (or use it in a `with` block) when done.
 
@@ -73,24 +110,22 @@ class Engine(ABC):
     context: int
     tokenizer: Any
 
+    def run(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Answer]]:
+        """Yield `(number, answer)` as requests finish, in any order."""
+        yield from self.generate({n: request for n, request in requests.items() if isinstance(request, Prompt)})
+        yield from self.score({n: request for n, request in requests.items() if isinstance(request, Pair)})
+
     @abstractmethod
-    def generate(
-        self, prompts: Mapping[int, str], sampling: Sampling, adapter: Adapter | None = None
-    ) -> Iterator[tuple[int, list[Output]]]:
-        """Yield `(number of the prompt, its sampling.n outputs)` as prompts finish, in any order.
+    def generate(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, list[Output]]]:
+        """Yield `(number, texts)`.
 
         A prompt that leaves no room for a new token in the context yields empty outputs that finished `too_long`; one
         that leaves less than `max_new_tokens` ends at the context's end.
         """
 
     @abstractmethod
-    def score(
-        self, pairs: Mapping[int, tuple[list[int], list[int]]], adapter: Adapter | None = None
-    ) -> Iterator[tuple[int, Score]]:
-        """Yield `(number, score of the continuation given the prefix)`; both are token ids, the prefix not empty.
-
-        A pair as long as the context or longer loses tokens at its left, as in lm-eval.
-        """
+    def score(self, pairs: Mapping[int, Pair]) -> Iterator[tuple[int, Score]]:
+        """Yield `(number, score)`. A pair as long as the context or longer loses tokens at its left, as in lm-eval."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -108,7 +143,7 @@ class Engine(ABC):
 
 
 def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter], context: int) -> Engine:
-    """Load the base model in `model` once, for itself and for all `adapters`.
+    """Load the base model in `model` on all GPUs, for itself and for all `adapters`.
 
     Args:
         model: Folder of the base model.
@@ -120,6 +155,17 @@ def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[
     Raises:
         UserError: the engine is not installed, or refuses the model.
     """
+    from eval.engines.pool import EnginePool, shares
+
+    found = shares(model, config)
+    config = config.model_copy(update={"tensor_parallel_size": max(len(found[0].gpus), 1)})
+    if len(found) > 1:
+        return EnginePool(found, model, config, dtype, adapters, context)
+    return start_engine(model, config, dtype, adapters, context)
+
+
+def start_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter], context: int) -> Engine:
+    """Start one engine in this process, on the first `eval.tensor_parallel_size` GPUs that it sees."""
     if config.engine == "transformers":
         from eval.engines.transformers import TransformersEngine
 

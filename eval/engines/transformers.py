@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from eval.candidates import Adapter
-from eval.engines import Engine, Output, Sampling, Score, encode
+from eval.engines import Engine, Output, Pair, Prompt, Sampling, Score, encode
 from utils.config import EvalConfig
 
 
@@ -41,26 +41,29 @@ class TransformersEngine(Engine):
         )
 
     @torch.inference_mode()
-    def generate(
-        self, prompts: Mapping[int, str], sampling: Sampling, adapter: Adapter | None = None
-    ) -> Iterator[tuple[int, list[Output]]]:
-        encoded = {number: encode(self.tokenizer, prompt) for number, prompt in prompts.items()}
-        for number, ids in encoded.items():
-            if len(ids) >= self.context:
-                yield number, [Output("", 0, "too_long")] * sampling.n
-        # Batches of like length waste little on padding.
-        numbers = sorted((n for n, ids in encoded.items() if len(ids) < self.context), key=lambda n: len(encoded[n]))
-        model = self._with(adapter)
-        for batch in _batches(numbers, max(self._batch_size // sampling.n, 1)):
-            outputs = self._generate([encoded[n] for n in batch], sampling, model, sampling.seed_of(batch[0]))
-            yield from zip(batch, outputs, strict=True)
+    def generate(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, list[Output]]]:
+        encoded = {number: encode(self.tokenizer, prompt.text) for number, prompt in prompts.items()}
+        groups: dict[tuple[Adapter | None, Sampling], list[int]] = {}
+        for number, prompt in prompts.items():
+            if len(encoded[number]) < self.context:
+                groups.setdefault((prompt.adapter, prompt.sampling), []).append(number)
+            else:
+                yield number, [Output("", 0, "too_long")] * prompt.sampling.n
+        for (adapter, sampling), numbers in groups.items():
+            model = self._with(adapter)
+            # Batches of like length waste little on padding.
+            numbers.sort(key=lambda number: len(encoded[number]))
+            for batch in _batches(numbers, max(self._batch_size // sampling.n, 1)):
+                seed = sampling.seed_of(prompts[batch[0]].text)
+                outputs = self._generate([encoded[number] for number in batch], sampling, model, seed)
+                yield from zip(batch, outputs, strict=True)
 
     def _generate(self, batch: list[list[int]], sampling: Sampling, model: Any, seed: int) -> list[list[Output]]:
         ids, mask = self._pad_left(batch)
         choice: dict[str, Any] = {"do_sample": False}
         if sampling.temperature:
             torch.manual_seed(seed)
-            choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
+            choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         stopping = StoppingCriteriaList()
         if sampling.stop:
             stopping.append(StopStringCriteria(self.tokenizer, list(sampling.stop)))
@@ -92,21 +95,24 @@ class TransformersEngine(Engine):
         return Output(text[: min(places)], used, "stop")
 
     @torch.inference_mode()
-    def score(
-        self, pairs: Mapping[int, tuple[list[int], list[int]]], adapter: Adapter | None = None
-    ) -> Iterator[tuple[int, Score]]:
-        cut = {n: (prefix + continuation)[-(self.context - 1) :] for n, (prefix, continuation) in pairs.items()}
-        model = self._with(adapter)
-        for batch in _batches(sorted(cut, key=lambda n: len(cut[n])), self._batch_size):
-            ids, mask = self._pad_left([cut[n] for n in batch])
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
-            for row, number in enumerate(batch):
-                tokens = min(len(pairs[number][1]), len(cut[number]) - 1)
-                chosen = ids[row, -tokens:]
-                logprobs = logits[row, -tokens - 1 : -1].float().log_softmax(-1)
-                total = logprobs.gather(1, chosen[:, None]).double().sum().item()
-                yield number, Score(total, tokens, bool((logprobs.argmax(-1) == chosen).all()))
+    def score(self, pairs: Mapping[int, Pair]) -> Iterator[tuple[int, Score]]:
+        cut = {n: [*pair.prefix, *pair.continuation][-(self.context - 1) :] for n, pair in pairs.items()}
+        groups: dict[Adapter | None, list[int]] = {}
+        for number, pair in pairs.items():
+            groups.setdefault(pair.adapter, []).append(number)
+        for adapter, numbers in groups.items():
+            model = self._with(adapter)
+            numbers.sort(key=lambda number: len(cut[number]))
+            for batch in _batches(numbers, self._batch_size):
+                ids, mask = self._pad_left([cut[number] for number in batch])
+                positions = (mask.cumsum(1) - 1).clamp(min=0)
+                logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+                for row, number in enumerate(batch):
+                    tokens = min(len(pairs[number].continuation), len(cut[number]) - 1)
+                    chosen = ids[row, -tokens:]
+                    logprobs = logits[row, -tokens - 1 : -1].float().log_softmax(-1)
+                    total = logprobs.gather(1, chosen[:, None]).double().sum().item()
+                    yield number, Score(total, tokens, bool((logprobs.argmax(-1) == chosen).all()))
 
     def _pad_left(self, batch: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return int64 token ids and attention mask, both (batch, longest)."""

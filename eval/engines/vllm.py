@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from astra.ranks import served_rank
 from eval.candidates import Adapter
-from eval.engines import Engine, Output, Sampling, Score, encode, engine_version
+from eval.engines import Engine, Output, Pair, Prompt, Score, encode, engine_version
 from utils.config import EvalConfig
 from utils.errors import UserError
 
 CPU_SEQUENCES = 64
+LORAS = 4  # adapters in one batch: more take memory of their own and end no sooner
 
 
 class VllmEngine(Engine):
@@ -42,13 +41,14 @@ class VllmEngine(Engine):
             ) from error
         settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         self._affinity = os.sched_getaffinity(0)
-        if current_platform.is_cpu():
+        self._on_cpu = current_platform.is_cpu()
+        if self._on_cpu:
             settings = _cpu_settings(model, dtype, context, bool(adapters))
         else:
-            settings["tensor_parallel_size"] = config.tensor_parallel_size or _parallel_size(model)
+            settings["tensor_parallel_size"] = config.tensor_parallel_size or 1
         if adapters:
             rank = served_rank(max(adapter.rank for adapter in adapters))
-            settings |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
+            settings |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": min(len(adapters), LORAS)}
         try:
             self._llm = LLM(
                 str(model),
@@ -78,15 +78,13 @@ class VllmEngine(Engine):
         self._settings = settings
         self._ids: dict[str, int] = {}
 
-    def generate(
-        self, prompts: Mapping[int, str], sampling: Sampling, adapter: Adapter | None = None
-    ) -> Iterator[tuple[int, list[Output]]]:
+    def generate(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, list[Output]]]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         requests = {}
         for number, prompt in prompts.items():
-            ids = encode(self.tokenizer, prompt)
+            ids, sampling = encode(self.tokenizer, prompt.text), prompt.sampling
             room = self.context - len(ids)
             if room < 1:
                 yield number, [Output("", 0, "too_long")] * sampling.n
@@ -94,45 +92,44 @@ class VllmEngine(Engine):
             params = SamplingParams(
                 n=sampling.n,
                 temperature=sampling.temperature,
+                top_p=sampling.top_p,
                 max_tokens=min(sampling.max_new_tokens, room),
                 stop=list(sampling.stop),
-                seed=sampling.seed_of(number) if sampling.temperature else None,
+                seed=sampling.seed_of(prompt.text) if sampling.temperature else None,
                 # The n texts of a prompt come together, when the last is done; otherwise each comes by itself.
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            requests[number] = (ids, params)
-        for number, finished in self._finish(requests, adapter):
-            yield (
-                number,
-                [
-                    Output(out.text, len(out.token_ids), out.finish_reason or "stop")
-                    for out in sorted(finished.outputs, key=lambda out: out.index)
-                ],
-            )
+            requests[number] = (prompt.adapter, ids, params)
+        for number, finished in self._finish(requests):
+            outputs = sorted(finished.outputs, key=lambda out: out.index)
+            yield number, [Output(out.text, len(out.token_ids), out.finish_reason or "stop") for out in outputs]
 
-    def score(
-        self, pairs: Mapping[int, tuple[list[int], list[int]]], adapter: Adapter | None = None
-    ) -> Iterator[tuple[int, Score]]:
+    def score(self, pairs: Mapping[int, Pair]) -> Iterator[tuple[int, Score]]:
         from vllm import SamplingParams
 
         # prompt_logprobs=0: the log-probability and rank of each prompt token itself. One token must be generated.
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        requests = {
-            number: ((prefix + continuation)[-(self.context - 1) :], params)
-            for number, (prefix, continuation) in pairs.items()
-        }
-        for number, finished in self._finish(requests, adapter):
-            tokens = min(len(pairs[number][1]), len(finished.prompt_token_ids) - 1)
-            ids = finished.prompt_token_ids[-tokens:]
-            entries = [entry[token] for entry, token in zip(finished.prompt_logprobs[-tokens:], ids, strict=True)]
-            yield number, Score(sum(e.logprob for e in entries), tokens, all(e.rank == 1 for e in entries))
+        groups: dict[Adapter | None, dict[int, Any]] = {}
+        for number, pair in pairs.items():
+            ids = [*pair.prefix, *pair.continuation][-(self.context - 1) :]
+            # On a CPU the log-probabilities of prompts need batches of one adapter.
+            group = groups.setdefault(pair.adapter if self._on_cpu else None, {})
+            group[number] = (pair.adapter, ids, params)
+        for group in groups.values():
+            for number, finished in self._finish(group):
+                tokens = min(len(pairs[number].continuation), len(finished.prompt_token_ids) - 1)
+                ids = finished.prompt_token_ids[-tokens:]
+                entries = [entry[token] for entry, token in zip(finished.prompt_logprobs[-tokens:], ids, strict=True)]
+                yield number, Score(sum(e.logprob for e in entries), tokens, all(e.rank == 1 for e in entries))
 
-    def _finish(self, requests: Mapping[int, tuple[list[int], Any]], adapter: Adapter | None) -> Iterator[Any]:
-        """Hand all requests to vLLM, those that share a prefix side by side, and yield each as it finishes."""
-        engine, lora = self._llm.llm_engine, self._lora_request(adapter)
-        for number in sorted(requests, key=lambda number: requests[number][0]):
-            ids, params = requests[number]
-            engine.add_request(str(number), {"prompt_token_ids": ids}, params, lora_request=lora)
+    def _finish(self, requests: Mapping[int, tuple[Adapter | None, list[int], Any]]) -> Iterator[Any]:
+        """Hand all requests to vLLM, those of one adapter and with one prefix side by side; yield each as it ends."""
+        engine = self._llm.llm_engine
+        loras = {adapter: self._lora_request(adapter) for adapter, _, _ in requests.values()}
+        order = {adapter: place for place, adapter in enumerate(loras)}
+        for number in sorted(requests, key=lambda number: (order[requests[number][0]], requests[number][1])):
+            adapter, ids, params = requests[number]
+            engine.add_request(str(number), {"prompt_token_ids": ids}, params, lora_request=loras[adapter])
         pending = {str(number) for number in requests}
         try:
             while engine.has_unfinished_requests():
@@ -203,25 +200,6 @@ def _cache_bytes(model: Path, dtype: str, context: int) -> int:
     token = 2 * config.num_hidden_layers * heads * width * (4 if dtype == "float32" else 2)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(min((CPU_SEQUENCES + 1) * (context + 128) * token, free // 3), (context + 128) * token)
-
-
-def _parallel_size(model: Path) -> int:
-    """Return the largest power of two, up to the visible GPUs, that vLLM can share the model over.
-
-    Attention heads and the MLP's width are cut into equal parts; key-value heads are cut, or else copied, evenly.
-    """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model).get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "intermediate_size", None) or heads
-    size = 1
-    while (double := 2 * size) <= torch.cuda.device_count() and not (
-        heads % double or width % double or (kv_heads % double and double % kv_heads)
-    ):
-        size = double
-    return size
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset.catalog import COMMONSENSE, EVALUATION, GROUPS, expand_groups
-from dataset.sources import check_evaluation, load_evaluation
+from dataset.sources import check_evaluation, load_evaluation, load_splits
+from eval.engines import Answer, Request
 from utils.config import Config, EvalConfig
 from utils.errors import UserError
 
@@ -19,6 +20,14 @@ Record = dict[str, Any]
 
 # Base models that do not stop by themselves go on with a new instruction of their own.
 STOP = ("\n\n### Instruction", "### Instruction:")
+LM_EVAL = "lm_eval/"  # what the names of lm-eval's tasks begin with
+# The types of the training records that a task can judge (`eval.split: validation`); "" is any.
+VALIDATED: dict[str, tuple[str, ...]] = {
+    "arithmetic": ("",),
+    "gsm8k": ("GSM", "gsm8k", "own"),
+    "math": ("MATH", "own"),
+    **{name: (name,) for name in COMMONSENSE},
+}
 _FILES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "commonsense")
 _MODULES = dict(zip(_FILES, _FILES, strict=True)) | dict.fromkeys(COMMONSENSE, "commonsense")
 
@@ -59,8 +68,10 @@ class Task:
         graders: The rules by which it can be judged; the first is its own.
         groups: Keys of a problem by which accuracy is broken down.
         check: Raises `UserError` when the task can't run here.
+        stop: Strings that end an answer, unless `eval.stop` says otherwise.
         completion: Whether the problem's `prompt` itself is the prompt, without a template.
-        version: Counted up when its rules change, so that old records are not taken for new ones.
+        votes: Whether the answers that are read from several texts can be counted (maj@k).
+        version: Counted up when its rules change, so that old verdicts are not taken for new ones.
         packages: Those whose version may change a verdict.
     """
 
@@ -73,8 +84,30 @@ class Task:
     check: Callable[[EvalConfig], None] = _no_check
     stop: tuple[str, ...] = STOP
     completion: bool = False
+    votes: bool = False
     version: int = 1
     packages: tuple[str, ...] = ()
+
+
+Ask = Callable[[Sequence[Request]], list[Answer]]
+
+
+@dataclass(frozen=True)
+class DirectTask:
+    """A benchmark that asks an engine by itself.
+
+    Attributes:
+        name: Its name in `eval.tasks` and of its files.
+        run: From what asks (requests without an adapter, answers in their order), the model's tokenizer and the
+            configuration to the result's figures and the samples.
+        context: Tokens that its longest request may take.
+        settings: What may change its figures besides the model and the engine.
+    """
+
+    name: str
+    run: Callable[[Ask, Any, Config], tuple[dict[str, Any], list[dict[str, Any]]]]
+    context: int
+    settings: Callable[[Config], dict[str, Any]]
 
 
 def names() -> list[str]:
@@ -82,20 +115,20 @@ def names() -> list[str]:
     return [*_MODULES, *GROUPS]
 
 
-def get_task(name: str, protocol: str = "generate") -> Any:
-    """Return the task of this name: a `Task`, or an `eval.likelihood.LikelihoodTask`.
-
-    Args:
-        name: One of `names()` that is no group.
-        protocol: `eval.protocol`; only the commonsense sets have more than one.
+def get_task(name: str) -> Task | DirectTask:
+    """Return the task of a name of `names()` that is no group, or of lm-eval (`lm_eval/NAME`).
 
     Raises:
         UserError: there is none; lists what there is.
     """
+    if name.startswith(LM_EVAL):
+        from eval.tasks import _lm_eval
+
+        return _lm_eval.task(name)
     if name not in _MODULES:
-        raise UserError(f"eval.tasks: no task {name!r}; allowed: {', '.join(names())}")
+        raise UserError(f"eval.tasks: no task {name!r}; allowed: {', '.join(names())}, {LM_EVAL}NAME")
     module = importlib.import_module(f"eval.tasks.{_MODULES[name]}")
-    return module.task(name, protocol) if hasattr(module, "task") else module.TASK
+    return module.task(name) if hasattr(module, "task") else module.TASK
 
 
 def expand(config: Config) -> list[str]:
@@ -120,28 +153,73 @@ def check_tasks(config: Config) -> None:
     """
     if config.model.task_type == "SEQ_CLS":
         return
-    if config.eval.n_samples > 1 and config.eval.temperature == 0:
+    wanted, found = config.eval, expand(config)
+    if wanted.n_samples > 1 and wanted.temperature == 0:
         raise UserError("eval.temperature: must be above 0 with eval.n_samples > 1; greedy samples are all the same")
-    for name in expand(config):
+    if wanted.chat_template_kwargs and config.data.template != "chat":
+        raise UserError("eval.chat_template_kwargs: data.template alpaca takes none; set data.template=chat")
+    for key in ("max_new_tokens", "stop"):
+        given = getattr(wanted, key)
+        for name in given if isinstance(given, dict) else ():
+            if name not in names() and not name.startswith(LM_EVAL):
+                raise UserError(f"eval.{key}: no task {name!r}; allowed: {', '.join(names())}")
+    theirs = [name for name in found if name.startswith(LM_EVAL)]
+    for key in ("num_fewshot", "task_dir"):
+        if getattr(wanted, key) is not None and not theirs:
+            raise UserError(f"eval.{key}: is for lm-eval's tasks, and eval.tasks has no {LM_EVAL}NAME")
+    if theirs:
+        from eval.tasks import _lm_eval
+
+        _lm_eval.check(theirs, config)
+    for name in found:
         task = get_task(name)
         if isinstance(task, Task):
-            task.check(config.eval)
-        if name in EVALUATION or name == "arithmetic":
+            task.check(wanted)
+        if wanted.split == "validation":
+            check_validation(name, config)
+        elif name in EVALUATION or name == "arithmetic":
             check_evaluation(name, config.data.dir)
 
 
 def load_problems(name: str, config: Config) -> list[Record]:
-    """Return the first `eval.limit` problems of a task; where lm-eval loads its own, its documents.
+    """Return the first `eval.limit` problems of a task.
 
     Raises:
         UserError: the data is missing or malformed (file and line).
     """
-    if name == "forgetting":
-        from eval.tasks.forgetting import load
-
-        return load()
-    if name in COMMONSENSE and config.eval.protocol == "loglikelihood" and config.data.dir is None:
-        from eval.tasks._choices import hub_documents
-
-        return hub_documents(name)[: config.eval.limit]
+    if config.eval.split == "validation":
+        return validation_problems(name, config)[: config.eval.limit]
     return load_evaluation(name, config.data.dir)[: config.eval.limit]
+
+
+def check_validation(name: str, config: Config) -> None:
+    """Stop early when a task can't be scored on what is held out of training.
+
+    Raises:
+        UserError: says why.
+    """
+    if name not in VALIDATED:
+        raise UserError(f"eval.split: validation serves {', '.join(VALIDATED)}, not {name}")
+    if config.data.validation == 0:
+        raise UserError("eval.split: validation needs records held out of training; set data.validation")
+    if swept := [key for key in config.sweep if key.startswith("data.")]:
+        raise UserError(f"sweep.{swept[0]}: with eval.split=validation all runs must hold out the same records")
+
+
+def validation_problems(name: str, config: Config) -> list[Record]:
+    """Return the records held out of training that a task can judge, each with its final answer.
+
+    Raises:
+        UserError: there are none.
+    """
+    types = VALIDATED[name]
+    held = load_splits(config.data)[1]
+    kept = [{"answer": record["output"], **record} for record in held if record.get("type", "").startswith(types)]
+    if not kept:
+        raise UserError(f"eval.split: none of the {len(held)} validation records of {config.data.train} is of {name}")
+    return [{**record, "answer": final_answer(record["answer"])} for record in kept]
+
+
+def final_answer(text: str) -> str:
+    """Return what stands after the last "The answer is:" of a worked solution; the whole text where there is none."""
+    return text.rpartition("The answer is:")[2].strip()

@@ -1,8 +1,9 @@
-"""The eight commonsense sets, in both protocols in use.
+"""The eight commonsense sets in the form of LLM-Adapters (Hu et al., 2023): the model writes "the correct answer is
+answer2", and the first option that it names counts.
 
-`generate` (LLM-Adapters, Hu et al., 2023): the model writes "the correct answer is answer2"; the first option named
-counts. `loglikelihood` (lm-eval): the likeliest choice counts, as is (acc) and by its length in
-characters (acc_norm).
+LLM-Adapters decodes with four beams and words its prompt and spacing a little differently; here decoding is greedy and
+the prompt is the training prompt. Its BoolQ has no passages. For likelihoods (acc, acc_norm) use lm-eval's own tasks:
+`eval.tasks: [lm_eval/boolq, lm_eval/piqa, ...]`.
 
 Data: BoolQ, PIQA, SIQA, HellaSwag, WinoGrande, ARC-e, ARC-c and OBQA from their hub repositories (see
 `dataset.catalog`), or `commonsense/<task>/test.json` in a mirror, which has no HellaSwag.
@@ -11,9 +12,7 @@ Data: BoolQ, PIQA, SIQA, HellaSwag, WinoGrande, ARC-e, ARC-c and OBQA from their
 import re
 from collections.abc import Sequence
 
-from eval.likelihood import LikelihoodTask
 from eval.tasks import Judged, Record, Task
-from eval.tasks._choices import run
 from utils.config import EvalConfig
 
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
@@ -40,8 +39,6 @@ def judge(
     return judged
 
 
-def task(name: str, protocol: str) -> Task | LikelihoodTask:
-    """Return one of the eight sets in a protocol."""
-    if protocol == "generate":
-        return Task(name, max_new_tokens=32, judge=judge)
-    return LikelihoodTask(f"{name}_loglikelihood", source=name, run=run, own_data=True)
+def task(name: str) -> Task:
+    """Return one of the eight sets."""
+    return Task(name, max_new_tokens=32, judge=judge, votes=True)

@@ -7,9 +7,10 @@ windows of 128 tokens, spread evenly over the text. `utils.forgetting` takes a q
 from typing import Any
 
 import utils.forgetting
-from eval.engines import Engine
-from eval.likelihood import LikelihoodTask, Scorer
+from eval.engines import Pair
+from eval.tasks import Ask, DirectTask
 from utils.config import Config
+from utils.files import fingerprint
 from utils.forgetting import WINDOW, general_text
 
 WINDOWS = 4 * utils.forgetting.WINDOWS
@@ -23,32 +24,28 @@ def windows(ids: list[int]) -> list[list[int]]:
     return [ids[start : start + WINDOW] for start in starts]
 
 
-def run(
-    problems: list[dict[str, Any]], engine: Engine, scorer: Scorer, task: LikelihoodTask, config: Config
-) -> tuple[dict[str, Any], list[Any]]:
-    """Score every token of the windows but the first; see `eval.likelihood.LikelihoodTask.run`."""
-    texts = [problem["instruction"] for problem in problems]
-    ids = engine.tokenizer("\n\n".join(texts), add_special_tokens=False)["input_ids"]
-    pieces = windows(ids)
-    scores = scorer([(piece[:1], piece[1:]) for piece in pieces])
+def run(ask: Ask, tokenizer: Any, config: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Score every token of the windows but the first; see `eval.tasks.DirectTask.run`."""
+    name, texts = general_text()
+    pieces = windows(tokenizer("\n\n".join(texts), add_special_tokens=False)["input_ids"])
+    scores: list[Any] = ask([Pair(tuple(piece[:1]), tuple(piece[1:])) for piece in pieces])
     tokens = sum(score.tokens for score in scores)
     figures = {
         "loss": -sum(score.logprob for score in scores) / max(tokens, 1),
         "n": len(pieces),
         "tokens": tokens,
-        "text": problems[0]["type"] if problems else None,
+        "text": name,
     }
     samples = [
-        {"problem": number, "prompt": engine.tokenizer.decode(piece), "loss": -score.logprob / score.tokens}
+        {"problem": number, "prompt": tokenizer.decode(piece), "loss": -score.logprob / score.tokens}
         for number, (piece, score) in enumerate(zip(pieces, scores, strict=True))
     ]
     return figures, samples
 
 
-def load() -> list[dict[str, Any]]:
-    """Return the general text as records."""
-    name, texts = general_text()
-    return [{"instruction": text, "type": name} for text in texts]
+def settings(config: Config) -> dict[str, Any]:
+    """Return what identifies the text and how it is cut."""
+    return {"data": fingerprint(general_text()), "windows": WINDOWS, "window": WINDOW}
 
 
-TASK = LikelihoodTask("forgetting", source="forgetting", run=run, context=WINDOW + 2)
+TASK = DirectTask("forgetting", run, context=WINDOW + 2, settings=settings)

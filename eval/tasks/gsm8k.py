@@ -6,4 +6,6 @@ Data: `openai/gsm8k` on the hub, `gsm8k/test.jsonl` in a mirror.
 from eval.tasks import Task
 from eval.tasks._numbers import judge
 
-TASK = Task("gsm8k", max_new_tokens=512, judge=judge, graders=("exact", "metamath", "published"), version=3)
+TASK = Task(
+    "gsm8k", max_new_tokens=512, judge=judge, graders=("exact", "metamath", "published"), votes=True, version=3
+)

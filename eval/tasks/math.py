@@ -42,6 +42,7 @@ TASK = Task(
     gold=gold,
     graders=("exact", "metamath", "published"),
     groups=("level", "type"),
+    votes=True,
     version=3,
     packages=("math-verify", "sympy"),
 )

@@ -9,7 +9,7 @@ run python -m dataset.prepare "${config[@]}"
 launch calibrate.py "${config[@]}" "${force[@]}"
 # Every run of the sweep, each in a folder of its own.
 sweep train.py "${force[@]}"
-# GSM8K and MATH, all runs on one engine.
+# GSM8K and MATH, all runs on the same engines.
 run python -m eval "${config[@]}" "${force[@]}" || failed=$?
 # The tables and figures of all runs, failed ones among them.
 run python -m eval.report "${config[@]}"

@@ -1,19 +1,30 @@
-"""Scores of a classifier."""
+"""GLUE's metrics, against scikit-learn and SciPy where they are defined, and where they are not."""
 
+import numpy as np
 import pytest
 
 from eval.classification import score
 
 
-@pytest.mark.parametrize(
-    ("predicted", "expected"),
-    [
-        ([1, 1, 0, 0], 1.0),
-        ([0, 0, 1, 1], -1.0),
-        ([1, 0, 1, 0], 0.0),
-        ([1, 1, 1, 0], 0.5773502691896258),
-        ([1] * 4, 0.0),
-    ],
-)
-def test_matthews_correlation_also_of_a_single_class(predicted, expected):
-    assert score("matthews_correlation", [1, 1, 0, 0], predicted) == pytest.approx(expected)
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_are_the_usual_ones(seed):
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    gold, predicted = (rng.integers(0, 2, 60).tolist() for _ in range(2))
+    assert score("accuracy", gold, predicted) == pytest.approx(metrics.accuracy_score(gold, predicted))
+    assert score("f1", gold, predicted) == pytest.approx(metrics.f1_score(gold, predicted))
+    assert score("matthews_correlation", gold, predicted) == pytest.approx(metrics.matthews_corrcoef(gold, predicted))
+
+
+def test_correlations_of_scores():
+    from scipy.stats import pearsonr, spearmanr
+
+    gold, predicted = [0.0, 1.0, 2.5, 2.5, 5.0], [0.3, 0.2, 2.0, 9.0, 4.0]
+    assert score("pearson", gold, predicted) == pytest.approx(pearsonr(gold, predicted).statistic)
+    assert score("spearman", gold, predicted) == pytest.approx(spearmanr(gold, predicted).statistic)
+
+
+@pytest.mark.parametrize("metric", ["f1", "matthews_correlation", "pearson", "spearman"])
+def test_constant_predictions_score_nothing(metric):
+    assert score(metric, [0, 1, 0, 1], [0, 0, 0, 0]) == 0.0
+    assert score(metric, [0.1, 1.0, 0.4], [0.1, 0.1, 0.1]) == 0.0

@@ -7,17 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
+from dataset.sources import load_splits
 from eval.candidates import adapter_target, base_target, run_target
-from eval.evaluate import evaluate
+from eval.evaluate import evaluate, jobs
 from eval.task_record import read_samples
+from eval.tasks import Judged, get_task
 from tests.eval.engine_fixtures import save_adapter, tiny_llama
 from utils.config import load_config
 from utils.errors import UserError
+from utils.runs import held
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,28 +82,143 @@ def test_a_record_holds_what_an_audit_needs(config_file):
     )
 
 
-def test_what_is_finished_is_skipped_unless_forced(config_file, monkeypatch):
+def texts(config_file):
+    return config_file.parent / "out" / "mine" / "eval" / "arithmetic.texts.jsonl"
+
+
+def no_engine(monkeypatch):
+    monkeypatch.setattr("eval.evaluate.open_engine", lambda *_: pytest.fail("nothing is left to generate"))
+
+
+def test_what_is_finished_is_skipped(config_file, monkeypatch):
     first = score(config_file)
-    monkeypatch.setattr("eval.evaluate.open_engine", lambda *_: pytest.fail("nothing is left to do"))
+    no_engine(monkeypatch)
     assert score(config_file) == first
-    with pytest.raises(UserError, match=r"made under other settings \(.*problems: 6 -> 5.*--force"):
-        score(config_file, limit=5)
-    monkeypatch.setattr("eval.evaluate.engine_version", lambda _: "another")
-    with pytest.raises(UserError, match=r"\(engine_version: .* -> another\)"):
-        score(config_file)
-    monkeypatch.undo()
+
+
+def test_more_problems_add_the_missing_texts_and_fewer_use_a_part(config_file, monkeypatch):
+    score(config_file, base=False, limit=4)
+    before = texts(config_file).read_text()
+    found = score(config_file, base=False, limit=6)["mine"]["arithmetic"]
+    assert found["n"] == 6
+    after = texts(config_file).read_text()
+    assert after.startswith(before) and after.count('"key"') == 6
+    no_engine(monkeypatch)
+    assert score(config_file, base=False, limit=2)["mine"]["arithmetic"]["n"] == 2
+
+
+def test_another_grader_or_a_mended_one_needs_no_engine(config_file, monkeypatch, caplog):
+    exact = score(config_file, base=False)["mine"]["arithmetic"]
+    assert exact["grader"] == "exact" and {"exact", "metamath"} <= exact["graders"].keys()
+    no_engine(monkeypatch)
+    caplog.set_level("INFO", "astra")
+    other = score(config_file, base=False, grader="metamath")["mine"]["arithmetic"]
+    assert other["grader"] == "metamath" and "grader: exact -> metamath" in caplog.text
+    task = get_task("arithmetic")
+    right = replace(task, version=99, judge=lambda problems, texts, *_: [[Judged("1", True)] for _ in problems])
+    monkeypatch.setattr("eval.evaluate.get_task", lambda _: right)
+    assert score(config_file, base=False)["mine"]["arithmetic"]["accuracy"] == 1.0
+
+
+def test_other_sampling_and_other_prompts_are_generated_and_the_earlier_texts_stay(config_file, monkeypatch):
+    score(config_file, base=False)
+    score(config_file, base=False, max_new_tokens=3)
     monkeypatch.setattr("dataset.templates.ALPACA", "Q: {instruction} A:")
-    with pytest.raises(UserError, match=r"\(prompts: \w+ -> \w+\)"):
-        score(config_file)
+    score(config_file, base=False)
     monkeypatch.undo()
-    assert score(config_file, limit=5, force=True)["mine"]["arithmetic"]["n"] == 5
+    assert texts(config_file).read_text().count('"key"') == 18
+    no_engine(monkeypatch)
+    assert score(config_file, base=False)["mine"]["arithmetic"]["tokens"] == 72
 
 
-def test_several_samples_give_pass_at_k(config_file):
-    found = score(config_file, base=False, n_samples=2, temperature=0.7)["mine"]["arithmetic"]
-    assert found["pass_at"] == {"1": 0.0, "2": 0.0} and found["unparsable"] == 12
-    samples = read_samples(config_file.parent / "out" / "mine" / "eval" / "arithmetic.samples.jsonl")
+def test_texts_of_another_engine_or_model_are_not_taken_for_these(config_file, monkeypatch):
+    score(config_file, base=False)
+    monkeypatch.setattr("eval.evaluate.engine_version", lambda _: "another")
+    score(config_file, base=False)
+    assert texts(config_file).read_text().count('"key"') == 12
+
+
+def test_forced_all_is_generated_again(config_file):
+    score(config_file, base=False)
+    score(config_file, base=False, force=True, limit=5)
+    assert texts(config_file).read_text().count('"key"') == 5
+
+
+def test_regrading_needs_all_texts_and_no_engine(config_file, monkeypatch):
+    first = score(config_file, base=False)["mine"]["arithmetic"]
+    no_engine(monkeypatch)
+    config = load_config(config_file)
+    run = run_target(config, Path(config.output_dir) / "mine")
+    again = evaluate(config, [run], regrade=True)["mine"]["arithmetic"]
+    assert {**again, "seconds": 0, "seconds_grading": 0} == {**first, "seconds": 0, "seconds_grading": 0}
+    monkeypatch.setattr("eval.evaluate.engine_version", lambda _: "of another machine")
+    monkeypatch.setattr("eval.evaluate.usable_dtype", lambda _: "bfloat16")
+    elsewhere = evaluate(config, [run], regrade=True)["mine"]["arithmetic"]
+    assert elsewhere["settings"] == first["settings"]
+    config.eval.limit = 8
+    with pytest.raises(UserError, match=r"arithmetic\.texts\.jsonl: holds 6 of 8 texts; run without --regrade"):
+        evaluate(config, [run], regrade=True)
+
+
+def test_files_of_an_older_version_are_refused(config_file):
+    score(config_file, base=False)
+    path = texts(config_file).with_name("arithmetic.json")
+    result = json.loads(path.read_text())
+    del result["format"]
+    path.write_text(json.dumps(result))
+    with pytest.raises(UserError, match=r"arithmetic\.json: written by another version; redo it with --force"):
+        score(config_file, base=False)
+    assert score(config_file, base=False, force=True)
+
+
+def test_a_second_evaluation_of_a_folder_is_told_who_holds_it(config_file):
+    with held(config_file.parent / "out" / "mine"):
+        process = start("--config", config_file)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and errors.count("\n") == 1
+    assert f"mine: process {os.getpid()} on" in errors and "is at work here" in errors
+
+
+def test_several_samples_give_pass_at_k_and_the_vote(config_file):
+    found = score(config_file, base=False, n_samples=2, temperature=0.7, top_p=0.9)["mine"]["arithmetic"]
+    assert [entry["score"] for entry in found["pass_at_k"].values()] == [0.0, 0.0]
+    assert found["maj_at_k"]["2"]["score"] == 0 and found["unparsable"] == 12 and found["unparsable_share"] == 1
+    samples = read_samples(texts(config_file).with_name("arithmetic.samples.jsonl"))
     assert [(sample["problem"], sample["sample"]) for sample in samples[:3]] == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_limits_and_stop_strings_may_be_given_per_task(config_file):
+    wanted = {"max_new_tokens": {"arithmetic": 3, "gsm8k": 400}, "stop": {"arithmetic": ["zz"]}}
+    found = score(config_file, base=False, **wanted)["mine"]["arithmetic"]
+    assert found["settings"]["max_new_tokens"] == 3 and found["settings"]["stop"] == ["zz"]
+    with pytest.raises(UserError, match="eval.max_new_tokens: no task 'gsm9k'"):
+        score(config_file, base=False, max_new_tokens={"gsm9k": 3})
+
+
+def test_variables_reach_the_chat_template(config_file, tiny, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = "{{ messages[0].content }}{% if enable_thinking is false %}<no thoughts>{% endif %}"
+    shutil.copytree(tiny, tmp_path / "chat")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    changes = {"model.name": str(tmp_path / "chat"), "eval.chat_template_kwargs": {"enable_thinking": False}}
+    config = load_config(config_file, {**changes, "data.template": "chat"})
+    (job,) = jobs(config, [base_target(config)])
+    assert all(prompt.text.endswith("?<no thoughts>") for prompt in job.prompts)
+    with pytest.raises(UserError, match="eval.chat_template_kwargs: data.template alpaca takes none"):
+        evaluate(load_config(config_file, changes), [])
+
+
+def test_what_is_held_out_of_training_can_be_scored(config_file):
+    changes = {"data.train": "arithmetic", "data.limit": 40, "data.validation": 0.2, "eval.split": "validation"}
+    config = load_config(config_file, {**changes, "eval.limit": None})
+    run = run_target(config, Path(config.output_dir) / "mine")
+    found = evaluate(config, [run])["mine"]["arithmetic-validation"]
+    held = load_splits(config.data)[1]
+    assert found["n"] == len(held) == 8 and found["settings"]["source"] == "arithmetic, 0.2 held out"
+    samples = read_samples(texts(config_file).with_name("arithmetic-validation.samples.jsonl"))
+    assert [sample["gold"] for sample in samples] == [record["answer"] for record in held]
+    with pytest.raises(UserError, match="eval.split: validation needs records held out"):
+        evaluate(load_config(config_file, {"eval.split": "validation"}), [run])
 
 
 def test_prompts_longer_than_the_context_are_counted(config_file):
@@ -114,25 +234,22 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(config_file, engine, l
     expected = read_samples(folder / "arithmetic.samples.jsonl")
     for path in folder.iterdir():
         path.unlink()
-    partial = folder / "arithmetic.partial.jsonl"
     words = ("--config", config_file, f"--eval.engine={engine}", f"--eval.limit={limit}", "--eval.batch_size=2")
     process = start(*words)
     try:
-        while process.poll() is None and not (partial.exists() and partial.read_text().count("\n") > 2):
+        while process.poll() is None and not (
+            texts(config_file).exists() and texts(config_file).read_text().count("\n") > 2
+        ):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     finally:
         process.communicate()
-    if partial.exists():  # a fast machine may have finished before the kill
-        assert not (folder / "arithmetic.json").exists()
-        kept = partial.read_text().count("\n") - 1
-        assert 2 <= kept < limit
+    if not (folder / "arithmetic.json").exists():  # a fast machine may have finished before the kill
+        assert 2 <= texts(config_file).read_text().count("\n") - 1 < limit
     again = score(config_file, **settings)["mine"]["arithmetic"]
     assert read_samples(folder / "arithmetic.samples.jsonl") == expected
-    assert {**again, "seconds": 0, "seconds_grading": 0, "tokens_per_second": 0} == {
-        **whole, "seconds": 0, "seconds_grading": 0, "tokens_per_second": 0
-    }  # fmt: skip
-    assert not partial.exists()
+    changing = {"seconds": 0, "seconds_grading": 0, "tokens_per_second": 0}
+    assert {**again, **changing} == {**whole, **changing}
 
 
 def test_an_adapter_has_a_folder_of_its_own(config_file, tiny):

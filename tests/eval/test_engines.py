@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig
+from transformers import GenerationConfig
 
 from eval.candidates import check_base, read_adapter
-from eval.engines import Sampling, open_engine
+from eval.engines import Pair, Prompt, Sampling, open_engine
 from tests.eval.engine_fixtures import PROMPTS, save_adapter, tiny_llama
 from utils.config import EvalConfig, ModelConfig
 from utils.errors import UserError
@@ -37,27 +37,47 @@ def answers(smollm2, adapters):
     return found
 
 
+def generate(engine, prompts, sampling, adapter=None):
+    return dict(engine.run({number: Prompt(text, sampling, adapter) for number, text in prompts.items()}))
+
+
 def _ask(engine, adapters):
-    pairs = {}
-    for number, text in PAIRS.items():
-        prefix, continuation = text.split("||")
-        pairs[number] = tuple(engine.tokenizer(part)["input_ids"] for part in (prefix, continuation))
+    texts = {number: text.split("||") for number, text in PAIRS.items()}
+    ids = {number: [tuple(engine.tokenizer(part)["input_ids"]) for part in parts] for number, parts in texts.items()}
     targets = [None, *adapters, None]  # the base again, after adapters have been on it
     sampled = Sampling(max_new_tokens=6, n=2, temperature=1.0)
+    mixed = {(k, number): (adapter, number) for k, adapter in enumerate(targets[:3]) for number in PROMPTS}
+    asked = dict(enumerate(mixed.values()))
+    together = dict(engine.run({k: Prompt(PROMPTS[number], GREEDY, one) for k, (one, number) in asked.items()}))
     return {
-        "greedy": [dict(engine.generate(PROMPTS, GREEDY, adapter)) for adapter in targets],
-        "scores": [dict(engine.score(pairs, adapter)) for adapter in targets],
-        "stopped": dict(engine.generate(PROMPTS, Sampling(24, stop=(".", "\n")))),
-        "long": dict(engine.generate({0: "word " * 200, 1: "word " * 88}, GREEDY)),
-        "sampled": [dict(engine.generate(PROMPTS, sampled)) for _ in range(2)],
-        "sampled alone": dict(engine.generate({7: PROMPTS[7]}, sampled)),
-        "none": dict(engine.generate({}, GREEDY)),
+        "greedy": [generate(engine, PROMPTS, GREEDY, adapter) for adapter in targets],
+        "together": dict(zip(mixed, (together[k] for k in sorted(together)), strict=True)),
+        "scores": [
+            dict(engine.run({number: Pair(*parts, adapter) for number, parts in ids.items()})) for adapter in targets
+        ],
+        "stopped": generate(engine, PROMPTS, Sampling(24, stop=(".", "\n"))),
+        "long": generate(engine, {0: "word " * 200, 1: "word " * 88}, GREEDY),
+        "sampled": [generate(engine, PROMPTS, sampled) for _ in range(2)],
+        "nearly greedy": generate(engine, PROMPTS, Sampling(16, temperature=1.0, top_p=1e-6)),
+        "sampled alone": generate(engine, {7: PROMPTS[7]}, sampled),
+        "none": dict(engine.run({})),
         "about": engine.describe(),
     }
 
 
 def test_greedy_texts_of_the_engines_are_equal(answers):
     assert answers["vllm"]["greedy"] == answers["transformers"]["greedy"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_adapters_in_one_batch_make_the_texts_that_each_makes_alone(answers, engine):
+    alone = {(k, number): made[number] for k, made in enumerate(answers[engine]["greedy"][:3]) for number in PROMPTS}
+    assert answers[engine]["together"] == alone
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_smallest_top_p_is_greedy(answers, engine):
+    assert answers[engine]["nearly greedy"] == answers[engine]["greedy"][0]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -196,34 +216,13 @@ def test_a_models_own_penalties_change_no_text(smollm2, tmp_path):
 
     def texts():
         with open_engine(folder, EvalConfig(engine="transformers"), "float32", [], CONTEXT) as engine:
-            return dict(engine.generate(PROMPTS, GREEDY))
+            return generate(engine, PROMPTS, GREEDY)
 
     plain = texts()
     GenerationConfig(eos_token_id=2, repetition_penalty=5.0, no_repeat_ngram_size=1).save_pretrained(folder)
     assert texts() == plain
     GenerationConfig(eos_token_id=list(range(49152))).save_pretrained(folder)
     assert all(output.finish == "stop" for (output,) in texts().values())
-
-
-@pytest.mark.parametrize(
-    ("gpus", "heads", "kv_heads", "width", "size"),
-    [
-        (0, 32, 32, 11008, 1),
-        (8, 28, 4, 18944, 4),  # Qwen2.5-7B
-        (8, 32, 32, 11008, 8),
-        (8, 32, 2, 11008, 8),  # each key-value head on four GPUs
-        (8, 32, 3, 11008, 1),
-        (6, 32, 8, 11008, 4),
-        (8, 32, 8, 11010, 2),
-    ],
-)
-def test_gpus_that_a_model_can_be_shared_over(monkeypatch, tmp_path, gpus, heads, kv_heads, width, size):
-    from eval.engines.vllm import _parallel_size
-
-    shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "intermediate_size": width}
-    LlamaConfig(hidden_size=128 * heads, **shape).save_pretrained(tmp_path)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert _parallel_size(tmp_path) == size
 
 
 def test_an_engine_that_cannot_start_says_what_to_set(monkeypatch, tmp_path):
@@ -239,10 +238,23 @@ def test_an_engine_that_cannot_start_says_what_to_set(monkeypatch, tmp_path):
     assert isinstance(raised.value.__cause__, RuntimeError)
 
 
-def test_no_two_samples_share_a_seed():
+def test_each_prompt_has_a_seed_of_its_own():
     sampling = Sampling(8, n=3, temperature=1.0)
-    seeds = [sampling.seed_of(number) + k for number in range(50) for k in range(sampling.n)]
-    assert len(set(seeds)) == len(seeds)
+    assert len({sampling.seed_of(f"prompt {number}") for number in range(500)}) == 500
+    assert sampling.seed_of("a") == Sampling(99, temperature=0.5).seed_of("a") != Sampling(8, seed=1).seed_of("a")
+
+
+def test_the_key_of_a_request_is_what_decides_its_text():
+    greedy = Prompt("a", Sampling(8))
+    assert greedy.key == Prompt("a", Sampling(8, seed=7, top_p=0.5)).key
+    others = [
+        Sampling(9),
+        Sampling(8, stop=("b",)),
+        Sampling(8, temperature=1.0),
+        Sampling(8, temperature=1.0, seed=7),
+    ]
+    assert len({greedy.key, *(Prompt("a", sampling).key for sampling in others)}) == 5
+    assert Pair((1,), (2,)).key != Pair((1, 2), ()).key
 
 
 def test_an_adapter_of_another_base_is_named(smollm2, adapters, tmp_path):

@@ -1,17 +1,24 @@
-"""Records: intervals, settings that guard them, resuming, comparing and showing."""
+"""Records: intervals, texts apart from verdicts, resuming, comparing and showing."""
 
 import pytest
 
 from eval.compare import compare, compare_files, mcnemar, settings_differ
-from eval.show import render, select
-from eval.task_record import TaskRecord, changes, find_samples, read_samples, wilson
+from eval.engines import Output, Pair, Prompt, Sampling, Score
+from eval.show import command, render, select
+from eval.task_record import TaskRecord, Texts, changes, find_samples, interval, read_samples, wilson
 from utils.errors import UserError
 
-SETTINGS = {"model": "abc", "limit": 3}
+SETTINGS = {"model": "abc"}
+ABOUT = {"name": "fake"}
+FIRST, SECOND = (Prompt(text, Sampling(8)) for text in ("one", "two"))
 
 
-def record(folder, **settings):
-    return TaskRecord(folder, "gsm8k", {**SETTINGS, **settings})
+def record(folder, task="gsm8k", **settings):
+    return TaskRecord(folder, task, {**SETTINGS, **settings}, SETTINGS)
+
+
+def output(text):
+    return [Output(text, 3, "stop")]
 
 
 @pytest.mark.parametrize(
@@ -28,51 +35,63 @@ def test_wilson_intervals(accuracy, n, low, high):
     assert wilson(accuracy, n) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_what_was_made_before_an_interruption_is_kept(tmp_path):
-    with record(tmp_path).open({}) as writer:
-        writer.add(2, [{"text": "b"}], 1.5)
-        writer.add(0, [{"text": "a\nä\u2028"}], 2.5)
-    later = record(tmp_path)
-    kept = later.resume()
-    assert kept == {2: [{"text": "b"}], 0: [{"text": "a\nä\u2028"}]}
-    assert later.seconds == 2.5
+def test_what_was_made_is_read_back(tmp_path):
+    record(tmp_path).texts.add(FIRST, output("a\nä\u2028"), 1.5, ABOUT)
+    record(tmp_path).texts.add(Pair((1,), (2, 3)), Score(-1.5, 2, True), 0.5, ABOUT)
+    made = record(tmp_path).texts.made
+    assert made == {FIRST.key: (output("a\nä\u2028"), 1.5), Pair((1,), (2, 3)).key: (Score(-1.5, 2, True), 0.5)}
 
 
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path):
-    first = record(tmp_path)
-    with first.open({}) as writer:
-        writer.add(0, ["whole"], 1.0)
-    with open(first.partial_path, "a") as file:
-        file.write('{"problem": 1, "seconds": 2, "ma')
-    later = record(tmp_path)
-    with later.open(later.resume()) as writer:
-        writer.add(1, ["again"], 3.0)
-    assert record(tmp_path).resume() == {0: ["whole"], 1: ["again"]}
+    texts = record(tmp_path).texts
+    texts.add(FIRST, output("whole"), 1.0, ABOUT)
+    with open(texts.path, "ab") as file:
+        file.write('{"key": "x", "made": [{"text": "ä'.encode()[:-1])
+    later = record(tmp_path).texts
+    assert later.made.keys() == {FIRST.key}
+    later.add(SECOND, output("again"), 1.0, ABOUT)
+    assert record(tmp_path).texts.made.keys() == {FIRST.key, SECOND.key}
 
 
-def test_what_was_made_under_other_settings_is_started_over(tmp_path, caplog):
-    with record(tmp_path).open({}) as writer:
-        writer.add(0, ["old"], 1.0)
-    assert record(tmp_path, limit=5).resume() == {}
-    assert not record(tmp_path).partial_path.exists()
+def test_answers_under_other_settings_stay_and_are_not_mixed(tmp_path):
+    path = tmp_path / "gsm8k.texts.jsonl"
+    Texts(path, {"model": "a"}).add(FIRST, output("a's"), 1.0, {"name": "vllm"})
+    Texts(path, {"model": "b"}).add(FIRST, output("b's"), 1.0, {"name": "transformers"})
+    for model, name in (("a", "vllm"), ("b", "transformers")):
+        texts = Texts(path, {"model": model})
+        assert texts.made[FIRST.key][0][0].text == f"{model}'s" and texts.engine == {"name": name}
+    assert Texts(path, {"model": "c"}).made == {}
 
 
-def test_a_finished_record_of_other_settings_says_what_changed(tmp_path):
-    done = record(tmp_path)
-    done.complete({"task": "gsm8k", "settings": done.settings}, [{"problem": 0}])
-    assert record(tmp_path).finished()["task"] == "gsm8k"
-    with pytest.raises(UserError, match=r"gsm8k\.json: made under other settings \(limit: 3 -> 5\).*--force"):
-        record(tmp_path, limit=5).finished()
-    record(tmp_path).clear()
-    assert record(tmp_path, limit=5).finished() is None
+def test_another_form_is_refused(tmp_path):
+    (tmp_path / "gsm8k.texts.jsonl").write_text('{"format": 99, "settings": {}, "engine": {}}\n')
+    with pytest.raises(UserError, match=r"gsm8k\.texts\.jsonl: written by another version; redo it with --force"):
+        _ = record(tmp_path).texts.made
+    (tmp_path / "gsm8k.texts.jsonl").unlink()
+    (tmp_path / "gsm8k.partial.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"gsm8k\.json: written by another version"):
+        record(tmp_path).earlier()
 
 
-def test_completing_removes_the_partial_file(tmp_path):
-    done = record(tmp_path)
-    done.open({}).file.close()
-    done.complete({"settings": done.settings}, [{"problem": 0}, {"problem": 1}])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gsm8k.json", "gsm8k.samples.jsonl"]
-    assert [sample["problem"] for sample in read_samples(done.samples_path)] == [0, 1]
+def test_a_result_says_what_it_was_made_under(tmp_path):
+    done = record(tmp_path, limit=3)
+    assert done.earlier() is None
+    result = done.complete({"n": 1}, [{"problem": 0}])
+    assert result["settings"] == {"model": "abc", "limit": 3} and record(tmp_path).earlier() == result
+    done.texts.add(FIRST, output("a"), 1.0, ABOUT)
+    done.clear()
+    assert list(tmp_path.iterdir()) == [] and done.texts.made == {}
+
+
+def test_a_slash_in_a_name_makes_no_folder(tmp_path):
+    assert record(tmp_path, task="lm_eval/mmlu").result_path == tmp_path / "lm_eval-mmlu.json"
+
+
+def test_intervals_are_over_problems():
+    assert interval([1, 0, 0, 1]) == list(wilson(0.5, 4))
+    low, high = interval([0.5] * 80 + [0.25, 0.75] * 10)
+    assert 0.45 < low < 0.5 < high < 0.55, "narrower than if each problem were one trial"
+    assert interval([0.5, 0.25]) == interval([0.5, 0.25]) and interval([]) == [0, 1]
 
 
 def test_changes_name_added_and_removed_settings():
@@ -89,7 +108,7 @@ def test_a_malformed_samples_file_names_its_line(tmp_path):
 def test_samples_are_read_back_whatever_they_hold(tmp_path):
     done = record(tmp_path)
     samples = [{"problem": 0, "output": "a\u2028b\u2029c\x85d\x0b\ne"}, {"problem": 1, "output": ""}]
-    done.complete({"settings": done.settings}, samples)
+    done.complete({}, samples)
     assert read_samples(done.samples_path) == samples
 
 
@@ -112,9 +131,9 @@ def test_compare_is_paired():
 
 
 def finish(folder, correct, data="d", **settings):
-    done = TaskRecord(folder / "eval", "gsm8k", {"data": data, **settings})
+    done = TaskRecord(folder / "eval", "gsm8k", {"data": data, **settings}, {})
     samples = [{"problem": k, "sample": 0, "correct": value, "output": f"o{k}"} for k, value in enumerate(correct)]
-    done.complete({"settings": done.settings}, samples)
+    done.complete({}, samples)
     return done.samples_path
 
 
@@ -168,3 +187,23 @@ def test_samples_are_selected_and_rendered():
     text = render("gsm8k", samples[1])
     for part in ("gsm8k #1", "WRONG", "| How many?", "> It is 1.", "gold: 0"):
         assert part in text
+
+
+def test_what_one_run_solves_and_the_other_does_not(tmp_path, capsys, monkeypatch):
+    finish(tmp_path / "a", [True, False, True, False])
+    finish(tmp_path / "b", [True, True, False, False])
+    monkeypatch.setattr("sys.argv", ["show", "--flipped", str(tmp_path / "a"), str(tmp_path / "b")])
+    command()
+    shown = capsys.readouterr().out
+    assert "gsm8k: A alone is right 1 times, B alone 1 times" in shown
+    assert "#1  only B is right" in shown and "#2  only A is right" in shown and "#0" not in shown
+
+
+def test_no_text_steers_a_terminal():
+    text = render("gsm8k", {"problem": 0, "correct": False, "output": "a\x1b[2Jb\x07\x9b31m", "note": "\x1b]0;x"})
+    assert all(c.isprintable() or c == "\n" for c in text) and "a\\x1b[2Jb\\x07" in text
+
+
+def test_a_verdict_that_another_grader_sees_otherwise_is_shown():
+    graders = {"exact": {"correct": False}, "metamath": {"correct": True}}
+    assert "metamath: right" in render("math", {"problem": 0, "correct": False, "graders": graders})

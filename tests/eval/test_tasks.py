@@ -4,7 +4,6 @@ import pytest
 
 from dataset.catalog import left_out
 from eval.tasks import STOP, Judged, check_tasks, expand, get_task, load_problems, names
-from eval.tasks._choices import documents, parse_choices
 from eval.tasks.commonsense import options
 from eval.tasks.forgetting import windows
 from utils.config import Config, EvalConfig
@@ -88,44 +87,6 @@ def test_the_first_option_named_counts():
     assert [verdict.correct for verdict in judged] == [True, False, False]
     assert [verdict.extracted for verdict in judged] == ["answer2", "answer1", None]
     assert options(problem["instruction"]) == ["answer1", "answer2", "answer3"]
-
-
-@pytest.mark.parametrize(
-    "name", ["boolq", "piqa", "social_i_qa", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa"]
-)
-def test_choices_are_read_back_from_every_record_of_the_mirror(mirror, name):
-    problems = load_problems(name, config(mirror, tasks=[name]))
-    rows = [parse_choices(problem) for problem in problems]
-    for problem, row in zip(problems, rows, strict=True):
-        assert row["choices"] and all(choice for choice in row["choices"]) and row["question"]
-        assert 0 <= row["gold"] < len(row["choices"])
-        assert all(choice in problem["instruction"] for choice in row["choices"] if name != "boolq")
-        assert "Please" not in row["question"][:7] and "Answer format" not in row["question"]
-    assert len(documents(name, problems)) == len(problems)
-
-
-def test_choices_of_one_record():
-    record = {
-        "instruction": "Please choose the correct answer to the question: Why: a or b?\n\n"
-        "Answer1: it 2 Answer2: that.\n\nAnswer format: answer1/answer2",
-        "answer": "answer2",
-        "type": "openbookqa",
-    }
-    assert parse_choices(record) == {"question": "Why: a or b?", "choices": ["it 2", "that."], "gold": 1}
-    with pytest.raises(UserError, match="not a multiple-choice record"):
-        parse_choices({**record, "instruction": "Why?"})
-
-
-def test_winogrande_scores_the_rest_of_the_sentence_after_each_option():
-    record = {
-        "instruction": "Please choose the correct answer to fill in the blank to complete the given sentence: "
-        "Ann met Eve, so _ waved.\n\nOption1: Ann Option2: Eve Answer format: option1/option2",
-        "answer": "option1",
-        "type": "winogrande",
-    }
-    assert documents("winogrande", [record]) == [
-        {"query": "waved.", "choices": ["Ann met Eve, so Ann", "Ann met Eve, so Eve"], "gold": 0}
-    ]
 
 
 def test_a_group_leaves_out_what_the_mirror_has_not(mirror):

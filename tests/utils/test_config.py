@@ -51,7 +51,7 @@ def test_a_sweep_of_ranks_keeps_the_scaling(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_valid(path: Path) -> None:
-    assert set(load_config(path).eval.tasks) <= set(names())
+    assert all(name in names() or name.startswith("lm_eval/") for name in load_config(path).eval.tasks)
 
 
 @pytest.mark.parametrize(

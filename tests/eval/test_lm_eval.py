@@ -1,0 +1,126 @@
+"""lm-eval's tasks on our engines: its own definitions, read from local YAML files, of likelihood and of generation."""
+
+import json
+
+import pytest
+import yaml
+
+from eval.candidates import base_target
+from eval.evaluate import evaluate
+from eval.show import render
+from eval.task_record import read_samples
+from tests.eval.engine_fixtures import tiny_llama
+from utils.config import Config, load_config
+from utils.errors import UserError
+
+pytest.importorskip("lm_eval")
+DOCS = [
+    {"question": f"What is {a} + {a}?", "choices": [str(2 * a), "many"], "answer": str(2 * a)} for a in range(1, 6)
+]
+TASKS = {
+    "sums_choice": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_choice": "choices",
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+    "sums_text": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "fewshot_split": "test",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 5, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    },
+    "sums_rolling": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}",
+        "metric_list": [{"metric": "word_perplexity"}],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(smollm2, tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("tiny") / "model", tokenizer=smollm2)
+
+
+@pytest.fixture
+def config_file(tiny, tmp_path):
+    folder = tmp_path / "definitions"
+    folder.mkdir()
+    (folder / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in DOCS))
+    for name, definition in TASKS.items():
+        data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "docs.jsonl")}}}
+        text = yaml.safe_dump({"task": name, "test_split": "test", **data, **definition, "metadata": {"version": 1}})
+        (folder / f"{name}.yaml").write_text(text)
+    path = tmp_path / "config.yaml"
+    wanted = {"engine": "transformers", "task_dir": str(folder), "tasks": [f"lm_eval/{name}" for name in TASKS]}
+    values = {"output_dir": str(tmp_path / "out"), "model": {"name": str(tiny), "dtype": "float32"}, "eval": wanted}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def score(path, regrade=False, **changes):
+    config = load_config(path, {f"eval.{key}": value for key, value in changes.items()})
+    found = evaluate(config, [base_target(config)], regrade=regrade)["base"]
+    return found, path.parent / "out" / "base" / "eval"
+
+
+def test_likelihoods_texts_and_whole_texts_are_served(config_file, monkeypatch):
+    found, folder = score(config_file)
+    choice, text, rolling = (found[f"lm_eval/{name}"] for name in TASKS)
+    assert choice["metric"] == "acc" and choice["n"] == 5 and choice["requests"] == 10
+    assert {"acc,none", "acc_norm,none", "acc_stderr,none"} <= choice["metrics"]["sums_choice"].keys()
+    samples = read_samples(folder / "lm_eval-sums_choice.samples.jsonl")
+    assert [sample["logprobs"][0] >= sample["logprobs"][1] for sample in samples] == [
+        sample["correct"] for sample in samples
+    ]
+    assert choice["score"] == sum(sample["correct"] for sample in samples) / 5
+    assert samples[0]["output"] == [" 2", " many"] and "Question: What is 1 + 1?" in render("t", samples[0])
+    assert text["metric"] == "exact_match" and text["n"] == 5
+    assert rolling["metric"] == "word_perplexity" and rolling["score"] > 1
+    monkeypatch.setattr("eval.evaluate.open_engine", lambda *_: pytest.fail("all answers are on file"))
+    assert score(config_file)[0] == found
+    again, _ = score(config_file, regrade=True)
+    assert all(again[name]["metrics"] == found[name]["metrics"] for name in found)
+
+
+def test_examples_stand_before_the_question(config_file):
+    found, folder = score(config_file, tasks=["lm_eval/sums_text"], num_fewshot=2, limit=3)
+    assert found["lm_eval/sums_text"]["n"] == 3
+    assert found["lm_eval/sums_text"]["lm_eval"]["num_fewshot"] == {"sums_text": 2}
+    sample = read_samples(folder / "lm_eval-sums_text.samples.jsonl")[0]
+    assert sample["prompt"].count("What is") == 3 and sample["prompt"].endswith("What is 1 + 1?")
+
+
+def test_what_is_said_of_a_task_counts_for_it(config_file):
+    wanted = {"max_new_tokens": {"lm_eval/sums_text": 2}, "limit": 2}
+    found, folder = score(config_file, tasks=["lm_eval/sums_text"], **wanted)
+    made = [json.loads(line) for line in (folder / "lm_eval-sums_text.texts.jsonl").read_text().splitlines()[1:]]
+    assert [output["tokens"] for line in made for output in line["made"]] == [2, 2]
+    assert found["lm_eval/sums_text"]["settings"]["max_new_tokens"] == 2
+
+
+def test_more_problems_ask_for_the_missing_ones_alone(config_file):
+    _, folder = score(config_file, tasks=["lm_eval/sums_choice"], limit=2)
+    made = folder / "lm_eval-sums_choice.texts.jsonl"
+    before = made.read_text()
+    score(config_file, tasks=["lm_eval/sums_choice"], limit=5)
+    assert made.read_text().startswith(before) and made.read_text().count('"key"') == 10
+
+
+def test_mistakes_are_named(config_file):
+    with pytest.raises(UserError, match="eval.tasks: lm-eval has no task 'hellaswagg'; it has .*hellaswag"):
+        score(config_file, tasks=["lm_eval/hellaswagg"])
+    with pytest.raises(UserError, match="eval.num_fewshot: is for lm-eval's tasks"):
+        score(config_file, tasks=["gsm8k"], task_dir=None, num_fewshot=5)
+    with pytest.raises(UserError, match="eval.task_dir: nowhere is not a folder"):
+        score(config_file, task_dir="nowhere")
+
+
+def test_the_former_key_says_what_replaces_it():
+    with pytest.raises(ValueError, match="protocol is gone.*lm_eval/boolq"):
+        Config(eval={"protocol": "loglikelihood"})
