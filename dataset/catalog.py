@@ -207,7 +207,7 @@ EVALUATION |= _sources(
     },
 )
 
-# The test sets whose questions must not be in a training set.
+# The test sets whose questions must not be in a training set; of a set that is not named here, all.
 TESTED_BY: dict[str, tuple[str, ...]] = {
     "metamath": ("gsm8k", "math"),
     "gsm8k": ("gsm8k", "math"),

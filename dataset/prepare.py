@@ -56,7 +56,7 @@ def _sources(task: str, data_dir: str | None) -> list[Source]:
         return [glue_source(task, "train"), glue_source(task, "validation")]
     if task not in TRAINING:
         return [EVALUATION[task]]
-    return [*test_sets(TESTED_BY[task], data_dir), TRAINING[task]]
+    return [*test_sets(TESTED_BY.get(task, tuple(EVALUATION)), data_dir), TRAINING[task]]
 
 
 def _report(source: Source, count: int, data_dir: str | None) -> dict[str, Any]:
