@@ -27,6 +27,7 @@ _DEFINITION = re.compile(r"^(?:async def|def|class|import|from|@)", re.MULTILINE
 _STATEMENT = re.compile(r"(?:async def|def|class|import|from|try|with|if|for|while)\b|@|[\w., ]+(?::.*)?=[^=]")
 _FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)
 _LONGEST = 60  # chunks that one statement may be spread over, by text at the left margin inside it
+_ATTEMPTS = 500  # to put chunks together, per text: models repeat themselves
 
 
 @dataclass
@@ -117,12 +118,13 @@ def blocks(text: str) -> list[str]:
 def _pieces(text: str) -> list[_Piece]:
     """Return the top-level statements of a text that may hold prose, and end in the middle of a statement."""
     starts = [match.start() for match in re.finditer(r"^(?![\s#)\]}]).", text, re.MULTILINE)] + [len(text)]
-    found, at = [], 0
+    found, at, left = [], 0, _ATTEMPTS
     while at < len(starts) - 1:
         chunk, after = text[starts[at] : starts[at + 1]], at + 1
         tree, whole = _parse(chunk), True
         if tree is None and _STATEMENT.match(chunk):
-            for end in range(at + 2, min(at + _LONGEST, len(starts))):
+            for end in range(at + 2, min(at + _LONGEST, len(starts), at + left)):
+                left -= 1
                 if tree := _parse(text[starts[at] : starts[end]]):
                     after = end
                     break
