@@ -85,7 +85,9 @@ def _is_unit(text: str) -> bool:
 
 def _is_variable(text: str) -> bool:
     word = _VARIABLE.search(text)
-    return bool(word) and len(word.group()) == 1 and not re.match(r"[mgshlLAVWJNKCF]|a\W+\w", text[word.start() :])
+    if word is None or len(word.group()) > 1:
+        return False
+    return not re.match(r"[mgshlLAVWJNKCF]|a\W+\w", text[word.start() :])
 
 
 def extract_number(text: str, marker: str = MARKER) -> str | None:
