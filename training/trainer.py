@@ -121,7 +121,7 @@ class RunTrainer(Trainer):
 
     @torch.no_grad()
     def record_losses(self, examples: TokenDataset) -> list[float]:
-        """Return the summed loss of each record over the mean number of targets: the mean of that is the loss per target.
+        """Return each record's summed loss over the mean count of targets: their mean is the loss per target.
 
         Of a language model; every process must call it.
         """
