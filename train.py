@@ -5,6 +5,10 @@ python train.py --config configs/demo.yaml
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from training.check import check, finished, run_settings
 from training.methods import METHODS
@@ -52,6 +56,20 @@ def command() -> None:
         train(config, flags["force"])
 
 
+@contextmanager
+def noted_divergence(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Keep that a run diverged, and with which settings: a comparison counts it as worse than any other."""
+    from training.trainer import Diverged
+
+    (folder / "diverged.json").unlink(missing_ok=True)
+    try:
+        yield
+    except Diverged as error:
+        if is_main():
+            write_json(folder / "diverged.json", {"reason": str(error), "settings": settings})
+        raise
+
+
 def train(config: Config, force: bool = False) -> None:
     """Train one run, or go on with it, and export what it has learned.
 
@@ -64,6 +82,7 @@ def train(config: Config, force: bool = False) -> None:
     from training.checkpoints import checkpoint_to_resume, start_checkpoints
     from training.data import load_examples
     from training.export import export, exported_folder
+    from training.measures import FirstStep, first_rate, held_out, update_figures
     from training.model import add_adapter, load_base, room_for_model
     from training.trainer import fit, make_trainer
     from utils.models import load_tokenizer
@@ -93,13 +112,19 @@ def train(config: Config, force: bool = False) -> None:
     if checkpoint is None and is_main():
         start_checkpoints(folder / "checkpoints", model, METHODS[config.method.name].keeps_start)
 
-    # Fit.
+    # Fit, at the rate that was set or that the relative step asks for.
+    step = first_rate(config, model)
+    args.learning_rate = step["learning_rate"]
     trainer = make_trainer(config, folder, args, model, tokenizer, examples, settings)
-    announce(config, model, examples)
+    trainer.add_callback(FirstStep(config, step))
+    announce(config, model, examples, step)
     setup_seconds = time.monotonic() - started
     with stage(folder, "train"):
-        seconds = fit(trainer, config, checkpoint)
-        figures = run_figures(config, folder, trainer, seconds, setup_seconds)
+        with noted_divergence(folder, settings):
+            seconds = fit(trainer, config, checkpoint)
+        figures = run_figures(config, folder, trainer, seconds, setup_seconds) | step
+        figures |= held_out(config, trainer, examples, folder)
+        figures["update"] = update_figures(config, trainer, examples, tokenizer)
 
         # Export: the adapter in PEFT's ordinary form, or the merged model.
         card = model_card(config, figures)

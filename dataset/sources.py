@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataset.arithmetic import generate
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source
@@ -22,35 +22,58 @@ ARITHMETIC_TEST_SEED = 0  # the test set is one and the same, whatever data.seed
 
 
 def load_training(data: DataConfig) -> list[Record]:
-    """The training records of a configuration; what `data.validation` holds out is not among them.
+    """The training records of a configuration; what is held out is not among them.
 
     Raises:
         UserError: see `check_training`.
     """
-    return load_splits(data)[0]
+    return load_splits(data).train
 
 
-def load_splits(data: DataConfig) -> tuple[list[Record], list[Record]]:
-    """The training records of a configuration, and the validation records it holds out of them.
+class Splits(NamedTuple):
+    """Records to train on, to choose by (checkpoints, rates), and to report a loss on that has chosen nothing."""
+
+    train: list[Record]
+    validation: list[Record]
+    reporting: list[Record]
+
+
+def load_splits(data: DataConfig) -> Splits:
+    """The records of a configuration, and those it holds out of them.
 
     `data.limit` keeps the first records; `data.decontaminate` then drops those that contain a test question;
-    `data.validation` is held out last. `arithmetic` has a validation split of its own; a task of GLUE is validated on
-    the split it is scored on, as is usual there, unless `data.validation` holds records out.
+    `data.validation` and `data.reporting` are held out last. `arithmetic` has a validation split of its own; a task of
+    GLUE is validated on the split it is scored on, as is usual there, unless `data.validation` holds records out.
 
     Raises:
         UserError: see `check_training`.
     """
+    own: list[Record] = []
     if data.train == ARITHMETIC:
         n = data.limit or ARITHMETIC_TRAIN
-        held = round(n * data.validation)
-        if data.validation > 0 and held == 0:
-            raise UserError(f"data.validation: {data.validation} of {n} records is none; name a larger fraction")
-        return generate("train", n, data.seed), generate("validation", held, data.seed)
+        counts = {key: round(n * getattr(data, key)) for key in ("validation", "reporting")}
+        for key, count in counts.items():
+            if getattr(data, key) > 0 and count == 0:
+                raise UserError(f"data.{key}: {getattr(data, key)} of {n} records is none; name a larger fraction")
+        held = generate("validation", sum(counts.values()), data.seed)
+        first = counts["validation"]
+        return Splits(generate("train", n, data.seed), held[:first], held[first:])
     if data.train in GLUE:
         records = load_glue(data.train, "train", data.dir)[: data.limit]
-        if data.validation:
-            return split_validation(records, data.validation, data.seed)
-        return records, load_glue(data.train, "validation", data.dir)
+        own = [] if data.validation else load_glue(data.train, "validation", data.dir)
+    else:
+        records = _named_or_own(data)
+    train, held = split_validation(records, data.validation + data.reporting, data.seed)
+    if not data.validation:
+        return Splits(train, own, held)
+    if not data.reporting:
+        return Splits(train, held, [])
+    share = data.reporting / (data.validation + data.reporting)
+    return Splits(train, *split_validation(held, share, data.seed))
+
+
+def _named_or_own(data: DataConfig) -> list[Record]:
+    """The records of a named set or of the user's own file, limited and decontaminated."""
     source = TRAINING[data.train].records(data.dir) if data.train in TRAINING else _own_records(data)
     records = list(islice(source, data.limit))
     if not records:
@@ -60,7 +83,7 @@ def load_splits(data: DataConfig) -> tuple[list[Record], list[Record]]:
         kept = [record for record in records if not questions.found_in(record)]
         log.info("decontaminated: %d of %d records contain a test question", len(records) - len(kept), len(records))
         records = kept
-    return split_validation(records, data.validation, data.seed)
+    return records
 
 
 def split_validation(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:

@@ -18,7 +18,7 @@ from utils.runs import peak_memory
 from utils.settings import FORMAT
 
 
-def announce(config: Config, model: Any, examples: Examples) -> None:
+def announce(config: Config, model: Any, examples: Examples, step: dict[str, float]) -> None:
     """State what is about to be trained, on what, for how long."""
     method = config.method
     trainable, total = count_parameters(model)
@@ -28,6 +28,11 @@ def announce(config: Config, model: Any, examples: Examples) -> None:
         f"method {method.name}{subspace}, rank {method.rank}, alpha {method.scaled_alpha:g}: "
         f"{trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)"
     )
+    if "relative_step" in step:
+        log.info(
+            f"learning rate {step['learning_rate']:.3g}: the first full step moves the adapted weights by "
+            f"{step['relative_step']:.1e} of their norm"
+        )
     steps, batch, count = examples.steps(config), config.train.global_batch_size, len(examples.train)
     tokens = sum(examples.train.lengths)
     log.info(
@@ -40,7 +45,7 @@ def warn_of_pitfalls(config: Config, tokenizer: Any) -> None:
     """Warn about common mistakes."""
     method, rate = config.method, config.train.learning_rate
     low, high = usual_rates(method.name, method.subspace)
-    if not low / 3 <= rate <= high * 3:
+    if config.train.relative_step is None and not low / 3 <= rate <= high * 3:
         log.warning(f"train.learning_rate: {rate:g} is far from what {method.name} usually takes, {low:g} to {high:g}")
     if method.scaled_alpha != method.rank and method.name != "full":
         log.info(

@@ -55,10 +55,11 @@ class TokenDataset(Dataset[dict[str, Any]]):
 
 @dataclass
 class Examples:
-    """Training examples with the records they come from, and validation examples if some are held out."""
+    """Training examples with the records they come from, and what is held out, to validate and to report on."""
 
     train: TokenDataset
     validation: TokenDataset | None
+    reporting: TokenDataset | None
     records: Sequence[Record]
 
     def steps(self, config: Config) -> int:
@@ -69,11 +70,11 @@ class Examples:
 
 def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Examples:
     """Read, tokenise and split the training data; one process does the work and the others read the result."""
-    records, held = load_splits(config.data)
-    cache = Path(config.output_dir) / "tokens"
+    splits = load_splits(config.data)
+    records, cache = splits.train, Path(config.output_dir) / "tokens"
     with args.main_process_first(desc="tokenizing"):
         train = tokenize(records, tokenizer, config.data, cache)
-        validation = tokenize(held, tokenizer, config.data, cache) if held else None
+        held = [tokenize(part, tokenizer, config.data, cache) if part else None for part in splits[1:]]
     for what, count in train.counts.items():
         if count:
             log.info(
@@ -81,7 +82,7 @@ def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Ex
             )
     if len(train) < args.world_size:
         raise UserError(f"data.train: {len(train)} examples are fewer than the {args.world_size} processes")
-    return Examples(train, validation, records)
+    return Examples(train, *held, records)
 
 
 def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache: Path) -> TokenDataset:

@@ -73,7 +73,7 @@ def store_settings(config: Config) -> dict[str, Any]:
     """What the activations of a calibration depend on, as far as the config tells; not how they are computed."""
     model = config.model.model_dump(include={"name", "revision", "dtype", "task_type"})
     data = config.data.model_dump(
-        include={"train", "fields", "template", "limit", "validation", "decontaminate", "seed"}
+        include={"train", "fields", "template", "limit", "validation", "reporting", "decontaminate", "seed"}
     )
     calibration = config.calibration.model_dump(include={"samples", "max_length", "seed", "spectrum"})
     flat = {"model": model, "data": data, "calibration": calibration}

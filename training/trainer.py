@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from training.announce import Forgetting
 from training.callbacks import MetricsFile, StepProgress, StopOnSignal
 from training.checkpoints import WEIGHTS, load_trainable, rotate, trainable_state, write_manifest
-from training.data import IGNORED, BucketSampler, Collator, Examples, Share
+from training.data import IGNORED, BucketSampler, Collator, Examples, Share, TokenDataset
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_json
@@ -25,6 +25,10 @@ from utils.runs import peak_memory
 
 Found = TypeVar("Found")
 STOPPED = 143  # what a shell reports for a process ended by SIGTERM: the run is not finished
+
+
+class Diverged(UserError):
+    """The loss or its gradient is not a number."""
 
 
 class TargetLogits:
@@ -103,10 +107,42 @@ class RunTrainer(Trainer):
                 return F.mse_loss(logits.squeeze(-1), labels, reduction="sum"), real.sum()
             self.correct += (logits.argmax(-1) == labels).sum()
             return F.cross_entropy(logits, labels, reduction="sum"), real.sum()
+        logits, targets, positions = self._at_targets(model, inputs, labels)
+        return F.cross_entropy(logits, targets, reduction="sum"), positions.sum()
+
+    def _at_targets(
+        self, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the logits where there is a target, float32, those targets, and where they are (batch, tokens)."""
+        assert self.target_logits is not None
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         positions = targets != IGNORED
-        logits = self.target_logits(model, inputs, positions)
-        return F.cross_entropy(logits.float(), targets[positions], reduction="sum"), positions.sum()
+        return self.target_logits(model, inputs, positions).float(), targets[positions], positions
+
+    @torch.no_grad()
+    def record_losses(self, examples: TokenDataset) -> list[float]:
+        """Return each record's summed loss over the mean count of targets: their mean is the loss per target.
+
+        Of a language model; every process must call it.
+        """
+        model = self.model_wrapped
+        model.eval()
+        share = Share(examples, self.args.process_index, self.args.world_size)
+        sums = torch.zeros(2, len(share), dtype=torch.float64, device=self.args.device)
+        done = 0
+        for batch in DataLoader(share, self.args.per_device_eval_batch_size, collate_fn=self.data_collator):
+            inputs = self._prepare_inputs(batch)
+            labels = inputs.pop("labels")
+            logits, targets, positions = self._at_targets(model, inputs, labels)
+            losses = F.cross_entropy(logits, targets, reduction="none").double()
+            rows = positions.nonzero()[:, 0] + done
+            sums[0].index_add_(0, rows, losses)
+            sums[1].index_add_(0, rows, torch.ones_like(losses))
+            done += len(labels)
+        model.train()
+        # A process has every `world_size`th record; what it has twice, without labels, adds nothing.
+        found = self.accelerator.gather(sums[None]).permute(1, 2, 0).reshape(2, -1)[:, : len(examples)]
+        return (found[0] / found[1].mean()).tolist()
 
     @torch.no_grad()
     def evaluate(
@@ -151,7 +187,7 @@ class RunTrainer(Trainer):
         self._broken.zero_()
         # A gradient that overflows in float16 is no reason to stop: the loss scaler skips that step.
         if broken or (norm is not None and not self.args.fp16 and not math.isfinite(float(norm))):
-            raise UserError(
+            raise Diverged(
                 f"train: the loss or its gradient is not a number at step {self.state.global_step + 1}; "
                 f"complete checkpoints in {self.args.output_dir} are kept; try a lower train.learning_rate"
             )

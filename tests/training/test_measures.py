@@ -1,0 +1,95 @@
+"""What a run measures of its training: the size of its steps, the change of its weights, losses record by record."""
+
+import json
+
+import pytest
+import torch
+
+import train as training
+from tests.runs import calibrate, folder_of, losses, metrics
+from training.trainer import Diverged
+
+STARTS = [
+    {"method__name": "lora"},
+    {"method__name": "rslora"},
+    {"method__name": "pissa"},
+    {"method__name": "milora"},
+    {"method__name": "full"},
+    {"method__name": "dora"},
+    {"method__name": "astra", "method__subspace": "tail"},
+    {"method__name": "astra", "method__subspace": "principal", "method__split": "balanced"},
+]
+
+
+@pytest.mark.parametrize("start", STARTS, ids=lambda start: "-".join(start.values()))
+def test_a_relative_step_is_the_size_of_the_first_step_for_every_method(config, start):
+    this = config(
+        **start, train__relative_step=2e-3, train__warmup_ratio=0.0, train__max_steps=1, train__max_grad_norm=1e9,
+        train__forgetting=False, data__validation=0.25, data__reporting=0.25,
+    )  # fmt: skip
+    calibrate(this)
+    training.train(this)
+    found = metrics(this)
+    assert found["relative_step"] == pytest.approx(2e-3)
+    update = found["update"]
+    assert update["first_step_predicted"] == pytest.approx(2e-3)
+    # Adam's first step is the rate times the gradient's sign, short where a gradient is near zero.
+    assert update["first_step"] == pytest.approx(2e-3, rel=0.12)
+    assert update["relative_norm"] == pytest.approx(update["first_step"], rel=1e-4)
+
+
+def test_measures_of_the_update_are_those_of_the_weights(config, monkeypatch):
+    from training import measures
+
+    this = config(method__name="astra", data__validation=0.25, train__forgetting=False)
+    calibrate(this)
+    kept = {}
+
+    def look(config, trainer, examples, tokenizer):
+        from astra.adapter import lora_layers
+
+        squares = torch.zeros(4, dtype=torch.float64)
+        for _, layer in lora_layers(trainer.model):
+            change = layer.get_delta_weight("default").double()
+            q = layer.lora_B["default"].start.double()
+            weight = layer.get_base_layer().weight.double()
+            squares += torch.stack([t.square().sum() for t in (change, weight, q.T @ change, q.T @ q)])
+        kept.update(norm=(squares[0] / squares[1]).sqrt(), inside=squares[2] / squares[0])
+        return real(config, trainer, examples, tokenizer)
+
+    real = measures.update_figures
+    monkeypatch.setattr(measures, "update_figures", look)
+    training.train(this)
+    update = metrics(this)["update"]
+    assert update["relative_norm"] == pytest.approx(float(kept["norm"]), rel=1e-5)
+    assert update["inside_span"] == pytest.approx(float(kept["inside"]), rel=1e-4)
+    assert 0 < update["inside_span"] < 1 and update["output_change"] > 0
+
+
+def test_losses_are_kept_record_by_record_and_their_mean_is_the_loss(config):
+    this = config(data__validation=0.25, data__reporting=0.25, train__forgetting=False, train__save_steps=6)
+    training.train(this)
+    kept, found = json.loads((folder_of(this) / "losses.json").read_text()), metrics(this)
+    assert {split: len(values) for split, values in kept.items()} == {"validation": 6, "reporting": 6}
+    assert sum(kept["validation"]) / 6 == pytest.approx(found["validation_loss"], rel=1e-5)
+    assert sum(kept["reporting"]) / 6 == pytest.approx(found["reporting_loss"], rel=1e-9)
+    assert found["base_loss"] > found["reporting_loss"] != pytest.approx(found["validation_loss"], rel=1e-3)
+
+
+def test_a_run_that_diverges_says_so_and_leaves_no_result(config):
+    this = config(method__name="full", train__learning_rate=1e30, train__max_grad_norm=0.0, train__forgetting=False)
+    with pytest.raises(Diverged, match="not a number at step"):
+        training.train(this)
+    record = json.loads((folder_of(this) / "diverged.json").read_text())
+    assert record["settings"]["train.learning_rate"] == 1e30
+    assert not (folder_of(this) / "metrics.json").exists()
+
+
+def test_the_rate_that_is_set_is_the_rate_of_the_steps(config):
+    rates = {}
+    for name, wanted in (("by-rate", {"train__learning_rate": 1e-2}), ("by-step", None)):
+        step = metrics(config(run="by-rate"))["relative_step"] if wanted is None else None
+        this = config(run=name, train__forgetting=False, **(wanted or {"train__relative_step": step}))
+        training.train(this)
+        rates[name] = losses(this)
+    assert rates["by-step"] == pytest.approx(rates["by-rate"], rel=1e-6)

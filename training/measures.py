@@ -1,0 +1,248 @@
+"""How far training moves the weights: the size of its first step, and of the change it ends with.
+
+Adam's first step moves every trained entry by the rate, so that the first change of a layer W (m x n) with factors
+A0 (r x n), B0 (m x r) and scaling s is
+
+    |dW_1| = rate * s sqrt(m |A0|^2 + n |B0|^2),
+
+without the first term where B is frozen; sqrt(m n) per unit rate where W itself trains. Equal rates are not equal
+steps: over methods the two differ by a factor of 19. `train.relative_step` asks for |dW_1| / |W|.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils.integrations import dequantize_module_weight
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.pytorch_utils import Conv1D
+
+from astra.adapter import lora_layers
+from astra.factors import Factor
+from astra.targets import find_targets
+from dataset.tokens import calibration_batches
+from training.data import Examples
+from utils.config import Config
+from utils.errors import UserError
+from utils.files import write_json
+from utils.models import resolve_model
+
+
+@torch.no_grad()
+def unit_step(model: nn.Module, config: Config) -> float:
+    """|dW_1| / |W| over the adapted layers, per unit of the learning rate, from the model before its first step."""
+    step = norm = 0.0
+    if not isinstance(model, PeftModel):
+        for module in find_targets(model, config.method.target_modules).values():
+            step += module.weight.numel()  # type: ignore[operator, union-attr]
+            norm += float(module.weight.double().square().sum())  # type: ignore[union-attr, operator]
+        return (step / norm) ** 0.5
+    for _, layer in lora_layers(model):
+        a, b = (_start(side["default"]) for side in (layer.lora_A, layer.lora_B))
+        m, n, scaling = len(b), a.shape[1], layer.scaling["default"]
+        down, up = (_trains(side["default"]) for side in (layer.lora_A, layer.lora_B))
+        step += scaling**2 * float(up * m * a.square().sum() + down * n * b.square().sum())
+        step += m * bool(layer.use_dora.get("default"))  # a DoRA's magnitudes move each row by the rate
+        norm += float(_weight(layer.get_base_layer()).double().square().sum())
+    return (step / norm) ** 0.5
+
+
+@torch.no_grad()
+def relative_update(model: nn.Module, config: Config) -> float | None:
+    """|dW| / |W| over the adapted layers; None where the weights before training are not at hand."""
+    change = norm = 0.0
+    for change_, weight in _changes(model, config):
+        if change_ is None:
+            return None
+        change += float(change_.double().square().sum())
+        norm += float(weight.double().square().sum())
+    return (change / norm) ** 0.5
+
+
+@torch.no_grad()
+def inside_span(model: nn.Module) -> float | None:
+    """The share of |dW|^2 inside span(B0), of adapters that start from a product B0 A0; None for all others."""
+    inside = total = 0.0
+    for _, layer in lora_layers(model) if isinstance(model, PeftModel) else ():
+        if not isinstance(layer.lora_B["default"], Factor):
+            return None
+        q = torch.linalg.qr(layer.lora_B["default"].start.double()).Q
+        change = _lora_change(layer).double()
+        inside += float((q.T @ change).square().sum())
+        total += float(change.square().sum())
+    return inside / total if total else None
+
+
+@torch.no_grad()
+def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> float | None:
+    """sum |dW x|^2 / sum |W x|^2 over the adapted layers and the tokens of some batches; None without an adapter."""
+    if not isinstance(model, PeftModel):
+        return None
+    sums = torch.zeros(2, dtype=torch.float64)
+    mask = torch.zeros(0)
+    outputs: dict[int, Tensor] = {}
+
+    def keep(base: Any, _: Any, y: Tensor) -> None:
+        outputs[id(base)] = y if base.bias is None else y - base.bias
+
+    def add(layer: Any, _: Any, y: Tensor) -> None:
+        base = layer.get_base_layer()
+        own = outputs.pop(id(base))
+        bias = 0 if base.bias is None else base.bias
+        rows = mask.to(y.device, torch.bool) if mask.shape == y.shape[:-1] else torch.ones_like(y[..., 0], dtype=bool)
+        changes = (y - bias - own)[rows].double().square().sum(), own[rows].double().square().sum()
+        sums.add_(torch.stack(changes).cpu())
+
+    handles = []
+    for _, layer in lora_layers(model):
+        handles += [layer.get_base_layer().register_forward_hook(keep), layer.register_forward_hook(add)]
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    try:
+        for batch in batches:
+            mask = batch["attention_mask"]
+            model(**{key: batch[key].to(device) for key in ("input_ids", "attention_mask")})
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return float(sums[0] / sums[1]) if sums[1] else None
+
+
+def first_rate(config: Config, model: nn.Module) -> dict[str, float]:
+    """The learning rate and the relative step it stands for: `learning_rate`, `relative_step`.
+
+    Raises:
+        UserError: a relative step is asked for and ZeRO-3 has split the weights.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        if config.train.relative_step is not None:
+            raise UserError(
+                "train.relative_step: ZeRO-3 splits the weights it is measured on; set train.learning_rate"
+            )
+        return {"learning_rate": config.train.learning_rate}
+    unit = unit_step(model, config)
+    rate = config.train.relative_step / unit if config.train.relative_step is not None else config.train.learning_rate
+    return {"learning_rate": rate, "relative_step": rate * unit}
+
+
+def held_out(config: Config, trainer: Any, examples: Examples, folder: Path) -> dict[str, float | None]:
+    """Write the loss of every held-out record to `losses.json`; return the loss on what is only reported.
+
+    `base_loss` is that of the base model, where the adapter can be switched off. Every process must call it.
+    """
+    if config.model.task_type == "SEQ_CLS" or examples.validation is None:
+        return {}
+    parts = {"validation": examples.validation, "reporting": examples.reporting}
+    losses = {split: trainer.record_losses(part) for split, part in parts.items() if part is not None}
+    if trainer.args.should_save:
+        write_json(folder / "losses.json", losses)
+    mean = {split: sum(values) / len(values) for split, values in losses.items()}
+    shown = examples.reporting or examples.validation
+    found: dict[str, float | None] = {"reporting_loss": mean.get("reporting"), "base_loss": None}
+    if isinstance(trainer.model, PeftModel):
+        with trainer.model.disable_adapter():
+            values = trainer.record_losses(shown)
+        found["base_loss"] = sum(values) / len(values)
+    return found
+
+
+def update_figures(config: Config, trainer: Any, examples: Examples, tokenizer: Any) -> dict[str, float | None]:
+    """How far training has moved the model: see the functions of this module; nothing under ZeRO-3."""
+    model = trainer.model
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return {}
+    batches: Iterable[dict[str, Tensor]] = ()
+    if config.model.task_type == "CAUSAL_LM":
+        wanted = config.calibration
+        batches = calibration_batches(
+            examples.records, tokenizer, config.data.template, batch_size=wanted.batch_size,
+            max_length=wanted.max_length, samples=wanted.samples, seed=wanted.seed,
+        )  # fmt: skip
+    return {
+        **trainer.callback(FirstStep).figures,
+        "relative_norm": relative_update(model, config),
+        "inside_span": inside_span(model),
+        "output_change": output_change(model, batches),
+    }
+
+
+class FirstStep(TrainerCallback):
+    """Measures |dW| / |W| right after the first step whose rate is not zero: warm-up begins at zero."""
+
+    def __init__(self, config: Config, measured: dict[str, float]) -> None:
+        self.config, self.measured = config, measured
+        self.rate = 0.0
+        self.figures: dict[str, float | None] = {}
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.rate = float(optimizer.param_groups[0]["lr"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        first = state.global_step == 1 or (state.global_step == 2 and self.config.train.warmup_ratio > 0)
+        if first and self.rate and not self.figures and "relative_step" in self.measured:
+            predicted = self.measured["relative_step"] * self.rate / self.measured["learning_rate"]
+            self.figures = {"first_step_predicted": predicted, "first_step": relative_update(model, self.config)}
+
+
+def _changes(model: nn.Module, config: Config) -> Iterator[tuple[Tensor | None, Tensor]]:
+    """dW (m x n) and W of every adapted layer; dW is None where W before training is not on this disk."""
+    if isinstance(model, PeftModel):
+        for _, layer in lora_layers(model):
+            yield _lora_change(layer), _weight(layer.get_base_layer())
+        return
+    files = {}
+    for path in sorted(resolve_model(config.model).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            files.update(dict.fromkeys(file.keys(), path))
+    for name, module in find_targets(model, config.method.target_modules).items():
+        weight: Any = module.weight
+        key = f"{name}.weight"
+        if key not in files or hasattr(weight, "ds_id"):
+            yield None, weight
+            continue
+        with safe_open(files[key], "pt") as file:
+            before = file.get_tensor(key).to(weight)
+        yield weight - before, before
+
+
+def _lora_change(layer: Any) -> Tensor:
+    """dW (m x n) of a LoRA layer, a DoRA's rescaling included."""
+    a, b = (side["default"].weight.detach().float() for side in (layer.lora_A, layer.lora_B))
+    change = layer.scaling["default"] * (b @ a)
+    if not layer.use_dora.get("default"):
+        return change
+    weight = _weight(layer.get_base_layer()).float()
+    moved = weight + change
+    magnitude = layer.lora_magnitude_vector["default"].weight.detach().float()
+    return moved * (magnitude / torch.linalg.vector_norm(moved, dim=1))[:, None] - weight
+
+
+def _start(factor: Any) -> Tensor:
+    return (factor.start if isinstance(factor, Factor) else factor.weight).detach().double()
+
+
+def _trains(factor: Any) -> bool:
+    return bool((factor.delta if isinstance(factor, Factor) else factor.weight).requires_grad)
+
+
+def _weight(base: Any) -> Tensor:
+    """W (m x n) of a linear layer; `Conv1D` stores the transpose."""
+    weight = dequantize_module_weight(base).detach()
+    return weight.T if isinstance(base, Conv1D) else weight
