@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
+from dataset.general_text import load_general_text, measured_in_training
 from dataset.glue import GLUE, glue_source
 from dataset.overlap import TestQuestions
 from dataset.records import Record
@@ -87,17 +88,22 @@ def prepare_experiment(config: Config) -> None:
         UserError: see `prepare`.
     """
     judged = expand_groups(config.eval.tasks, config.data.dir) if config.model.task_type == "CAUSAL_LM" else []
-    covered = TESTED_BY.get(config.data.train, ())
+    covered = TESTED_BY.get(config.data.train, tuple(EVALUATION)) if config.data.train in TRAINING else ()
     tasks = [name for name in (config.data.train, *judged) if name in TASKS and name not in covered]
     wanted: dict[str, Any] = {"dir": config.data.dir, "tasks": tasks}
     own = config.data.train if config.data.train not in (*TASKS, ARITHMETIC) else None
     if own is not None:
         wanted["own"] = {own: sha256_file(own)}
+    text = config.data.general_text if measured_in_training(config) or "forgetting" in judged else None
+    if text is not None:
+        wanted["general_text"] = text
     path = Path(config.output_dir) / "data.json"
-    if not (tasks or own) or (path.is_file() and read_json(path)["wanted"] == wanted):
+    if not (tasks or own or text) or (path.is_file() and read_json(path)["wanted"] == wanted):
         return
     log_to(Path(config.output_dir) / "log.txt")
     found = {task: prepare(task, config.data.dir) for task in tasks}
+    if text is not None:
+        log.info("general text %s: fingerprint %s", text, load_general_text(text).fingerprint)
     if own is not None:
         questions = test_questions([name for name in judged if name in EVALUATION], config.data.dir)
         found[own] = {"contain_a_test_question": _overlap(own, load_training(config.data), questions)}
