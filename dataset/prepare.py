@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
+from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
 from dataset.general_text import load_general_text, measured_in_training
 from dataset.glue import GLUE, glue_source
 from dataset.overlap import TestQuestions
@@ -58,7 +58,7 @@ def _sources(task: str, data_dir: str | None) -> list[Source]:
         return [glue_source(task, "train"), glue_source(task, "validation")]
     if task not in TRAINING:
         return [EVALUATION[task]]
-    return [*test_sets(TESTED_BY.get(task, tuple(EVALUATION)), data_dir), TRAINING[task]]
+    return [*test_sets(TESTED_BY.get(task, DISTINCT), data_dir), TRAINING[task]]
 
 
 def _report(source: Source, count: int, data_dir: str | None) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def prepare_experiment(config: Config) -> None:
         UserError: see `prepare`.
     """
     judged = expand_groups(config.eval.tasks, config.data.dir) if config.model.task_type == "CAUSAL_LM" else []
-    covered = TESTED_BY.get(config.data.train, tuple(EVALUATION)) if config.data.train in TRAINING else ()
+    covered = TESTED_BY.get(config.data.train, DISTINCT) if config.data.train in TRAINING else ()
     tasks = [name for name in (config.data.train, *judged) if name in TASKS and name not in covered]
     wanted: dict[str, Any] = {"dir": config.data.dir, "tasks": tasks}
     own = config.data.train if config.data.train not in (*TASKS, ARITHMETIC) else None
