@@ -52,7 +52,7 @@ class DataConfig(Section):
     general_text: str = Field(
         "wikitext-2", description="what forgetting is measured on: wikitext-2, python-manual, or a .txt file"
     )
-    decontaminate: bool | Literal["13-gram"] = Field(
+    decontaminate: Literal[False, True, "13-gram"] = Field(
         False, description="drop training records that contain a test question, or share 13 words in a row with one"
     )
     seed: int = Field(42, description="seed of the split and of generated data")
