@@ -33,10 +33,6 @@ class Mirror:
     columns: tuple[str, ...] = ()
     part: bool = False
 
-    def records(self, folder: Path, name: str, convert: Converter) -> Iterator[Record]:
-        """Yield the records of one of the files."""
-        return converted(read_rows(folder / name, self.columns), convert, name)
-
 
 @dataclass(frozen=True)
 class Source:
@@ -64,28 +60,26 @@ class Source:
         if folder is None:
             yield from self.hub.records(self.what)
             return
-        mirror = self._mirror(folder)
-        for name, convert in mirror.files.items():
-            yield from mirror.records(Path(folder), name, convert)
+        for _, records in self._files(folder):
+            yield from records
 
     def check(self, folder: str | Path | None) -> None:
         """Raise a `UserError` early: unless the hub answers, or each file of the mirror gives a record."""
         if folder is None:
             self.hub.check(self.what)
             return
-        mirror = self._mirror(folder)
-        for name, convert in mirror.files.items():
-            if next(mirror.records(Path(folder), name, convert), None) is None:
-                raise UserError(f"{self.what}: {Path(folder) / name} holds no records")
+        for path, records in self._files(folder):
+            if next(records, None) is None:
+                raise UserError(f"{self.what}: {path} holds no records")
 
     def origin(self, folder: str | Path | None) -> dict[str, str]:
         """Return what the records were read from: the hub's repository and commit, or a mirror's files and sums."""
         if folder is None:
             return {self.hub.repository: f"commit {self.hub.snapshot(self.what).name}"}
-        files = [Path(folder) / name for name in self._mirror(folder).files]
-        return {str(file): f"SHA-256 {sha256_file(file)}" for file in files}
+        return {str(path): f"SHA-256 {sha256_file(path)}" for path, _ in self._files(folder)}
 
-    def _mirror(self, folder: str | Path) -> Mirror:
+    def _files(self, folder: str | Path) -> Iterator[tuple[Path, Iterator[Record]]]:
+        """Yield each file of a mirror with its records."""
         if not Path(folder).is_dir():
             raise UserError(f"data.dir: {folder} is not a folder; name a local mirror, or leave it out to use the hub")
         if self.mirror is None:
@@ -94,7 +88,9 @@ class Source:
             raise UserError(
                 f"{self.what} is only on the hub ({self.hub.repository}); a mirror (data.dir) has: {there}"
             )
-        return self.mirror
+        for name, convert in self.mirror.files.items():
+            path = Path(folder) / name
+            yield path, converted(read_rows(path, self.mirror.columns), convert, name)
 
 
 COMMONSENSE = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")

@@ -13,7 +13,13 @@ TIMEOUT = 10  # seconds to wait for the hub's first answer: its own library trie
 
 @dataclass(frozen=True)
 class Hub:
-    """A split of a data set on the hub, and the number of records it must give (None: not known)."""
+    """A split of a data set on the hub.
+
+    Attributes:
+        count: Records that it must give; None if not known.
+        folder: The only folder of the repository that is downloaded; None for all.
+        otherwise: What to set where the hub can't be read.
+    """
 
     repository: str
     convert: Converter
@@ -22,6 +28,7 @@ class Hub:
     split: str = "train"
     folder: str | None = None
     revision: str | None = None
+    otherwise: str = "set data.dir to a local mirror"
 
     def check(self, what: str) -> None:
         """Raise a `UserError` that begins with `what` unless the data is in the cache or the hub answers."""
@@ -84,5 +91,5 @@ class Hub:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(
                 f"{what} comes from {self.repository} on the hub, which can't be read ({reason[:160]}); "
-                "set data.dir to a local mirror, or try again where the hub can be reached"
+                f"{self.otherwise}, or try again where the hub can be reached"
             ) from error

@@ -6,7 +6,8 @@
 
 TASK is a training set (metamath, code, commonsense, gsm8k), which also prepares the test sets it is judged by, a test
 set by its name, or a GLUE task. An interrupted download goes on where it was when the command runs again. Training
-records that contain a test question are counted; `data.decontaminate: true` in a config leaves them out of training.
+records that contain a test question, and those that share 13 words in a row with one, are counted;
+`data.decontaminate: true` or `13-gram` in a config leaves them out of training.
 """
 
 import argparse
@@ -15,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dataset.catalog import EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
+from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
+from dataset.general_text import load_general_text, measured_in_training
 from dataset.glue import GLUE, glue_source
 from dataset.overlap import TestQuestions
 from dataset.records import Record
@@ -46,7 +48,7 @@ def prepare(task: str, data_dir: str | None = None) -> dict[str, Any]:
         if source.split == "test":
             questions.add(source.task, records)
         elif task in TRAINING:
-            report["contain_a_test_question"] = _overlap(task, records, questions)
+            report |= _overlap(task, records, questions)
     return found
 
 
@@ -56,7 +58,7 @@ def _sources(task: str, data_dir: str | None) -> list[Source]:
         return [glue_source(task, "train"), glue_source(task, "validation")]
     if task not in TRAINING:
         return [EVALUATION[task]]
-    return [*test_sets(TESTED_BY.get(task, tuple(EVALUATION)), data_dir), TRAINING[task]]
+    return [*test_sets(TESTED_BY.get(task, DISTINCT), data_dir), TRAINING[task]]
 
 
 def _report(source: Source, count: int, data_dir: str | None) -> dict[str, Any]:
@@ -72,12 +74,15 @@ def _report(source: Source, count: int, data_dir: str | None) -> dict[str, Any]:
     return {"records": count, "origin": origin}
 
 
-def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict[str, int]:
-    """Log and return how many training records contain a question of each test set, and of any."""
-    overlap = questions.count(progress(records, f"{task}: looking for test questions", len(records), "record"))
-    shares = ", ".join(f"{name}: {overlap[name]:,}" for name in questions.sizes)
-    log.info("%s: %s training records contain a test question (%s)", task, f"{overlap['any']:,}", shares)
-    return dict(overlap)
+def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict[str, dict[str, int]]:
+    """Log and return how many training records hold a question of each test set, and of any, by both rules."""
+    counts = questions.count(progress(records, f"{task}: looking for test questions", len(records), "record"))
+    found: dict[str, dict[str, int]] = {}
+    for rule, what in (("verbatim", "contain a test question"), ("13-gram", "share 13 words with a test question")):
+        count = found[what.replace(" ", "_")] = dict(counts[rule])
+        shares = ", ".join(f"{name}: {count[name]:,}" for name in questions.sizes)
+        log.info("%s: %s training records %s (%s)", task, f"{count['any']:,}", what, shares)
+    return found
 
 
 def prepare_experiment(config: Config) -> None:
@@ -87,20 +92,25 @@ def prepare_experiment(config: Config) -> None:
         UserError: see `prepare`.
     """
     judged = expand_groups(config.eval.tasks, config.data.dir) if config.model.task_type == "CAUSAL_LM" else []
-    covered = TESTED_BY.get(config.data.train, ())
+    covered = TESTED_BY.get(config.data.train, DISTINCT) if config.data.train in TRAINING else ()
     tasks = [name for name in (config.data.train, *judged) if name in TASKS and name not in covered]
     wanted: dict[str, Any] = {"dir": config.data.dir, "tasks": tasks}
     own = config.data.train if config.data.train not in (*TASKS, ARITHMETIC) else None
     if own is not None:
         wanted["own"] = {own: sha256_file(own)}
+    text = config.data.general_text if measured_in_training(config) or "forgetting" in judged else None
+    if text is not None:
+        wanted["general_text"] = text
     path = Path(config.output_dir) / "data.json"
-    if not (tasks or own) or (path.is_file() and read_json(path)["wanted"] == wanted):
+    if not (tasks or own or text) or (path.is_file() and read_json(path)["wanted"] == wanted):
         return
     log_to(Path(config.output_dir) / "log.txt")
     found = {task: prepare(task, config.data.dir) for task in tasks}
+    if text is not None:
+        log.info("general text %s: fingerprint %s", text, load_general_text(text).fingerprint)
     if own is not None:
         questions = test_questions([name for name in judged if name in EVALUATION], config.data.dir)
-        found[own] = {"contain_a_test_question": _overlap(own, load_training(config.data), questions)}
+        found[own] = _overlap(own, load_training(config.data), questions)
     write_json(path, {"wanted": wanted, "found": found})
 
 

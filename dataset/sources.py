@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dataset.arithmetic import generate
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source
 from dataset.glue import GLUE, glue_source, load_glue
-from dataset.overlap import TestQuestions
+from dataset.overlap import Rule, TestQuestions
 from dataset.records import Record, read_rows
 from utils.config import DataConfig
 from utils.errors import UserError
@@ -80,8 +80,9 @@ def _named_or_own(data: DataConfig) -> list[Record]:
         raise UserError(f"data.train: {data.train} holds no records")
     if data.decontaminate:
         questions = test_questions(TESTED_BY.get(data.train, DISTINCT), data.dir)
-        kept = [record for record in records if not questions.found_in(record)]
-        log.info("decontaminated: %d of %d records contain a test question", len(records) - len(kept), len(records))
+        rule: Rule = "13-gram" if data.decontaminate == "13-gram" else "verbatim"
+        kept = [record for record in records if not questions.found_in(record)[rule]]
+        log.info("decontaminated (%s): %d of %d records left out", rule, len(records) - len(kept), len(records))
         records = kept
     return records
 

@@ -102,14 +102,16 @@ def _figures(results: Results, tuned: dict[str, Tuned], style: _Style) -> Iterat
         losses = runs.assign(score=runs["validation_loss"], low=np.nan, high=np.nan).dropna(subset=["score"])
         figure = _against_rate(results, tuned, losses, "validation loss (nats per token)", style, None)
         yield "Validation loss and rate", "loss-learning-rate.png", figure
-    for other, what in (
-        ("forgetting", "rise of the loss on general text (nats per token)"),
-        ("update_norm", "|dW| / |W|"),
-    ):
-        points = runs.dropna(subset=[other, key])
+    known = runs.dropna(subset=["forgetting", key])
+    for number, (text, points) in enumerate(known.groupby("forgetting_text")):  # one figure per text
         if len(points) > 1:
-            name = "forgetting" if other == "forgetting" else "update"
-            yield f"Task loss and {name}", f"loss-{name}.png", _paths(results, tuned, points, other, key, what, style)
+            what = f"rise of the loss on {text} (nats per token)"
+            figure = _paths(results, tuned, points, "forgetting", key, what, style)
+            yield "Task loss and forgetting", f"loss-forgetting{number or ''}.png", figure
+    points = runs.dropna(subset=["update_norm", key])
+    if len(points) > 1:
+        figure = _paths(results, tuned, points, "update_norm", key, "|dW| / |W|", style)
+        yield "Task loss and update", "loss-update.png", figure
     if figure := _curves(results, tuned, style):
         yield "Training loss at each arm's best rate", "loss.png", figure
 

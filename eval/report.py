@@ -141,7 +141,10 @@ def findings(results: Results, tuned: dict[str, Tuned]) -> Iterator[str]:
         )
     texts = sorted(set(runs["forgetting_text"].dropna()))
     if texts:
-        yield f"Forgetting is the rise of the loss on {' and '.join(texts)}, in nats per token."
+        yield (
+            f"Forgetting is the rise of the loss on {' and '.join(texts)}, in nats per token; ± is the standard error "
+            "over paired windows of one run, or the deviation over seeds."
+        )
 
 
 def _setting(results: Results, task: str) -> str:
@@ -246,11 +249,13 @@ def main_table(results: Results, tuned: dict[str, Tuned]) -> pd.DataFrame:
         runs = runs[runs["arm"] == arm]
         rate = "all" if choice.rate is None and len(choice.tried) > 1 else _rate(choice.rate)
         row = {"arm": arm, "rate": rate + (" (edge)" if choice.edge in ("lowest", "highest") else ""), **cells}
-        row["forgetting"] = _forgetting(runs)
+        row |= {
+            heading: _forgetting(runs[runs["forgetting_text"] == text]) for heading, text in _texts(results).items()
+        }
         row["seeds"] = str(runs["seed"].nunique())
         rows.append(row)
     table = pd.DataFrame(rows)
-    order = ["arm", "rate", *names, "forgetting", "seeds"]
+    order = ["arm", "rate", *names, *_texts(results), "seeds"]
     table = table[[name for name in order if name in table and table[name].fillna("").astype(bool).any()]].fillna("")
     first = next(iter(names), None)
     means = _arm_scores(results, tuned, first) if first in _columns(results) else {}
@@ -295,6 +300,12 @@ def _shown(name: str, value: float, metric: str = "") -> str:
     if name == LOSS or metric == "loss":
         return f"{value:.4f}"
     return f"{100 * value:.1f}"
+
+
+def _texts(results: Results) -> dict[str, str]:
+    """Heading -> general text: losses on two texts never share a column."""
+    texts = sorted(set(results.runs["forgetting_text"].dropna()))
+    return {"forgetting" if len(texts) == 1 else f"forgetting on {text}": text for text in texts}
 
 
 def _forgetting(runs: pd.DataFrame) -> str:
@@ -447,6 +458,9 @@ def summary(results: Results, tuned: dict[str, Tuned]) -> dict[str, Any]:
             **{key: _plain(own[key].mean()) if own[key].notna().any() else None
                for key in ("validation_loss", "reporting_loss", "forgetting", "update_norm", "trainable_parameters")},
         }  # fmt: skip
+        arms[arm]["forgetting_text"] = " and ".join(sorted(set(own["forgetting_text"].dropna()))) or None
+        if own["forgetting_text"].nunique() > 1:
+            arms[arm]["forgetting"] = None  # no mean over two texts
     return {
         "model": results.config["model.name"],
         "commit": commit(),

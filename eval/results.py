@@ -81,6 +81,10 @@ def collect(folders: Sequence[Path]) -> Results:
     ]
     columns = ["run", "arm", "folder", "task", "metric", "score", "low", "high", "n"]
     scores = pd.DataFrame(rows, columns=None if rows else columns)
+    if "fingerprint" in scores:  # losses on two texts are two tasks
+        texts = scores["text"] + " " + scores["fingerprint"]
+        several = texts.groupby(scores["task"]).transform("nunique") > 1
+        scores.loc[several & texts.notna(), "task"] += " on " + texts
     return Results(runs, scores, axis, next(iter(found.values())), list(folders))
 
 

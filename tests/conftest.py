@@ -66,11 +66,12 @@ def config(tmp_path, base, records):
         values = {
             "output_dir": str(tmp_path / "out"),
             "model": {"name": str(base), "dtype": "float32"},
-            "data": {"train": str(records), "max_length": 128},
+            "data": {"train": str(records), "max_length": 128, "general_text": "python-manual"},
             "calibration": {"samples": 8, "batch_size": 4, "max_length": 128},
             "method": {"name": "lora", "rank": 4, "alpha": 8},
             "train": {
                 "learning_rate": 1e-2, "global_batch_size": 4, "micro_batch_size": 2, "max_steps": 6, "save_steps": 2,
+                "forgetting": False,  # takes as long as such a run
             },
         }  # fmt: skip
         for key, value in changes.items():

@@ -24,7 +24,10 @@ def run_script(experiment: str, *words: str, **environment: str) -> subprocess.C
 
 def small(tmp_path: Path, *words: str) -> tuple[str, ...]:
     """Overrides that make any experiment one of a few steps on a machine without a hub."""
-    return (f"--output_dir={tmp_path}/out", "--model.name=smollm2", "--model.dtype=float32", *words)
+    return (
+        f"--output_dir={tmp_path}/out", "--model.name=smollm2", "--model.dtype=float32",
+        "--data.general_text=python-manual", *words,
+    )  # fmt: skip
 
 
 def test_set_up_changes_nothing_when_nothing_changed() -> None:

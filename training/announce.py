@@ -4,15 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import TrainerCallback
 
 from training.data import Examples
 from training.export import base_name, is_plain
+from training.forgetting import Forgetting
 from training.methods import METHODS, usual_rates
 from utils.config import Config
 from utils.distributed import is_main
-from utils.files import read_json, read_lines, write_json
-from utils.forgetting import general_text, text_loss
+from utils.files import read_lines
 from utils.log import log
 from utils.runs import peak_memory
 from utils.settings import FORMAT
@@ -62,37 +61,6 @@ def count_parameters(model: Any) -> tuple[int, int]:
     return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
 
 
-class Forgetting(TrainerCallback):
-    """Measures the loss on general text before the first step of a run and after the last."""
-
-    def __init__(self, config: Config, tokenizer: Any, path: Path) -> None:
-        self.enabled = config.train.forgetting and config.model.task_type == "CAUSAL_LM"
-        self.tokenizer, self.path = tokenizer, path
-        self.name, self.text = general_text() if self.enabled else ("", [])
-        self.before: float | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if not self.enabled:
-            return
-        if state.global_step == 0:
-            self.before = text_loss(model, self.tokenizer, self.text)
-            if args.should_save:
-                write_json(self.path, {"text": self.name, "before": self.before})
-            return
-        stored: dict[str, Any] = read_json(self.path) if self.path.is_file() else {"text": "no text"}
-        if stored["text"] != self.name:
-            log.info("forgetting is not known: the run began with %s, and goes on with %s", stored["text"], self.name)
-            self.enabled = False
-        self.before = stored.get("before")
-
-    def compare(self, model: Any) -> dict[str, Any] | None:
-        """Return the losses before and after training and their difference; every process must call it."""
-        if not self.enabled or self.before is None:
-            return None
-        after = text_loss(model, self.tokenizer, self.text)
-        return {"text": self.name, "before": self.before, "after": after, "rise": after - self.before}
-
-
 def run_figures(config: Config, folder: Path, trainer: Any, seconds: float, setup_seconds: float) -> dict[str, Any]:
     """Return the run's figures, the final loss from the last tenth of the steps; every process must call it."""
     lines = read_lines(folder / "metrics.jsonl") if is_main() else []
@@ -136,7 +104,10 @@ def model_card(config: Config, figures: dict[str, Any]) -> str:
         else f"This folder is a whole model: load it with `{_AUTO_CLASS[config.model.task_type]}.from_pretrained`."
     )
     shown = {key: figures[key] for key in ("steps", "final_loss", "validation_loss", "trainable_parameters")}
-    shown["forgetting"] = (figures["forgetting"] or {}).get("rise")
+    if forgetting := figures["forgetting"]:
+        shown["forgetting"] = (
+            f"{forgetting['rise']:+.4f} ± {forgetting['standard_error']:.4f} nats per token on {forgetting['text']}"
+        )
     results = "\n".join(f"| {key} | {value} |" for key, value in shown.items() if value is not None)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {method.name} on {base}\n\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from astra.ranks import MAX_RANK
+from dataset.general_text import check_general_text, measured_in_training
 from dataset.sources import check_training
 from training.methods import METHODS
 from training.stores import stores
@@ -31,6 +32,8 @@ def check(config: Config) -> None:
     check_model(config.model)
     for data in {run.data.model_dump_json(): run.data for run in runs}.values():
         check_training(data, config.model.task_type)
+    for name in {run.data.general_text for run in runs if measured_in_training(run)}:
+        check_general_text(name)
     for run in runs:
         check_combination(run)
     for name, rank in sorted({(run.method.name, run.method.rank) for run in runs}):

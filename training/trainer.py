@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from training.announce import Forgetting
 from training.callbacks import MetricsFile, StepProgress, StopOnSignal
 from training.checkpoints import WEIGHTS, load_trainable, rotate, trainable_state, write_manifest
 from training.data import IGNORED, BucketSampler, Collator, Examples, Share, TokenDataset
+from training.forgetting import Forgetting
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_json

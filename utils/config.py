@@ -49,7 +49,12 @@ class DataConfig(Section):
     max_length: int = Field(512, ge=8, description="longest training example in tokens")
     validation: float = Field(0.0, ge=0, lt=1, description="fraction held out of training for validation")
     reporting: float = Field(0.0, ge=0, lt=1, description="held out too, to report a loss that has selected nothing")
-    decontaminate: bool = Field(False, description="drop training records that contain a test question")
+    general_text: str = Field(
+        "wikitext-2", description="what forgetting is measured on: wikitext-2, python-manual, or a .txt file"
+    )
+    decontaminate: Literal[False, True, "13-gram"] = Field(
+        False, description="drop training records that contain a test question, or share 13 words in a row with one"
+    )
     seed: int = Field(42, description="seed of the split and of generated data")
 
 

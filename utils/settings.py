@@ -7,8 +7,8 @@ from utils.errors import UserError
 FORMAT = 2  # of metrics.json and of the manifests of checkpoints; CHANGELOG.md says what changed
 # Settings that may differ between the start of a run and its resumption: they leave the result as it is.
 FREE = (
-    "train.report_to", "train.logging_steps", "train.save_steps", "train.forgetting", "train.micro_batch_size",
-    "train.gradient_checkpointing", "calibration.batch_size",
+    "train.report_to", "train.logging_steps", "train.save_steps", "train.forgetting", "data.general_text",
+    "train.micro_batch_size", "train.gradient_checkpointing", "calibration.batch_size",
 )  # fmt: skip
 DATA = "data.fingerprint"  # of the tokens: known only once they are read
 

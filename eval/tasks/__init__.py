@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.catalog import COMMONSENSE, EVALUATION, GROUPS, expand_groups
+from dataset.general_text import check_general_text
 from dataset.sources import check_evaluation, load_evaluation, load_splits
 from eval.engines import Answer, Request
 from utils.config import Config, EvalConfig
@@ -179,6 +180,8 @@ def check_tasks(config: Config) -> None:
             check_validation(name, config)
         elif name in EVALUATION or name == "arithmetic":
             check_evaluation(name, config.data.dir)
+        elif name == "forgetting":
+            check_general_text(config.data.general_text)
 
 
 def load_problems(name: str, config: Config) -> list[Record]:

@@ -5,7 +5,6 @@ import pytest
 from dataset.catalog import left_out
 from eval.tasks import STOP, Judged, check_tasks, expand, get_task, load_problems, names
 from eval.tasks.commonsense import options
-from eval.tasks.forgetting import windows
 from utils.config import Config, EvalConfig
 from utils.errors import UserError
 
@@ -117,10 +116,3 @@ def test_a_malformed_mirror_names_file_and_line(tmp_path):
     (folder / "test.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n{"question": \n')
     with pytest.raises(UserError, match=r"test\.jsonl:2"):
         load_problems("gsm8k", config(tmp_path, tasks=["gsm8k"]))
-
-
-def test_windows_are_spread_over_the_text():
-    pieces = windows(list(range(10_000)))
-    assert len(pieces) == 64 and pieces[0][0] == 0 and pieces[-1][-1] == 9_999
-    assert {len(piece) for piece in pieces} == {128}
-    assert len(windows(list(range(300)))) == 2 and windows([1]) == []

@@ -1,7 +1,6 @@
 """Runs of other model families, and of the cases at the edge: few examples, no memory, a loss that is not a number."""
 
 import contextlib
-import json
 import logging
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import train as training
 from astra.adapter import lora_layers
 from astra.convert import starting_factors
 from tests.astra.tiny import relative_difference, targets, tiny_model, tokens
-from tests.runs import TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics, train_and_reload
+from tests.runs import TORCHRUN, Crash, calibrate, crash_at, launch, losses, metrics, train_and_reload
 from training import announce, data, model
 from training import trainer as fitting
 from training.callbacks import duration
@@ -128,25 +127,6 @@ def test_a_run_goes_on_with_less_memory_and_ends_the_same(config, monkeypatch):
     remedy = {"train__micro_batch_size": 1, "train__gradient_checkpointing": True, "train__forgetting": False}
     training.train(config(run="broken", **remedy))
     assert losses(broken) == pytest.approx(losses(whole), abs=1e-4)
-
-
-def test_forgetting_asked_for_only_later_does_not_cost_the_result(config, monkeypatch, caplog):
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        crash_at(patched, 3)
-        training.train(config(train__forgetting=False))
-    with caplog.at_level(logging.INFO, logger="astra"):
-        training.train(config(train__forgetting=True))
-    assert metrics(config())["forgetting"] is None and "forgetting is not known" in caplog.text
-
-
-def test_forgetting_is_measured_on_one_text_or_not_at_all(config, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        crash_at(patched, 3)
-        training.train(config())
-    before = folder_of(config()) / "checkpoints" / "before.json"
-    before.write_text(json.dumps({"text": "another", "before": 1.0}))
-    training.train(config())
-    assert metrics(config())["forgetting"] is None
 
 
 def test_a_loss_that_is_not_a_number_stops_a_float16_run_too(config, monkeypatch):
