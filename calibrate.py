@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +81,12 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
         log.info("%s: calibrating again for %s", folder, _missing(old, need))
         subspaces = tuple(dict.fromkeys((*old.subspaces, *need.subspaces)))
         need = Need(max(need.rank, old.max_rank), subspaces, need.trained)
-    result = run_calibration(folder, config, need, settings, batches[rank() :: world_size()])
-    if is_main():
-        result.save(folder)
-        (folder / FIGURE).unlink(missing_ok=True)  # of what stood here before
-    finish(folder, result, need)
+    with stage(Path(config.output_dir), "calibrate"):
+        result = run_calibration(folder, config, need, settings, batches[rank() :: world_size()])
+        if is_main():
+            result.save(folder)
+            (folder / FIGURE).unlink(missing_ok=True)  # of what stood here before
+        finish(folder, result, need)
     if world_size() > 1:
         import torch
 
@@ -134,7 +135,7 @@ def run_calibration(
     targets = LoraConfig(target_modules=method.target_modules, exclude_modules=method.exclude_modules)
     model = load(config)
     check_rank(model, targets, need.trained)
-    with stage(Path(config.output_dir), "calibrate") if is_main() else nullcontext(), ExitStack() as stack:
+    with ExitStack() as stack:
         bars: list[Progress] = []
 
         def step(done: int, total: int) -> None:

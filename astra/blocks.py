@@ -136,11 +136,11 @@ class _Layers:
         arguments: list[Any] = []
 
         def passed(k: int, *args: Any, **kwargs: Any) -> Any:
-            x, *args = args or [kwargs.pop("hidden_states")]
+            x, *rest = args or [kwargs.pop("hidden_states")]
             if k != len(arguments) or (hidden and x is not hidden[0]):
                 raise AstraError("they are not called one after another, each with the result of the last")
             hidden[:] = [x]
-            arguments.append((tuple(args), kwargs))
+            arguments.append((tuple(rest), kwargs))
             if k + 1 == len(self.layers):
                 raise StopForward
             length = self.forms[k]

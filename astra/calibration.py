@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from astra import parallel
-from astra.blocks import Block, make_blocks, survey
+from astra.blocks import Block, Survey, make_blocks, survey
 from astra.decompose import decompose
 from astra.errors import AstraError
 from astra.forward import Batch, Forward, TokenRows, evaluation
@@ -94,43 +95,47 @@ def calibrate(
     if folder is not None and settings is None:
         raise AstraError("folder needs settings, which tell whose progress it holds")
     request = Request(rank, tuple(dict.fromkeys(subspaces)), spectrum, seed)
-    targets = find_targets(model, peft_config)
+    targets, base = find_targets(model, peft_config), base_model(model)
     mine = list(batches)
-    rows, distinct = [TokenRows(batch) for batch in mine], _distinct_tokens(mine)
-    base = base_model(model)
-    forward = Forward(base, list(targets))
     with evaluation(model), nullcontext() if base is model else model.disable_adapter():
-        with _together("the first sample"):
-            seen = survey(base, forward, targets, mine) if mine else None
-        seen = next((other for other in parallel.gather(seen) if other is not None), None)
-        if seen is None:
-            raise AstraError("no calibration tokens: the calibration set is empty")
-        with _together("the embeddings"):
-            blocks = make_blocks(base, forward, targets, mine, seen)
+        rows, seen, blocks = _prepare(base, targets, mine)
         kept = _Kept(folder, repr((FORMAT, settings, request, list(targets), parallel.gather(_digest(mine)))))
         start = parallel.gather(kept.finished(blocks))[0]
         found = [layer for block in blocks[:start] for layer in kept.read(block)]
         if start:
             log.info("calibration: continues after layer %d of %d", start, len(blocks))
-        done = 0
-        in_place = _in_place(blocks if start < len(blocks) else [])
-        for number, block in enumerate(in_place):
+        done, distinct = count(1), _distinct_tokens(mine)
+        for number, block in enumerate(_in_place(blocks if start < len(blocks) else [])):
             new = number >= start and bool(block.targets)
-            leader = {name: seen.leader.get(name, name) for name in block.targets}
-            sums = Sums(block.targets, leader, block.last, block.calls) if new else None
+            sums = Sums(block.targets, seen.leader, block.last, block.calls) if new else None
             with _together(block.name):
                 for k in range(len(mine)):
                     with sums.batch(k, rows[k]) if sums else nullcontext():
                         block.run(k)
-                    done += 1
                     if on_batch is not None:
-                        on_batch(done, len(blocks) * len(mine))
+                        on_batch(next(done), len(blocks) * len(mine))
             if sums:
                 by_token = {name: distinct for name in block.targets if name in seen.by_token}
                 layers = _decompose(block, sums, sums.reduce(), by_token, request)
                 kept.write(block, layers)
                 found += layers
     return _assemble(found, list(targets), request, dict(settings or {}))
+
+
+def _prepare(
+    base: nn.Module, targets: dict[str, nn.Module], batches: list[Batch]
+) -> tuple[list[TokenRows], Survey, list[Block]]:
+    """The tokens of each batch, what the first sample tells (of the first process that has one), and the blocks."""
+    forward = Forward(base, list(targets))
+    with _together("the first sample"):
+        rows = [TokenRows(batch) for batch in batches]
+        own = survey(base, forward, targets, batches) if batches else None
+    seen = next((other for other in parallel.gather(own) if other is not None), None)
+    if seen is None:
+        raise AstraError("no calibration tokens: the calibration set is empty")
+    with _together("the embeddings"):
+        blocks = make_blocks(base, forward, targets, batches, seen)
+    return rows, seen, blocks
 
 
 def _decompose(

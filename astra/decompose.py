@@ -17,7 +17,9 @@ from astra.subspace import EndsEigen, NotConverged
 from astra.sums import OuterSum, congruence
 
 T = TypeVar("T")
-CUTOFF = 8 * torch.finfo(torch.float64).eps  # times max(m, n) times the largest eigenvalue
+# An eigenvalue counts as zero below this times the largest. What rounding leaves of a zero is 2.5e-16 of the largest,
+# whatever the size of the matrix: less than 1% of the smallest that is kept.
+CUTOFF = 256 * torch.finfo(torch.float64).eps
 _CONDITION = 1e-3  # smallest over largest pivot of a Cholesky factor to rely on
 LARGE = 2048  # below this size a full decomposition is as fast as its ends
 
@@ -29,7 +31,7 @@ class LayerSpectrum:
     Attributes:
         eigenvalues: float64 (m,), ascending, on the CPU; 0 outside the numerical range, NaN where not computed.
         vectors: subspace -> float32 (m, <= rank), orthonormal columns, on the CPU.
-        numerical_rank: number of eigenvalues above max(m, n) * eps * 8 * largest, at most `rank_bound`.
+        numerical_rank: number of eigenvalues above `CUTOFF` times the largest, at most `rank_bound`.
         rank_bound: min(m, n (+1 with a bias), T).
         effective_rank: exp(-sum p log p) with p the eigenvalues over their sum; None without a full spectrum.
         trace: of C.
@@ -83,12 +85,12 @@ def decompose(
     problem = _Problem(moment, kind, weight, bias)
     if not bool(problem.core.isfinite().all()):
         raise AstraError(f"layer {name}: NaN or Inf in its weights")
-    solved = _named(name, lambda: _solve(problem.core, rank, bound, spectrum, subspaces, max(m, n)))
+    solved = _named(name, lambda: _solve(problem.core, rank, bound, spectrum, subspaces))
     largest = float(solved.values[-1])
     if not largest > 0:
         raise AstraError(f"layer {name}: its outputs are all zero on the calibration set")
     known = solved.values.isfinite()
-    above = int((~known | (solved.values > max(m, n) * CUTOFF * largest)).sum())
+    above = int((~known | (solved.values > CUTOFF * largest)).sum())
     numerical = min(above, bound)
     values = torch.cat([solved.values.new_zeros(m - numerical), solved.values[len(solved.values) - numerical :]])
     picker = _Picker(problem, solved, numerical, rank, _generator(seed, name))
@@ -224,7 +226,7 @@ class _Picker:
         return draw.to(self.problem.core.device)
 
 
-def _solve(core: Tensor, rank: int, bound: int, spectrum: str, subspaces: Sequence[str], width: int) -> Eigen:
+def _solve(core: Tensor, rank: int, bound: int, spectrum: str, subspaces: Sequence[str]) -> Eigen:
     """All of a core; of a large one only the ends, if they do and the iteration finds them.
 
     On a device a whole spectrum is its eigenvalues and the vectors of the ends: `eigh` would compute all vectors.
@@ -235,7 +237,7 @@ def _solve(core: Tensor, rank: int, bound: int, spectrum: str, subspaces: Sequen
         low = rank if {"tail", "nullspace"} & set(subspaces) else 1
         high = rank if "principal" in subspaces else 1
         try:
-            found = EndsEigen(core, low, high, floor=width * CUTOFF)
+            found = EndsEigen(core, low, high, floor=CUTOFF)
         except NotConverged:
             return FullEigen(core)  # singular, or no gap between what is wanted and the rest
         if spectrum == "full":

@@ -45,15 +45,16 @@ class Sums:
 
     Args:
         targets: layer name -> module.
-        leader: layer -> the layer whose input tensor it reads too (itself if there is none).
+        leader: layer -> the layer whose input tensor it reads too; a layer that is not there reads its own.
         last, calls: a forward pass ends after the `calls`-th call of the layer `last`.
     """
 
     def __init__(
         self, targets: Mapping[str, nn.Module], leader: Mapping[str, str], last: str | None = None, calls: int = 0
     ) -> None:
-        self.targets, self.leader, self.last, self.calls = targets, leader, last, calls
-        self.kinds, self.augmented = _kinds(targets, leader)
+        self.targets, self.last, self.calls = targets, last, calls
+        self.leader = {name: leader.get(name, name) for name in targets}
+        self.kinds, self.augmented = _kinds(targets, self.leader)
         self.sums: dict[str, OuterSum] = {}
         self._seen, self._rows, self._number = Seen(), TokenRows({}), 0
 

@@ -39,18 +39,9 @@ class OuterSum:
                 self._sum[low:high, :high].addmm_(block[:, low:high].T, block[:, :high])
         self.rows += len(x)
 
-    def partial(self) -> Tensor:
-        """The sum so far, not a copy, on its device; what is above the diagonal blocks has no meaning."""
-        return self._sum
-
     def trace(self) -> Tensor:
         """Sum of the diagonal, a float64 scalar on its device; NaN or Inf if any row had one."""
         return self._sum.trace()
-
-    def load(self, partial: Tensor, rows: int) -> None:
-        """Continue from a saved `partial()` and `rows`."""
-        self._sum.copy_(partial)
-        self.rows = rows
 
     def release(self) -> Tensor:
         """The whole symmetric sum, float64 (n, n) or (n + 1, n + 1), in the memory of this one, which is then over."""

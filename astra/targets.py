@@ -44,7 +44,7 @@ def match_targets(model: nn.Module, peft_config: LoraConfig | Sequence[str] | st
     from peft.tuners.tuners_utils import check_target_module_exists
 
     base = base_model(model)
-    config = _own_copy(base, peft_config)
+    config: Any = _own_copy(base, peft_config)
     modules = dict(_modules(base))
     if config.target_modules == "all-linear":
         config.target_modules = _all_linear(base, config, modules)
@@ -82,14 +82,14 @@ def layer_weight(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     return (weight.T if type(module).__name__ == "Conv1D" else weight), bias
 
 
-def _own_copy(base: nn.Module, peft_config: LoraConfig | Sequence[str] | str) -> LoraConfig:
+def _own_copy(base: nn.Module, peft_config: LoraConfig | Sequence[str] | str) -> Any:
     """A `LoraConfig` to work on, with PEFT's default for the model's type where it names no targets."""
     from peft import LoraConfig
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
     if not isinstance(peft_config, LoraConfig):
         return LoraConfig(target_modules=peft_config if isinstance(peft_config, str) else list(peft_config))
-    config = copy.deepcopy(peft_config)
+    config: Any = copy.deepcopy(peft_config)
     if config.target_parameters:
         raise AstraError("target_parameters cannot be adapted: only linear layers have output activations")
     if config.target_modules is None:
@@ -114,12 +114,13 @@ def _modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
-def _all_linear(base: nn.Module, config: LoraConfig, modules: dict[str, nn.Module]) -> set[str]:
+def _all_linear(base: nn.Module, config: Any, modules: dict[str, nn.Module]) -> set[str]:
     """What PEFT means by "all-linear", without what an adapter does no good to."""
     from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 
     config.task_type = "SEQ_CLS"  # PEFT looks for a classification head to leave out only then
-    found = set(_maybe_include_all_linear_layers(config, base).target_modules or ())  # type: ignore[no-untyped-call]
+    _maybe_include_all_linear_layers(config, base)
+    found: set[str] = config.target_modules
     gates = [name for name in modules if name in found and _is_gate(base, name, modules[name])]
     for what, names in (("routers and gates", gates), ("experts kept in one parameter", _fused_experts(base))):
         if names:

@@ -366,14 +366,16 @@ def against_peft(
     model: nn.Module, batches: list[Batch], arguments: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
     """Seconds of PEFT's data-driven initialisations, and the bytes that CorDA holds at its peak."""
-    from peft import CordaConfig, EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+    from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
     from peft.tuners.lora import corda
+    from peft.tuners.lora.config import CordaConfig
 
     held: list[int] = []
     crop = corda.crop_corda_eigens
 
     def measured(model: nn.Module, config: LoraConfig) -> None:
-        modules = [module for _, module in corda.target_modules(model, config)]
+        found: Any = corda.target_modules(model, config)
+        modules = [module for _, module in found]
         tensors = [(m.covariance_matrix, m.eigens.S_WC, m.eigens.U_WC, m.eigens.V_WC) for m in modules]
         held.append(sum(tensor.nbytes for layer in tensors for tensor in layer))
         crop(model, config)

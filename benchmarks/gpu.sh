@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a CUDA machine: calibrate a LLaMA-2-7B-shaped model with random weights (nothing is downloaded), 256 x 512 tokens,
 # rank 128, and time the plain implementation on 2 of its layers beside it. Wanted: under 60 s and under 35 GiB.
-# Needs torch, transformers, peft, safetensors and SciPy. Writes benchmarks/results/calibration-<device>.json.
+# Needs torch, transformers, peft and safetensors. Writes benchmarks/results/calibration-<device>.json.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 nvidia-smi -L >/dev/null 2>&1 || { echo "error: benchmarks/gpu.sh needs an NVIDIA GPU" >&2; exit 2; }

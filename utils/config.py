@@ -18,6 +18,8 @@ from utils.errors import UserError
 Subspace = Literal["tail", "nullspace", "principal", "middle", "random"]
 CHOOSERS = ("astra",)  # the methods that choose eigenvectors of a calibration: for others, a subspace means nothing
 ARM, LADDERS = "arm", ("train.relative_step", "train.learning_rate")
+# A list whose names were not quoted on the command line would be a character class.
+Pattern = Annotated[str, Field(pattern=r"^[^\[]")]
 LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -77,11 +79,13 @@ class MethodConfig(Section):
     rank: int = Field(128, ge=1, description="rank r of the adapter")
     alpha: float | None = Field(None, gt=0, description="scaling is alpha / rank; default: the rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    target_modules: list[str] | str = Field(
+    target_modules: list[str] | Pattern = Field(
         default_factory=lambda: list(LLAMA_PROJECTIONS), min_length=1,
         description="adapted layers: names, one regular expression, or all-linear",
     )  # fmt: skip
-    exclude_modules: list[str] | str | None = Field(None, description="layers left out: names or a regular expression")
+    exclude_modules: list[str] | Pattern | None = Field(
+        None, description="layers left out: names or a regular expression"
+    )
     rank_allocation: Literal["uniform", "effective_rank"] = Field(
         "uniform", description="share the same total rank over layers evenly or by effective rank"
     )

@@ -87,6 +87,20 @@ def test_an_ill_conditioned_tall_weight_keeps_the_criterion(smallest: float) -> 
     assert (tail.T @ tail - torch.eye(3)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("smallest", [1e-12, 1e-13])
+def test_what_is_small_but_not_rounding_is_in_the_numerical_range(smallest: float) -> None:
+    q = torch.linalg.qr(torch.randn(400, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(4))).Q
+    values = torch.logspace(0, -6, 400, dtype=torch.float64)
+    values[-60:-20] = smallest
+    values[-20:] = 0
+    c = q * values @ q.T
+    found = decompose(c, "output", 10**6, torch.empty(400, 400).normal_(), None, 8, ("tail", "nullspace"))
+    assert found.numerical_rank == 380
+    tail, null = (found.vectors[subspace].double() for subspace in ("tail", "nullspace"))
+    assert (tail * (c @ tail)).sum() == pytest.approx(8 * smallest, rel=1e-2)
+    assert (null * (c @ null)).sum() < 1e-12
+
+
 def test_few_tokens_bound_the_rank() -> None:
     g, weight, bias, c = problem(40, 20, tokens=7)
     found = decompose(g, "input", 7, weight, bias, 10, ("tail", "nullspace"))

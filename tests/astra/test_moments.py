@@ -29,8 +29,7 @@ def collect(model: nn.Module, batches: list[Batch], targets: list[str] | str) ->
     found = find_targets(model, targets)
     forward = Forward(model, list(found))
     with evaluation(model):
-        leader = survey(model, forward, found, batches).leader
-        sums = Sums(found, {name: leader.get(name, name) for name in found})
+        sums = Sums(found, survey(model, forward, found, batches).leader)
         for number, batch in enumerate(batches):
             with sums.batch(number, TokenRows(batch)):
                 forward(batch)
