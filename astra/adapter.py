@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
 from peft.utils.other import get_pattern_key
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -101,6 +102,7 @@ def attach_factors(
             rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
             alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), name), config.lora_alpha)
             targets.append(Target(name, module, rank, alpha / (rank**0.5 if config.use_rslora else rank)))
+    check_names(model, {target.name for target in targets})
     starts = make_starts(targets, factors)
     # By their whole names: an ending may also stand for a router, experts in one parameter, or a vision tower.
     config.target_modules = {target.name for target in targets}
@@ -152,6 +154,21 @@ def check_config(config: Any) -> None:
             raise AstraError(
                 f"LoraConfig.{field.name}: {value!r} is not supported: a saved adapter would not carry it"
             )
+
+
+def check_names(model: nn.Module, names: set[str]) -> None:
+    """Raise an `AstraError` that names a layer which PEFT can't adapt: it takes its name for one of fused experts."""
+    config = LoraConfig(target_modules=names)
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+        taken = names - set(config.target_modules or ())
+    except ValueError:  # it finds some of the names that it wants to fuse
+        taken = {name for name in names if name.rpartition(".")[2] in ("gate_proj", "up_proj", "down_proj")}
+    if taken:
+        raise AstraError(
+            f"layer {min(taken)}: on a {type(model).__name__} PEFT takes its name for that of fused experts; leave it "
+            "out (exclude_modules)"
+        )
 
 
 def lora_layers(peft_model: nn.Module, adapter_name: str = "default") -> Iterator[tuple[str, Any]]:
