@@ -96,7 +96,11 @@ class Texts:
         return found
 
     def add(self, request: Request, answer: Answer, seconds: float, engine: Settings) -> None:
-        """Append an engine's answer; it is on its way to the disk when this returns."""
+        """Append an engine's answer; it is on its way to the disk when this returns.
+
+        Raises:
+            UserError: the file can't be written.
+        """
         self.made[request.key] = answer, seconds
         if not self._begun:
             self._begun, self.engine = True, engine
@@ -106,11 +110,15 @@ class Texts:
         self._append({"key": request.key, "seconds": round(seconds, 4), "made": made})
 
     def _append(self, value: Any) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            _write_line(file, value)
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                _write_line(file, value)
+        except OSError as error:
+            raise UserError(f"{self.path}: can't be written ({error.strerror})") from error
 
     def _mend(self) -> None:
-        """Cut off what a killed process left of its last line."""
+        """Make the folder, and cut off what a killed process left of the last line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             with open(self.path, "rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)

@@ -71,13 +71,19 @@ def _run(name: str, ask: Ask, tokenizer: Any, config: Config) -> tuple[dict[str,
         loaded = _tasks(config.eval.task_dir).load([name])
     except Exception as error:  # whatever a data set's host, file or loader raises
         raise UserError(f"eval.tasks: {LM_EVAL}{name} can't be loaded ({type(error).__name__}: {error})") from error
+    unsafe = config.eval.unsafe_code
     for one in loaded["tasks"].values():
-        if config.eval.num_fewshot is not None:
+        if getattr(one, "UNSAFE_CODE", False) and not unsafe:
+            raise UserError(f"eval.unsafe_code: {LM_EVAL}{name} runs generated code without a sandbox; true allows it")
+        if config.eval.num_fewshot is not None and one.get_config("num_fewshot") != 0:  # 0: it takes none
             one.set_config("num_fewshot", config.eval.num_fewshot)
         one.set_fewshot_seed(config.eval.seed)
     chat = config.data.template == "chat"
     lm = _engine_lm(name, ask, tokenizer, config)
-    found: Any = evaluate(lm, loaded, limit=config.eval.limit, apply_chat_template=chat, bootstrap_iters=1000)
+    limit = config.eval.limit
+    found: Any = evaluate(
+        lm, loaded, limit=limit, apply_chat_template=chat, bootstrap_iters=1000, confirm_run_unsafe_code=unsafe
+    )
     figures, filtered = _figures(name, found, lm)
     samples = [(task, sample) for task, those in found["samples"].items() for sample in those]
     kept = [pair for pair in samples if pair[1]["filter"] == filtered]
@@ -85,14 +91,21 @@ def _run(name: str, ask: Ask, tokenizer: Any, config: Config) -> tuple[dict[str,
 
 
 def _figures(name: str, found: dict[str, Any], lm: Any) -> tuple[dict[str, Any], str]:
-    """Return every metric of every subtask, with the one that the result is known by, and that one's filter."""
+    """Return every metric of every subtask, with the one that the result is known by, and that one's filter.
+
+    A set of tasks for which lm-eval has no mean is known by the mean over its tasks.
+    """
     metrics = {}
     for task, values in {**found["results"], **found.get("groups", {})}.items():
         metrics[task] = {
             key: value for key, value in values.items() if isinstance(value, int | float) and key != "sample_len"
         }
     counts = {task: count["effective"] for task, count in found["n-samples"].items()}
-    whole = metrics.get(name) or next(iter(metrics.values()))
+    whole = metrics.get(name)
+    if not whole:
+        tasks = [metrics[task] for task in counts]
+        shared = [key for key in tasks[0] if "stderr" not in key and all(key in task for task in tasks)]
+        whole = {key: sum(task[key] for task in tasks) / len(tasks) for key in shared}
     keys = [key for key in whole if "stderr" not in key]
     known = [key for start in HEADLINES for key in keys if key.split(",")[0] == start]
     headline = next(iter([*known, *keys]))

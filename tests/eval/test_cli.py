@@ -273,7 +273,7 @@ def test_an_adapter_of_another_shape_is_named(config_file, tiny, smollm2):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--eval.tasks=gsm9k"], "eval.tasks: no task 'gsm9k'; allowed: arithmetic, gsm8k"),
+        (["--eval.tasks=gsm9k"], "eval.tasks: no task 'gsm9k'; allowed: arithmetic, forgetting, gsm8k"),
         (["--run", "nowhere"], "nowhere: holds neither lora/ nor merged/"),
         (["--adapter", "nowhere"], "nowhere: not a PEFT adapter"),
         (["--base", "--run", "x"], "--run, --adapter and --base: give one of them"),

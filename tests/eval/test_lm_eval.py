@@ -88,6 +88,18 @@ def test_likelihoods_texts_and_whole_texts_are_served(config_file, monkeypatch):
     assert all(again[name]["metrics"] == found[name]["metrics"] for name in found)
 
 
+def test_a_set_of_tasks_is_known_by_its_mean(config_file):
+    folder = config_file.parent / "definitions"
+    for name in ("first", "second"):
+        definition = yaml.safe_load((folder / "sums_choice.yaml").read_text())
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**definition, "task": name, "tag": "sums_both"}))
+    found, made = score(config_file, tasks=["lm_eval/sums_both"], limit=2)
+    result = found["lm_eval/sums_both"]
+    assert result["n"] == 4 and result["score"] == result["metrics"]["first"]["acc,none"]
+    numbers = [sample["problem"] for sample in read_samples(made / "lm_eval-sums_both.samples.jsonl")]
+    assert numbers == [0, 1, 2, 3]
+
+
 def test_examples_stand_before_the_question(config_file):
     found, folder = score(config_file, tasks=["lm_eval/sums_text"], num_fewshot=2, limit=3)
     assert found["lm_eval/sums_text"]["n"] == 3
