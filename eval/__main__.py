@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import main, parse
-from utils.config import Config, expand_sweep
+from utils.comparison import tested
+from utils.config import Config, ladder_key
 from utils.errors import UserError
 from utils.log import log, log_to
 from utils.runs import run_folder
@@ -66,7 +67,10 @@ def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
         return [*targets, run_target(config, Path(flags["run"]))]
     if flags["adapter"]:
         return [*targets, adapter_target(config, Path(flags["adapter"]))]
-    folders = [run_folder(run) for run in expand_sweep(config)]
+    folders = [run_folder(run) for run in tested(config)]
+    if not folders and ladder_key(config):
+        log.info("compare.test: %s: no run is scored", config.compare.test)
+        return targets
     trained = [folder for folder in folders if (folder / "lora").is_dir() or (folder / "merged").is_dir()]
     for folder in folders:
         if folder not in trained:
