@@ -153,7 +153,7 @@ def _setting(results: Results, task: str) -> str:
     first = rows.iloc[0]
     settings = first.get("settings") if isinstance(first.get("settings"), dict) else {}
     words = [f"{int(first['n']):,} problems" if pd.notna(first.get("n")) else ""]
-    words += [f"grader {settings['grader']}"] if settings.get("grader") else []
+    words += [f"grader {first['grader']}"] if isinstance(first.get("grader"), str) else []
     if "temperature" in settings:
         sampled = f"{settings['n_samples']} samples at temperature {settings['temperature']:g}"
         words.append(sampled if settings["temperature"] else "greedy")
@@ -387,18 +387,17 @@ def _readings(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield {"lenient": "last number"}.get(key, key), 100 * row[key]
     for key in ("pass_at_k", "maj_at_k"):
         for k, value in (row[key] if isinstance(row.get(key), dict) else {}).items():
-            share = value[0] if isinstance(value, list) else value.get("score") if isinstance(value, dict) else value
-            yield f"{key.partition('_')[0]}@{k}", 100 * share
-    for grader, value in (row["graders"] if isinstance(row.get("graders"), dict) else {}).items():
-        yield f"grader {grader}", 100 * (value["accuracy"] if isinstance(value, dict) else value)
+            yield f"{key.partition('_')[0]}@{k}", 100 * value["score"]
+    graders = row["graders"] if isinstance(row.get("graders"), dict) else {}
+    for grader, value in graders.items() if len(graders) > 1 else ():
+        yield f"grader {grader}", 100 * value["accuracy"]
     for key, groups in (row["by"] if isinstance(row.get("by"), dict) else {}).items():
         if key == "level" or len(groups) <= 8:
             for group, value in groups.items():
-                yield str(group), 100 * (value["accuracy"] if isinstance(value, dict) else value)
-    answers = (row.get("n") or 0) * ((row.get("settings") or {}).get("n_samples") or 1)
-    for key, word in (("length_stops", "cut at the limit"), ("unparsable", "unreadable")):
-        if isinstance(row.get(key), int | float) and not np.isnan(row[key]) and answers:
-            yield word, 100 * row[key] / answers
+                yield str(group), 100 * value["accuracy"]
+    for key, word in (("length_share", "cut at the limit"), ("unparsable_share", "unreadable")):
+        if isinstance(row.get(key), float) and not np.isnan(row[key]):
+            yield word, 100 * row[key]
 
 
 def measures_table(results: Results, tuned: dict[str, Tuned]) -> pd.DataFrame:
