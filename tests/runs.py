@@ -47,13 +47,12 @@ def metrics(config: Config) -> dict:
     return json.loads((folder_of(config) / "metrics.json").read_text())
 
 
-@torch.no_grad()
 def train_and_reload(config: Config) -> float:
     """Train a run, and return by how much its result, loaded as a user would, differs from the trained model."""
     ids, write, trained = torch.arange(5, 15)[None], export.export, []
 
     def noted(config, model, *args, **options):
-        trained.append(model.eval()(input_ids=ids).logits.float())
+        trained.append(model.eval()(input_ids=ids).logits.detach().float())
         return write(config, model, *args, **options)
 
     with pytest.MonkeyPatch.context() as patched:
@@ -67,7 +66,7 @@ def train_and_reload(config: Config) -> float:
         if config.model.quantization is not None:
             quantize_base(model, "cpu")
         model = PeftModel.from_pretrained(model, folder)
-    return relative_difference(model.eval()(input_ids=ids).logits.float(), trained[0])
+    return relative_difference(model.eval()(input_ids=ids).logits.detach().float(), trained[0])
 
 
 class Crash(Exception):

@@ -48,9 +48,9 @@ def _linears(model: Any) -> list[tuple[nn.Module, str]]:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     adapters = {
         id(linear)
-        for module in model.modules()
-        for side in ("lora_A", "lora_B", "modules_to_save")
-        for linear in getattr(module, side, nn.Module()).modules()
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in ("lora_A", "lora_B", "modules_to_save")
+        for linear in module.modules()
     }
     return [
         (parent, name)

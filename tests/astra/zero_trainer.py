@@ -45,10 +45,12 @@ def main(stage: int, folder: str, mode: str = "") -> None:
     model = attach(model, store, LoraConfig(r=4, lora_alpha=8, target_modules=targets(), use_rslora=True))
     trainer = Trainer(model, args, train_dataset=Rows(), eval_dataset=Rows())
     trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-2" if mode == "resume" else None)
+    engine = trainer.model_wrapped
+    engine.eval()
     with torch.no_grad():
-        trained = trainer.model_wrapped.eval()(input_ids=ids).logits
+        trained = engine(input_ids=ids).logits
         with model.disable_adapter():
-            base = trainer.model_wrapped(input_ids=ids).logits
+            base = engine(input_ids=ids).logits
     if args.process_index == 0:
         torch.save({"before": before, "trained": trained, "base": base}, f"{folder}/logits-{mode}.pt")
     torch.distributed.destroy_process_group()

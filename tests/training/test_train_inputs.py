@@ -13,11 +13,12 @@ from astra.adapter import lora_layers
 from astra.convert import starting_factors
 from tests.astra.tiny import relative_difference, targets, tiny_model, tokens
 from tests.runs import TORCHRUN, Crash, calibrate, crash_at, launch, losses, metrics, train_and_reload
-from training import announce, data, model
+from training import data, model
 from training import trainer as fitting
 from training.callbacks import duration
+from training.check import check
 from training.data import Share, tokenize
-from training.methods import METHODS, Request, build, restore
+from training.methods import Request, build, restore
 from training.trainer import RunTrainer
 from utils.errors import UserError
 
@@ -147,13 +148,10 @@ def test_a_loss_that_is_not_a_number_stops_a_float16_run_too(config, monkeypatch
         training.train(config(train__forgetting=False))
 
 
-def test_the_warning_about_dropout_is_for_those_it_is_true_of(config, caplog):
-    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1)
-    for name in METHODS:
-        caplog.clear()
-        announce.warn_of_pitfalls(config(method__name=name, method__dropout=0.1), tokenizer)
-        warned = "part of W" in caplog.text
-        assert warned == (name in ("astra", "pissa", "milora", "olora", "corda", "lora_ga"))
+@pytest.mark.parametrize(("name", "rank", "warned"), [("pissa", 300, 1), ("pissa", 256, 0), ("lora", 300, 0)])
+def test_an_adapter_that_will_be_cut_is_announced(config, caplog, name, rank, warned):
+    check(config(method__name=name, method__rank=rank))
+    assert (f"at rank {rank} has rank {2 * rank}; its adapter is cut to 512" in caplog.text) == warned
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(12.2, "13 s"), (600, "10 min"), (12000, "3 h 20 min")])
