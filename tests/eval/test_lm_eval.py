@@ -47,17 +47,23 @@ def tiny(smollm2, tmp_path_factory):
     return tiny_llama(tmp_path_factory.mktemp("tiny") / "model", tokenizer=smollm2)
 
 
-@pytest.fixture
-def config_file(tiny, tmp_path):
-    folder = tmp_path / "definitions"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def definitions(tmp_path_factory):
+    """One folder for all tests: lm-eval reads its own thousands of definitions again for each."""
+    folder = tmp_path_factory.mktemp("definitions")
     (folder / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in DOCS))
-    for name, definition in TASKS.items():
+    both = {name: {**TASKS["sums_choice"], "tag": "sums_both"} for name in ("first", "second")}
+    for name, definition in {**TASKS, **both}.items():
         data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "docs.jsonl")}}}
         text = yaml.safe_dump({"task": name, "test_split": "test", **data, **definition, "metadata": {"version": 1}})
         (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def config_file(tiny, definitions, tmp_path):
     path = tmp_path / "config.yaml"
-    wanted = {"engine": "transformers", "task_dir": str(folder), "tasks": [f"lm_eval/{name}" for name in TASKS]}
+    wanted = {"engine": "transformers", "task_dir": str(definitions), "tasks": [f"lm_eval/{name}" for name in TASKS]}
     values = {"output_dir": str(tmp_path / "out"), "model": {"name": str(tiny), "dtype": "float32"}, "eval": wanted}
     path.write_text(yaml.safe_dump(values))
     return path
@@ -89,10 +95,6 @@ def test_likelihoods_texts_and_whole_texts_are_served(config_file, monkeypatch):
 
 
 def test_a_set_of_tasks_is_known_by_its_mean(config_file):
-    folder = config_file.parent / "definitions"
-    for name in ("first", "second"):
-        definition = yaml.safe_load((folder / "sums_choice.yaml").read_text())
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**definition, "task": name, "tag": "sums_both"}))
     found, made = score(config_file, tasks=["lm_eval/sums_both"], limit=2)
     result = found["lm_eval/sums_both"]
     assert result["n"] == 4 and result["score"] == result["metrics"]["first"]["acc,none"]
