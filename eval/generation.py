@@ -6,7 +6,7 @@ grader, a mended one, or a smaller limit costs seconds.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -144,14 +144,14 @@ def _scores(task: Task, problems: Sequence[Record], judged: Sequence[Sequence[Ju
     if flags := Counter(verdict.flag for verdict in every if verdict.flag):
         scores["flags"] = dict(sorted(flags.items()))
     for key in task.groups:
-        scores.setdefault("by", {})[key] = _by(lambda problem, key=key: str(problem.get(key)), problems, right)
+        scores.setdefault("by", {})[key] = _by([str(problem.get(key)) for problem in problems], right)
     return scores
 
 
-def _by(name: Callable[[Record], str], problems: Sequence[Record], right: Sequence[float]) -> dict[str, Any]:
+def _by(values: Sequence[str], right: Sequence[float]) -> dict[str, Any]:
     found: dict[str, list[float]] = {}
-    for problem, share in zip(problems, right, strict=True):
-        found.setdefault(name(problem), []).append(share)
+    for value, share in zip(values, right, strict=True):
+        found.setdefault(value, []).append(share)
     return {
         value: {"accuracy": _mean(shares), "n": len(shares), "interval": interval(shares)}
         for value, shares in sorted(found.items())

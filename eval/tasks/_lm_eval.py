@@ -243,10 +243,9 @@ def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
 
 def _sampling(name: str, settings: dict[str, Any], config: Config) -> Sampling:
     """Return a request's own settings, but for what the configuration says of this very task."""
-    tokens, stop = (
-        given.get(LM_EVAL + name) if isinstance(given, dict) else None
-        for given in (config.eval.max_new_tokens, config.eval.stop)
-    )
+    tokens, stop = config.eval.max_new_tokens, config.eval.stop
+    tokens = tokens.get(LM_EVAL + name) if isinstance(tokens, dict) else None
+    stop = stop.get(LM_EVAL + name) if isinstance(stop, dict) else None
     until = stop or settings.get("until") or []
     sampled = settings.get("do_sample", False)
     return Sampling(
