@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
 from dataset.general_text import load_general_text, measured_in_training
 from dataset.glue import GLUE, glue_source
-from dataset.overlap import TestQuestions
+from dataset.overlap import RULES, TestQuestions
 from dataset.records import Record
 from dataset.sources import ARITHMETIC, load_training, test_questions, test_sets
 from utils.cli import main, parse
@@ -78,7 +78,7 @@ def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict
     """Log and return how many training records hold a question of each test set, and of any, by both rules."""
     counts = questions.count(progress(records, f"{task}: looking for test questions", len(records), "record"))
     found: dict[str, dict[str, int]] = {}
-    for rule, what in (("verbatim", "contain a test question"), ("13-gram", "share 13 words with a test question")):
+    for rule, what in zip(RULES, ("contain a test question", "share 13 words with a test question"), strict=True):
         count = found[what.replace(" ", "_")] = dict(counts[rule])
         shares = ", ".join(f"{name}: {count[name]:,}" for name in questions.sizes)
         log.info("%s: %s training records %s (%s)", task, f"{count['any']:,}", what, shares)

@@ -106,12 +106,12 @@ def _figures(results: Results, tuned: dict[str, Tuned], style: _Style) -> Iterat
     for number, (text, points) in enumerate(known.groupby("forgetting_text")):  # one figure per text
         if len(points) > 1:
             what = f"rise of the loss on {text} (nats per token)"
-            figure = _paths(results, tuned, points, "forgetting", key, what, style)
-            yield "Task loss and forgetting", f"loss-forgetting{number or ''}.png", figure
+            paths = _paths(results, tuned, points, "forgetting", key, what, style)
+            yield "Task loss and forgetting", f"loss-forgetting{number or ''}.png", paths
     points = runs.dropna(subset=["update_norm", key])
     if len(points) > 1:
-        figure = _paths(results, tuned, points, "update_norm", key, "|dW| / |W|", style)
-        yield "Task loss and update", "loss-update.png", figure
+        paths = _paths(results, tuned, points, "update_norm", key, "|dW| / |W|", style)
+        yield "Task loss and update", "loss-update.png", paths
     if figure := _curves(results, tuned, style):
         yield "Training loss at each arm's best rate", "loss.png", figure
 

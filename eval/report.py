@@ -303,9 +303,9 @@ def _shown(name: str, value: float, metric: str = "") -> str:
 
 
 def _texts(results: Results) -> dict[str, str]:
-    """Heading -> general text: losses on two texts never share a column."""
+    """Heading -> general text: rises on two texts never share a column, nor one with the losses of a task."""
     texts = sorted(set(results.runs["forgetting_text"].dropna()))
-    return {"forgetting" if len(texts) == 1 else f"forgetting on {text}": text for text in texts}
+    return {"forgetting (rise)" if len(texts) == 1 else f"forgetting (rise on {text})": text for text in texts}
 
 
 def _forgetting(runs: pd.DataFrame) -> str:

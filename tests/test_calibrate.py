@@ -47,6 +47,7 @@ output_dir: {tmp_path / "out"}
 model: {{name: {model_folder}, dtype: float32}}
 data: {{train: {data}}}
 calibration: {{samples: 40, batch_size: 4}}
+train: {{forgetting: false}}
 method: {{rank: 4, target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}}
 """
     )

@@ -42,7 +42,8 @@ class Forgetting(TrainerCallback):
     """
 
     def __init__(self, config: Config, tokenizer: Any, path: Path) -> None:
-        self.path, self.before = path, None
+        self.path = path
+        self.before: Tensor | None = None
         self.enabled = measured_in_training(config)
         if self.enabled:
             text = load_general_text(config.data.general_text)
@@ -55,9 +56,9 @@ class Forgetting(TrainerCallback):
         if not self.enabled:
             return
         if state.global_step == 0:
-            self.before = window_losses(model, self.windows)
+            self.before = losses = window_losses(model, self.windows)
             if args.should_save:
-                write_json(self.path, {**self.text, "losses": self.before.tolist()})
+                write_json(self.path, {**self.text, "losses": losses.tolist()})
             return
         stored: dict[str, Any] = read_json(self.path) if self.path.is_file() else {}
         if {key: stored.get(key) for key in self.text} == self.text:

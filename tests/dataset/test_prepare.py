@@ -22,14 +22,26 @@ def test_a_mirror_is_checked_counted_and_compared_with_the_test_sets(mirror, cap
 def test_an_experiment_is_prepared_once(mirror, tmp_path, monkeypatch):
     (tmp_path / "code.yaml").write_text(
         f"output_dir: {tmp_path / 'out'}\ndata: {{train: code, dir: {mirror}}}\neval: {{tasks: [humaneval, mbpp]}}\n"
+        "train: {forgetting: false}\n"
     )
     command(["--config", str(tmp_path / "code.yaml")])
     noted = json.loads((tmp_path / "out" / "data.json").read_text())
     assert noted["wanted"]["tasks"] == ["code"]  # whose test sets are the two it is judged by
     assert noted["found"]["code"]["train"]["records"] == 374
     assert noted["found"]["code"]["train"]["contain_a_test_question"] == {"humaneval": 0, "mbpp": 5, "any": 5}
+    assert noted["found"]["code"]["train"]["share_13_words_with_a_test_question"]["mbpp"] >= 5
     monkeypatch.setattr("dataset.prepare.prepare", None)
     command(["--config", str(tmp_path / "code.yaml")])
+
+
+def test_the_text_for_forgetting_is_among_what_an_experiment_needs(tmp_path):
+    (tmp_path / "demo.yaml").write_text(f"output_dir: {tmp_path / 'out'}\ndata: {{train: arithmetic}}\n")
+    words = ["--config", str(tmp_path / "demo.yaml"), "--eval.tasks=[arithmetic]"]
+    with pytest.raises(UserError, match="data.general_text: wikitext-2 comes from Salesforce/wikitext on the hub"):
+        command(words)
+    command([*words, "--data.general_text=python-manual"])
+    wanted = json.loads((tmp_path / "out" / "data.json").read_text())["wanted"]
+    assert wanted["general_text"] == "python-manual"
 
 
 def test_own_records_are_compared_with_the_test_sets_they_are_judged_by(mirror, tmp_path):
@@ -38,7 +50,7 @@ def test_own_records_are_compared_with_the_test_sets_they_are_judged_by(mirror, 
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own.yaml").write_text(
         f"output_dir: {tmp_path / 'out'}\ndata: {{train: {tmp_path / 'own.jsonl'}, dir: {mirror}}}\n"
-        "eval: {tasks: [gsm8k]}\n"
+        "eval: {tasks: [gsm8k]}\ntrain: {forgetting: false}\n"
     )
     command(["--config", str(tmp_path / "own.yaml")])
     noted = json.loads((tmp_path / "out" / "data.json").read_text())["found"]

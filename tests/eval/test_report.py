@@ -109,10 +109,26 @@ def test_every_task_has_its_column_and_its_place_in_the_summary(folder: Path) ->
         add_score(folder / run, "math", 0.2)
     write_json(folder / "low-1" / "eval" / "forgetting.json", {"task": "forgetting", "loss": 3.25, "n": 4})
     heading = next(line for line in write_report(folder).splitlines() if line.startswith("| arm | rate | gsm8k"))
-    assert "| math |" in heading and "| forgetting |" in heading
+    assert all(f"| {name} |" in heading for name in ("math", "forgetting", "forgetting (rise)"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["tasks"]) == {"gsm8k", "math", "forgetting"}
     assert summary["arms"]["astra (tail)"]["edge"] == "lowest"
+
+
+def test_two_general_texts_never_share_a_column(folder: Path) -> None:
+    for run, text in (("low-1", "one"), ("low-2", "one"), ("lora-1", "two")):
+        result = {"task": "forgetting", "loss": 3.0, "n": 256, "text": text, "fingerprint": f"0{text}"}
+        write_json(folder / run / "eval" / "forgetting.json", result)
+    metrics = json.loads((folder / "lora-1/metrics.json").read_text(encoding="utf-8"))
+    metrics["forgetting"] = {"rise": 7.5, "standard_error": 0.25, "text": "two", "fingerprint": "0two"}
+    write_json(folder / "lora-1/metrics.json", metrics)
+    text = write_report(folder)
+    heading = next(line for line in text.splitlines() if line.startswith("| arm | rate | gsm8k"))
+    assert "| forgetting on one 0one |" in heading and "| forgetting on two 0two |" in heading
+    assert "| forgetting (rise on a manual 0123) |" in heading and "| forgetting (rise on two 0two) |" in heading
+    assert "+7.5000 ± 0.2500" in section(text, "Results") and "on a manual 0123 and two 0two" in text
+    arms = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["arms"]
+    assert arms["lora"]["forgetting_text"] == "two 0two" and arms["lora"]["forgetting"] == 7.5
 
 
 def test_an_arm_is_the_best_only_where_the_others_are_significantly_worse(tmp_path: Path) -> None:
