@@ -65,7 +65,7 @@ def test_compressing_to_the_full_rank_loses_nothing_and_to_less_states_the_error
         (["--out", "x"], "one of"),
         (["--rank", "0", "--out", "x"], "at least 1"),
         (["--rank", "two", "--out", "x"], "invalid int"),
-        (["--shrink"], "unrecognized"),
+        (["--shrink", "--out", "x"], "unrecognized"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(adapter, words, message):

@@ -1,5 +1,7 @@
 """Small random models of several families, and calibrations made up for them."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -60,7 +62,7 @@ def tiny_model(family: str = "llama", seed: int = 0) -> nn.Module:
     """A model of the family in evaluation mode; the same seed gives the same weights."""
     kind, config, _ = FAMILIES[family]
     torch.manual_seed(seed)
-    return kind(config).eval()
+    return kind(copy.deepcopy(config)).eval()  # trainers set its special tokens
 
 
 def targets(family: str = "llama") -> list[str]:
