@@ -45,7 +45,7 @@ class Target:
     """A layer to adapt: its dotted name, the module that holds W, its rank and its scaling."""
 
     name: str
-    module: nn.Module
+    module: Any
     rank: int
     scaling: float
 
@@ -96,7 +96,8 @@ def attach_factors(
     not adapted. Otherwise as `attach`.
     """
     check_config(peft_config)
-    config, targets = copy.deepcopy(peft_config), []
+    config: Any = copy.deepcopy(peft_config)
+    targets = []
     for name, module in match_targets(model, config).items():
         if name not in left_out:
             rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
@@ -158,7 +159,7 @@ def check_config(config: Any) -> None:
 
 def check_names(model: nn.Module, names: set[str]) -> None:
     """Raise an `AstraError` that names a layer which PEFT can't adapt: it takes its name for one of fused experts."""
-    config = LoraConfig(target_modules=names)
+    config = LoraConfig(target_modules=names)  # type: ignore[arg-type]
     try:
         convert_peft_config_for_transformers(config, model, None)
         taken = names - set(config.target_modules or ())
@@ -207,7 +208,7 @@ def set_starts(peft_model: PeftModel, starts: dict[str, Factors], adapter_name: 
         raise AstraError(
             f"layer {min(layers.keys() ^ starts.keys())}: PEFT adapts other layers than are given a start"
         )
-    config = copy.copy(peft_model.peft_config[adapter_name])
+    config: Any = copy.copy(peft_model.peft_config[adapter_name])
     growth = 2**0.5 if config.use_rslora else 2
     for name, (a, b) in starts.items():
         layer = layers[name]

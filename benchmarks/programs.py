@@ -65,7 +65,8 @@ def regrade(mirror: Path) -> float:
     """Return the seconds that three graders take for 500 answers of GSM8K and 500 of MATH, half of them wrong."""
     seconds = 0.0
     for name in ("gsm8k", "math"):
-        task, problems = get_task(name), load_evaluation(name, str(mirror))[:500]
+        task: Any = get_task(name)
+        problems = load_evaluation(name, str(mirror))[:500]
         answers = [task.gold(problem) for problem in problems]
         given = [answers[k if k % 2 else k - 1] for k in range(len(answers))]
         texts = [[f"So it goes.\nThe answer is: {answer}"] for answer in given]

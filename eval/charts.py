@@ -112,8 +112,8 @@ def _figures(results: Results, tuned: dict[str, Tuned], style: _Style) -> Iterat
     if len(points) > 1:
         paths = _paths(results, tuned, points, "update_norm", key, "|dW| / |W|", style)
         yield "Task loss and update", "loss-update.png", paths
-    if figure := _curves(results, tuned, style):
-        yield "Training loss at each arm's best rate", "loss.png", figure
+    if curves_ := _curves(results, tuned, style):
+        yield "Training loss at each arm's best rate", "loss.png", curves_
 
 
 def _against_rate(
@@ -164,7 +164,7 @@ def _rate_line(axes: Axes, group: pd.DataFrame, tuned: Tuned, style: _Style) -> 
         means.index, means["mean"], yerr=np.stack([low.clip(lower=0), high.clip(lower=0)]), marker="o", ms=4,
         capsize=2, lw=1.4, elinewidth=0.8, label=group["label"].iloc[0], **look,
     )  # fmt: skip
-    if tuned.rate in means.index and len(means) > 1:
+    if tuned.rate is not None and tuned.rate in means.index and len(means) > 1:
         edge = tuned.edge in ("lowest", "highest")
         face = "white" if edge else look["color"]  # an open star: the ladder's end, not a best rate
         axes.plot(

@@ -63,7 +63,7 @@ def run(given, exit=os._exit, write=os.write, out=sys.stdout):
     try:
         for part in ("candidate", "test"):
             exec(compile(given[part], part, "exec"), space)
-        out.flush(), write(1, given["token"].encode()), exit(0)
+        out.flush(), write(1, str(given["token"]).encode()), exit(0)
     except BaseException as error:
         import traceback
         reason = traceback.format_exception_only(error)[-1].strip().partition("\n")[0][:500]
@@ -218,7 +218,7 @@ def _run(program: Program, command: list[str], wall: float) -> Verdict:
             errors.seek(0)
             lines = errors.read(4096).decode("utf-8", "replace").strip().splitlines()
             raise OSError(lines[-1] if lines else stopped or f"exit status {process.returncode}")
-        return _verdict(printed.removeprefix(b"ready\n"), stopped, process.returncode, given["token"].encode())
+        return _verdict(printed.removeprefix(b"ready\n"), stopped, process.returncode, str(given["token"]).encode())
 
 
 def _watch(process: subprocess.Popen, wall: float) -> tuple[bytes, str]:

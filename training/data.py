@@ -74,7 +74,10 @@ def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Ex
     records, cache = splits.train, Path(config.output_dir) / "tokens"
     with args.main_process_first(desc="tokenizing"):
         train = tokenize(records, tokenizer, config.data, cache)
-        held = [tokenize(part, tokenizer, config.data, cache) if part else None for part in splits[1:]]
+        validation, reporting = (
+            tokenize(part, tokenizer, config.data, cache) if part else None
+            for part in (splits.validation, splits.reporting)
+        )
     for what, count in train.counts.items():
         if count:
             log.info(
@@ -82,7 +85,7 @@ def load_examples(config: Config, tokenizer: Any, args: TrainingArguments) -> Ex
             )
     if len(train) < args.world_size:
         raise UserError(f"data.train: {len(train)} examples are fewer than the {args.world_size} processes")
-    return Examples(train, *held, records)
+    return Examples(train, validation, reporting, records)
 
 
 def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache: Path) -> TokenDataset:

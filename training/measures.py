@@ -95,7 +95,11 @@ def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> flo
         base = layer.get_base_layer()
         own = outputs.pop(id(base))
         bias = 0 if base.bias is None else base.bias
-        rows = mask.to(y.device, torch.bool) if mask.shape == y.shape[:-1] else torch.ones_like(y[..., 0], dtype=bool)
+        rows = (
+            mask.to(y.device, torch.bool)
+            if mask.shape == y.shape[:-1]
+            else torch.ones_like(y[..., 0], dtype=torch.bool)
+        )
         changes = (y - bias - own)[rows].double().square().sum(), own[rows].double().square().sum()
         sums.add_(torch.stack(changes).cpu())
 

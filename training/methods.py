@@ -207,7 +207,7 @@ def _eva(model: nn.Module, request: Request) -> PeftModel:
     assert request.samples is not None
     peft_model = _plain(model, request, request.peft_config(init_lora_weights="eva", eva_config=EvaConfig()))
     initialize_lora_eva_weights(peft_model, list(request.samples(8)), show_progress_bar=False)
-    config = peft_model.peft_config["default"]
+    config: Any = peft_model.peft_config["default"]
     config.init_lora_weights, config.eva_config = True, None  # from here on it is a plain LoRA
     return peft_model
 
@@ -262,9 +262,10 @@ def _started_by_peft(model: nn.Module, request: Request, **options: Any) -> Peft
         twin = copy.copy(target.module)
         twin._parameters = {"weight": torch.nn.Parameter((weight.T if transposed else weight).clone())}
         config = LoraConfig(
-            r=target.rank, lora_alpha=target.rank * target.scaling, fan_in_fan_out=transposed, **options
-        )
-        layer = Linear(twin, "default", config, r=config.r, lora_alpha=config.lora_alpha)
+            r=target.rank, lora_alpha=target.rank * target.scaling,  # type: ignore[arg-type]  # PEFT takes fractions too
+            fan_in_fan_out=transposed, **options,
+        )  # fmt: skip
+        layer: Any = Linear(twin, "default", config, r=config.r, lora_alpha=config.lora_alpha)
         for key in ("eigens", "_peft_loraga_grad"):  # what PEFT has left on the layer for this
             vars(target.module).pop(key, None)
         return layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data

@@ -274,7 +274,7 @@ def run_name(config: Config, point: dict[str, Any]) -> str:
 
 def describe_keys() -> str:
     """Return one line for every key: its dotted name, type, default and meaning."""
-    keys = {}
+    keys: dict[str, Any] = {}
     for name, field in Config.model_fields.items():
         section = getattr(field.annotation, "model_fields", None)
         keys.update({f"{name}.{key}": found for key, found in section.items()} if section else {name: field})

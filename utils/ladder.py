@@ -93,7 +93,8 @@ def choose(runs: Runs, first_seed: int) -> Choice:
 def _mean(seeds: Mapping[int, Losses], shared: set[int]) -> float:
     """Mean loss over the seeds given; infinite if one of them diverged."""
     kept = [losses for seed, losses in seeds.items() if seed in shared]
-    return float("inf") if any(losses is None for losses in kept) else float(np.mean([x.mean() for x in kept]))
+    alive = [losses.mean() for losses in kept if losses is not None]
+    return float(np.mean(alive)) if len(alive) == len(kept) else float("inf")
 
 
 def next_runs(arms: Mapping[str, Runs], start: float, seeds: Sequence[int], max_runs: int) -> list[Wanted]:

@@ -39,7 +39,7 @@ def round_to_nf4(model: nn.Module) -> None:
 
     for parent, name in _linears(model):
         layer = getattr(parent, name)
-        weight = _nf4(layer, Linear4bit).weight
+        weight: Any = _nf4(layer, Linear4bit).weight
         layer.weight.copy_(dequantize_4bit(weight.data, weight.quant_state))
 
 

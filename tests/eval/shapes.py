@@ -53,8 +53,8 @@ HUMANEVAL_SHAPES = {
     "a top-level input of the same name as a local": "y = int(input())\n\ndef half(x):\n    y = x\n    return y // 2\n",
 }
 
-MBPP_SHAPES = {
-    "the code alone": MBPP["code"],
+MBPP_SHAPES: dict[str, str] = {
+    "the code alone": str(MBPP["code"]),
     "a block": f"```python\n{ADD}```",
     "a block without a language": f"```\n{ADD}```",
     "a block that is not closed": f"```python\n{ADD}",
