@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from astra.errors import AstraError
 
 Batch = Mapping[str, Any]
+_TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "labels"}
+_SAMPLE = 128
 
 
 class StopForward(Exception):
@@ -105,12 +107,17 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def first_sample(batch: Batch) -> Batch:
-    """The first row of every tensor of a batch."""
+    """The first row of every tensor of a batch; of text alone no more than 128 tokens, on the side without padding."""
     size = next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim()), 0)
-    return {
+    row = {
         key: value[:1] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
         for key, value in batch.items()
     }
+    if not row.keys() <= _TEXT:
+        return row
+    mask = row.get("attention_mask")
+    left = mask is not None and not bool(mask[0, 0])
+    return {key: value[:, -_SAMPLE:] if left else value[:, :_SAMPLE] for key, value in row.items()}
 
 
 @contextmanager

@@ -5,10 +5,19 @@ import torch
 from transformers import DebertaV2Config, DebertaV2Model, T5Config, T5ForConditionalGeneration
 
 from astra import AstraError, calibrate
+from astra.forward import first_sample
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_first_sample_is_short_and_holds_tokens(side: str) -> None:
+    ids, mask = torch.arange(400).view(2, 200), torch.ones(2, 200, dtype=torch.long)
+    mask[0, slice(0, 100) if side == "left" else slice(100, 200)] = 0
+    sample = first_sample({"input_ids": ids, "attention_mask": mask})
+    assert sample["input_ids"].shape == (1, 128) and int(sample["attention_mask"].sum()) == 100
 
 
 @pytest.mark.parametrize("padding", [0, 5])
