@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.files import write_json
 from utils.log import log, log_to
 from utils.runs import check_writable, held, run_folder, stage, start_over, start_run, write_config
-from utils.settings import DATA
+from utils.settings import DATA, FORMAT
 
 USAGE = f"""
 Train a model with the method of a config and write the adapter to <output_dir>/<run>/lora.
@@ -57,8 +57,8 @@ def command() -> None:
 
 
 @contextmanager
-def noted_divergence(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Keep that a run diverged, and with which settings: a comparison counts it as worse than any other."""
+def noted_divergence(config: Config, folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Keep that a run diverged, and with which settings; to a comparison that is a result, and no error."""
     from training.trainer import Diverged
 
     (folder / "diverged.json").unlink(missing_ok=True)
@@ -66,8 +66,12 @@ def noted_divergence(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         yield
     except Diverged as error:
         if is_main():
-            write_json(folder / "diverged.json", {"reason": str(error), "settings": settings})
-        raise
+            record = {"format": FORMAT, "reason": str(error), "settings": settings}
+            write_json(folder / "diverged.json", record)
+        if config.arm is None:
+            raise
+        log.warning("%s: diverged: %s", folder.name, error)
+        raise SystemExit(0) from None
 
 
 def train(config: Config, force: bool = False) -> None:
@@ -120,7 +124,7 @@ def train(config: Config, force: bool = False) -> None:
     announce(config, model, examples, step)
     setup_seconds = time.monotonic() - started
     with stage(folder, "train"):
-        with noted_divergence(folder, settings):
+        with noted_divergence(config, folder, settings):
             seconds = fit(trainer, config, checkpoint)
         figures = run_figures(config, folder, trainer, seconds, setup_seconds) | step
         figures |= held_out(config, trainer, examples, folder)
