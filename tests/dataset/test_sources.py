@@ -84,7 +84,7 @@ def test_metamath_names_what_the_mirror_has(tmp_path):
 def test_arithmetic_needs_no_files():
     data = config("arithmetic", limit=50, validation=0.2)
     check_training(data)
-    train, validation = load_splits(data)
+    train, validation, _ = load_splits(data)
     assert (len(train), len(validation)) == (50, 10)
     assert len(load_evaluation("arithmetic")) == 1000
     check_evaluation("arithmetic")
