@@ -1,7 +1,6 @@
 """Training runs from a config to an exported adapter: every method, interrupted and resumed, in one process or two."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -47,7 +46,7 @@ from utils.files import read_lines
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_trains_and_leaves_something_to_take_away(config, name):
-    this = config(method__name=name, train__forgetting=name == "astra", data__limit=4)  # every step sees the same
+    this = config(method__name=name, data__limit=4)  # every step sees the same
     calibrate(this)
     assert train_and_reload(this) < 1e-5
     found = metrics(this)
@@ -62,8 +61,6 @@ def test_every_method_trains_and_leaves_something_to_take_away(config, name):
         {"grad_norm", "learning_rate", "tokens_per_second"} <= set(line)
         for line in read_lines(folder / "metrics.jsonl")
     )
-    if name == "astra":
-        assert found["forgetting"]["text"] == "python-manual" and math.isfinite(found["forgetting"]["rise"])
 
 
 def test_the_exported_adapter_and_the_merged_model_load_with_the_libraries_alone(config, base):
