@@ -15,7 +15,7 @@ from dataset.arithmetic import generate
 from dataset.templates import format_prompt
 from dataset.tokens import calibration_batches
 from eval.candidates import read_adapter
-from eval.engines import Sampling, open_engine
+from eval.engines import Prompt, Sampling, open_engine
 from tests.astra.oracle import excesses, second_moments
 from utils.config import LLAMA_PROJECTIONS, EvalConfig
 
@@ -98,7 +98,8 @@ def texts(smollm2: Path, trained: Trained) -> Iterator[dict[str, list[str]]]:
     adapter = read_adapter(trained.folder)
     for name in ("transformers", "vllm"):
         with open_engine(smollm2, EvalConfig(engine=name), "float32", [adapter], 160) as engine:
-            outputs = dict(engine.generate(prompts, Sampling(max_new_tokens=24), adapter))
+            asked = {number: Prompt(text, Sampling(max_new_tokens=24), adapter) for number, text in prompts.items()}
+            outputs = dict(engine.run(asked))
             found[name] = [outputs[k][0].text for k in prompts]
     yield found
 
