@@ -197,7 +197,8 @@ def test_each_experiment_runs_through_all_stages(
     assert run.returncode == 0, run.stderr[-2000:]
     summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
     assert set(summary["seconds"]) == {"calibrate", "train", "evaluate"}
-    assert (Path(summary["lora"]) / "adapter_model.safetensors").is_file()
+    (arm,) = summary["arms"].values()
+    assert all((Path(lora) / "adapter_model.safetensors").is_file() for lora in arm["loras"])
     assert list((tmp_path / "out").glob(f"*/eval/{task}*.json"))
 
 

@@ -179,7 +179,11 @@ def update_figures(config: Config, trainer: Any, examples: Examples, tokenizer: 
 
 
 class FirstStep(TrainerCallback):
-    """Measures |dW| / |W| right after the first step whose rate is not zero: warm-up begins at zero."""
+    """Measures |dW| / |W| right after the first step whose rate is not zero.
+
+    Warm-up begins at zero: the first step that moves is then the second, Adam has averaged two gradients by then, and
+    the step is shorter than predicted (measured on SmolLM2: 0.77 of it).
+    """
 
     def __init__(self, config: Config, measured: dict[str, float]) -> None:
         self.config, self.measured = config, measured
