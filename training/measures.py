@@ -6,7 +6,7 @@ A0 (r x n), B0 (m x r) and scaling s is
     |dW_1| = rate * s sqrt(m |A0|^2 + n |B0|^2),
 
 without the first term where B is frozen; sqrt(m n) per unit rate where W itself trains. Equal rates are not equal
-steps: over methods the two differ by a factor of 19. `train.relative_step` asks for |dW_1| / |W|.
+steps. `train.relative_step` asks for |dW_1| / |W|.
 """
 
 from __future__ import annotations
