@@ -30,7 +30,7 @@ from astra.weights import loaded, offloading
 Factors = tuple[Tensor, Tensor]
 LINEAR = (nn.Linear, Conv1D)
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-SPLITS = ("orthonormal", "balanced")
+SPLITS = ("orthonormal", "balanced", "rotated")
 # What a saved adapter carries of a `LoraConfig`; anything else would change the model and not travel with it.
 CARRIED = frozenset((
     "peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode",
@@ -70,7 +70,8 @@ def attach(
         peft_config: rank, alpha, targets, `rank_pattern`; it is copied.
         adapter_name: PEFT's name of the adapter.
         subspace: which eigenvectors, one of `calibration.subspaces`.
-        split: "orthonormal" (B0 = Q) or "balanced" (|A0| = |B0| along each singular direction).
+        split: "orthonormal" (B0 = Q), "balanced" (|A0| = |B0| along each singular direction) or "rotated" (B0 = Q R
+            with a fixed random rotation R: the same product and span, in another basis).
 
     Returns:
         A `PeftModel`, saved and merged as any other; its config states the rank 2r that is saved.
@@ -242,9 +243,18 @@ def calibrated(calibration: Calibration, subspace: str, split: str) -> Callable[
         rounding = torch.finfo(torch.float32).eps * torch.linalg.matrix_norm(weight)
         product[torch.linalg.vector_norm(product, dim=1) <= rounding] = 0
         a = product / target.scaling
+        if split == "rotated":
+            turn = rotation(target.rank).to(q)
+            return turn.T @ a, q @ turn
         return balance(target.name, a, q) if split == "balanced" else (a, q)
 
     return factors
+
+
+def rotation(rank: int) -> Tensor:
+    """A fixed orthogonal matrix (rank x rank), float64, of the uniform distribution."""
+    q, r = torch.linalg.qr(torch.randn(rank, rank, generator=torch.Generator().manual_seed(rank), dtype=torch.float64))
+    return q * r.diagonal().sign()
 
 
 def balance(name: str, a: Tensor, b: Tensor) -> Factors:

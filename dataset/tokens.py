@@ -25,7 +25,7 @@ class Encoded:
     Attributes:
         features: Per record `input_ids` and `labels`, int32 tensors of one shape (tokens,); the prompt's labels
             are -100. For a classifier `labels` is the class, or a float32 score, of shape ().
-        dropped: Records left out because their prompt leaves no room for a target.
+        dropped: Records left out because their prompt leaves no room for a target, or not enough for a whole one.
         truncated: Records whose target was cut (they then have no end-of-sequence token).
     """
 
@@ -35,7 +35,12 @@ class Encoded:
 
 
 def encode_records(
-    records: Iterable[Record], tokenizer: Any, template: TemplateName, max_length: int, limit: int | None = None
+    records: Iterable[Record],
+    tokenizer: Any,
+    template: TemplateName,
+    max_length: int,
+    limit: int | None = None,
+    truncate: bool = True,
 ) -> Encoded:
     """Tokenise prompt + target of every record, or the text or two of a record with a `label`.
 
@@ -44,6 +49,7 @@ def encode_records(
 
     Args:
         limit: Stop after this many features.
+        truncate: Cut longer targets; else their records are dropped. Of classes the text is always cut.
 
     Raises:
         UserError: no record is left; see also `format_example`.
@@ -54,17 +60,18 @@ def encode_records(
         if "label" in chunk[0]:
             _encode_classes(chunk, tokenizer, max_length, encoded)
         else:
-            _encode_chunk(chunk, tokenizer, template, max_length, encoded)
+            _encode_chunk(chunk, tokenizer, template, max_length, truncate, encoded)
         if limit is not None and len(encoded.features) >= limit:
             del encoded.features[limit:]
             break
     if not encoded.features:
-        raise UserError(f"no example has a prompt shorter than max_length={max_length} tokens; raise data.max_length")
+        short = "a prompt shorter than" if truncate else "no more than"
+        raise UserError(f"no example has {short} max_length={max_length} tokens; raise data.max_length")
     return encoded
 
 
 def _encode_chunk(
-    records: Sequence[Record], tokenizer: Any, template: TemplateName, max_length: int, into: Encoded
+    records: Sequence[Record], tokenizer: Any, template: TemplateName, max_length: int, truncate: bool, into: Encoded
 ) -> None:
     pairs = [format_example(record, template, tokenizer) for record in records]
     prompts = tokenizer([prompt for prompt, _ in pairs], return_attention_mask=False)["input_ids"]
@@ -73,7 +80,7 @@ def _encode_chunk(
     examples = tokenizer([p + target for p, target in pairs], return_attention_mask=False)["input_ids"]
     for prompt, ids in zip(prompts, examples, strict=True):
         start = _common_prefix(prompt, ids)
-        if start >= max_length:
+        if start >= max_length or (len(ids) > max_length and not truncate):
             into.dropped += 1
             continue
         into.truncated += len(ids) > max_length

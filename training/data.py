@@ -112,7 +112,7 @@ def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache:
 
 def _write(path: Path, records: Sequence[Record], tokenizer: Any, data: DataConfig) -> None:
     stream = progress(records, "tokenizing", len(records), "record")
-    encoded = encode_records(stream, tokenizer, data.template, data.max_length)
+    encoded = encode_records(stream, tokenizer, data.template, data.max_length, truncate=data.truncate)
     lengths = [len(feature["input_ids"]) for feature in encoded.features]
     tensors = {
         "input_ids": torch.cat([feature["input_ids"] for feature in encoded.features]),
@@ -130,7 +130,8 @@ def _fingerprint(records: Sequence[Record], tokenizer: Any, data: DataConfig) ->
         digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    settings = [vocabulary, str(tokenizer.chat_template), data.template, data.max_length, tokenizer.eos_token_id]
+    limits = [data.max_length] if data.truncate else [data.max_length, "whole"]
+    settings = [vocabulary, str(tokenizer.chat_template), data.template, *limits, tokenizer.eos_token_id]
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()[:16]
 

@@ -1,17 +1,21 @@
 """Forgetting: how much worse a model gets at text that has nothing to do with its training."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dataset.general_text import load_general_text, measured_in_training
 from utils.config import Config
-from utils.files import read_json, write_json
+from utils.distributed import barrier, is_main
+from utils.files import fingerprint, read_json, write_json
 from utils.log import log
+from utils.models import model_fingerprint, resolve_model
 
 BATCH = 8  # windows in a forward pass
 
@@ -35,14 +39,46 @@ def window_losses(model: Any, windows: Tensor) -> Tensor:
     return torch.cat(losses)
 
 
-class Forgetting(TrainerCallback):
-    """Measures the loss on general text before the first step, once per run, and after the last.
+def base_losses(
+    config: Config, model: Any, text: str, measure: Callable[[Any], list[float]], untrained: bool = False
+) -> list[float] | None:
+    """What the base model loses on each part of a text, measured once for all runs of an experiment.
 
-    The losses before training are kept in `path`, one per window, so that a resumed run has them to compare with.
+    Every process must call it.
+
+    Args:
+        model: the model that trains; the base is what it is without its adapter.
+        text: a fingerprint of the text and of how it is cut.
+        measure: returns the losses of a model.
+        untrained: the model has made no step, so that it is the base even where all of it trains.
+
+    Returns:
+        Losses, or None where the model has no adapter to switch off and has been trained.
     """
+    dtype = str(next(model.parameters()).dtype)
+    key = [text, model_fingerprint(resolve_model(config.model)), dtype, config.model.quantization]
+    path = Path(config.output_dir) / "base" / f"{fingerprint(key)}.json"
+    known = path.is_file()
+    barrier()  # nobody writes it before all have looked
+    if not known and isinstance(model, PeftModel):
+        with model.disable_adapter():
+            losses = measure(model)
+    elif not known and untrained:
+        losses = measure(model)
+    elif known:
+        return list(read_json(path))
+    else:
+        return None
+    if is_main():
+        write_json(path, losses)
+    return losses
 
-    def __init__(self, config: Config, tokenizer: Any, path: Path) -> None:
-        self.path = path
+
+class Forgetting(TrainerCallback):
+    """Measures the loss on general text: the base model's before the first step, the trained one's after the last."""
+
+    def __init__(self, config: Config, tokenizer: Any) -> None:
+        self.config = config
         self.before: Tensor | None = None
         self.enabled = measured_in_training(config)
         if self.enabled:
@@ -55,19 +91,14 @@ class Forgetting(TrainerCallback):
     ) -> None:
         if not self.enabled:
             return
-        if state.global_step == 0:
-            self.before = losses = window_losses(model, self.windows)
-            if args.should_save:
-                write_json(self.path, {**self.text, "losses": losses.tolist()})
-            return
-        stored: dict[str, Any] = read_json(self.path) if self.path.is_file() else {}
-        if {key: stored.get(key) for key in self.text} == self.text:
-            self.before = torch.tensor(stored["losses"], dtype=torch.float64)
+        found = base_losses(
+            self.config, model, fingerprint(self.windows.tolist()),
+            lambda base: window_losses(base, self.windows).tolist(), untrained=state.global_step == 0,
+        )  # fmt: skip
+        if found is None:
+            log.info("forgetting is not known: the run began without measuring %s", self.text["text"])
         else:
-            log.info(
-                "forgetting is not known: the run began with %s, and goes on with %s",
-                stored.get("text", "no text"), self.text["text"],
-            )  # fmt: skip
+            self.before = torch.tensor(found, dtype=torch.float64)
 
     def compare(self, model: Any) -> dict[str, Any] | None:
         """Return the losses before and after training, and their difference; every process must call it.

@@ -28,6 +28,7 @@ from astra.factors import Factor
 from astra.targets import find_targets
 from dataset.tokens import calibration_batches
 from training.data import Examples
+from training.forgetting import base_losses
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_json
@@ -140,7 +141,7 @@ def first_rate(config: Config, model: nn.Module) -> dict[str, float]:
 def held_out(config: Config, trainer: Any, examples: Examples, folder: Path) -> dict[str, float | None]:
     """Write the loss of every held-out record to `losses.json`; return the loss on what is only reported.
 
-    `base_loss` is that of the base model, where the adapter can be switched off. Every process must call it.
+    `base_loss` is that of the base model, where it is known. Every process must call it.
     """
     if config.model.task_type == "SEQ_CLS" or examples.validation is None:
         return {}
@@ -150,12 +151,8 @@ def held_out(config: Config, trainer: Any, examples: Examples, folder: Path) -> 
         write_json(folder / "losses.json", losses)
     mean = {split: sum(values) / len(values) for split, values in losses.items()}
     shown = examples.reporting or examples.validation
-    found: dict[str, float | None] = {"reporting_loss": mean.get("reporting"), "base_loss": None}
-    if isinstance(trainer.model, PeftModel):
-        with trainer.model.disable_adapter():
-            values = trainer.record_losses(shown)
-        found["base_loss"] = sum(values) / len(values)
-    return found
+    base = base_losses(config, trainer.model, shown.fingerprint, lambda _: trainer.record_losses(shown))
+    return {"reporting_loss": mean.get("reporting"), "base_loss": sum(base) / len(base) if base else None}
 
 
 def update_figures(config: Config, trainer: Any, examples: Examples, tokenizer: Any) -> dict[str, float | None]:

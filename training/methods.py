@@ -187,6 +187,36 @@ def _milora(model: nn.Module, request: Request) -> PeftModel:
     return attach_factors(model, request.peft_config(), factors)
 
 
+def _mica(model: nn.Module, request: Request) -> PeftModel:
+    """B frozen at the minor left singular vectors of W, A from zero (MiCA, arXiv 2604.01694)."""
+    peft_model = _plain(model, request, request.peft_config(init_lora_weights="mica"))
+    config: Any = peft_model.peft_config["default"]
+    config.init_lora_weights = True  # from here on it is a plain LoRA
+    return peft_model
+
+
+def _lora_matched(model: nn.Module, request: Request) -> PeftModel:
+    """LoRA with its random A scaled, layer by layer, so that its first step is as long as Astra's.
+
+    It has the size of Astra's step and none of its directions: s sqrt(m) |A| = s sqrt(m |A0|^2 + n |B0|^2).
+    """
+    from astra.adapter import Target, calibrated, lora_layers, make_starts
+
+    assert request.calibration is not None
+    peft_model = _plain(model, request, request.peft_config())
+    layers = dict(lora_layers(peft_model))
+    targets = [
+        Target(name, layer.get_base_layer(), layer.r["default"], layer.scaling["default"])
+        for name, layer in layers.items()
+    ]
+    starts = make_starts(targets, calibrated(request.calibration, request.subspace, request.split))
+    for name, (a, b) in starts.items():
+        weight = layers[name].lora_A["default"].weight.data
+        wanted = a.square().sum() + a.shape[1] / b.shape[0] * b.square().sum()
+        weight *= (wanted / weight.square().sum()).sqrt()
+    return peft_model
+
+
 def _corda(model: nn.Module, request: Request) -> PeftModel:
     """Instruction-previewed CorDA (arXiv 2406.05223), its covariances from the calibration samples."""
     from peft.tuners.lora.config import CordaConfig
@@ -277,10 +307,12 @@ def _started_by_peft(model: nn.Module, request: Request, **options: Any) -> Peft
 METHODS: dict[str, Method] = {
     "astra": Method(_astra, rates=(1e-4, 1e-3), needs="calibration", moves=True),
     "lora": Method(_lora, rates=(1e-4, 5e-4)),
+    "lora_matched": Method(_lora_matched, rates=(1e-4, 1e-3), needs="calibration"),
     "rslora": Method(_rslora, rates=(2e-5, 2e-4)),
     "dora": Method(_dora, rates=(1e-4, 4e-4), plain=False),
     "pissa": Method(_pissa, rates=(1e-5, 1e-4), moves=True),
     "milora": Method(_milora, rates=(1e-4, 5e-4), moves=True),
+    "mica": Method(_mica, rates=(1e-4, 1e-3)),
     "olora": Method(_olora, rates=(2e-5, 2e-4), moves=True),
     "corda": Method(_corda, rates=(1e-5, 1e-4), needs="samples", moves=True),
     "eva": Method(_eva, rates=(1e-4, 5e-4), needs="samples"),

@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
 
+from astra.adapter import lora_layers
 from astra.allocation import allocate
 from astra.store import Calibration
 from dataset.glue import num_labels
@@ -90,6 +91,9 @@ def add_adapter(
         model = restore(name, model, request, *load_initial(resumed.parent / INITIAL))
     else:
         model = build(name, model, request)
+    if config.method.freeze_b:
+        for _, layer in lora_layers(model):
+            layer.lora_B.requires_grad_(False)
     upcast_trainable(model)
     if config.model.quantization is not None:
         quantize_base(model, device)

@@ -256,7 +256,7 @@ def make_trainer(
             MetricsFile(folder / "metrics.jsonl"),
             StepProgress(),
             StopOnSignal(),
-            Forgetting(config, tokenizer, folder / "checkpoints" / "before.json"),
+            Forgetting(config, tokenizer),
         ],
     )
     trainer.remove_callback(PrinterCallback)

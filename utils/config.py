@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from utils.errors import UserError
 
 Subspace = Literal["tail", "nullspace", "principal", "middle", "random"]
-CHOOSERS = ("astra",)  # the methods that choose eigenvectors of a calibration: for others, a subspace means nothing
+CHOOSERS = ("astra", "lora_matched")  # the methods that read a subspace of a calibration: to others it means nothing
 ARM, LADDERS = "arm", ("train.relative_step", "train.learning_rate")
 # A list whose names were not quoted on the command line would be a character class.
 Pattern = Annotated[str, Field(pattern=r"^[^\[]")]
@@ -49,6 +49,7 @@ class DataConfig(Section):
     template: Literal["alpaca", "chat"] = Field("alpaca", description="prompt template; chat: the tokenizer's own")
     limit: int | None = Field(None, ge=1, description="use the first N records")
     max_length: int = Field(512, ge=8, description="longest training example in tokens")
+    truncate: bool = Field(True, description="cut an answer that is longer; false: leave its record out")
     validation: float = Field(0.0, ge=0, lt=1, description="fraction held out of training for validation")
     reporting: float = Field(0.0, ge=0, lt=1, description="held out too, to report a loss that has selected nothing")
     general_text: str = Field(
@@ -73,9 +74,10 @@ class CalibrationConfig(Section):
 class MethodConfig(Section):
     name: str = Field("astra", description="how the adapter is initialised: a name of training/methods.py")
     subspace: Subspace = Field("tail", description="which eigenvectors Astra takes")
-    split: Literal["orthonormal", "balanced"] = Field(
-        "orthonormal", description="the product's norm: all in A, or halved"
+    split: Literal["orthonormal", "balanced", "rotated"] = Field(
+        "orthonormal", description="the product's norm: all in A, or halved; rotated: Q turned within its span"
     )
+    freeze_b: bool = Field(False, description="train A alone: the change then stays in the span of B's start")
     rank: int = Field(128, ge=1, description="rank r of the adapter")
     alpha: float | None = Field(None, gt=0, description="scaling is alpha / rank; default: the rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")

@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,25 +31,29 @@ def crashing(monkeypatch, step=3):
         yield
 
 
-def before(this):
-    return folder_of(this) / "checkpoints" / "before.json"
+def base_file(this):
+    (path,) = (Path(this.output_dir) / "base").iterdir()
+    return path
 
 
-def test_a_resumed_run_compares_with_the_windows_it_began_with(asked, monkeypatch):
+def test_the_base_model_is_measured_once_for_all_runs(asked, monkeypatch):
     with crashing(monkeypatch):
         training.train(asked())
+    kept = json.loads(base_file(asked()).read_text())
+    monkeypatch.setattr("training.forgetting.PeftModel.disable_adapter", None)
     training.train(asked())
-    kept, found = json.loads(before(asked()).read_text()), metrics(asked())["forgetting"]
-    assert found["windows"] == len(kept["losses"]) == 32
-    assert found["before"] == pytest.approx(np.mean(kept["losses"]))
+    training.train(asked(method__rank=4, run="another"))
+    found = metrics(asked())["forgetting"]
+    assert found["windows"] == len(kept) == 32
+    assert found["before"] == metrics(asked(method__rank=4, run="another"))["forgetting"]["before"]
+    assert found["before"] == pytest.approx(np.mean(kept))
     assert found["rise"] == pytest.approx(found["after"] - found["before"])
-    assert (found["text"], found["fingerprint"]) == (kept["text"], kept["fingerprint"])
     assert found["standard_error"] > 0
 
 
-def test_the_standard_error_is_that_of_paired_windows(asked, base, tmp_path):
+def test_the_standard_error_is_that_of_paired_windows(asked, base):
     model = AutoModelForCausalLM.from_pretrained(base)
-    measure = Forgetting(asked(), AutoTokenizer.from_pretrained(base), tmp_path / "before.json")
+    measure = Forgetting(asked(), AutoTokenizer.from_pretrained(base))
     losses = window_losses(model, measure.windows)
     own = model(input_ids=measure.windows[:1], labels=measure.windows[:1]).loss.item()
     assert losses[0].item() == pytest.approx(own, rel=1e-5)
@@ -59,22 +64,21 @@ def test_the_standard_error_is_that_of_paired_windows(asked, base, tmp_path):
     assert found["standard_error"] == pytest.approx(spread.std().item() / 32**0.5)
 
 
-def test_another_text_than_at_the_start_is_no_comparison(asked, monkeypatch, caplog):
-    with crashing(monkeypatch):
-        training.train(asked())
-    kept = json.loads(before(asked()).read_text())
-    before(asked()).write_text(json.dumps({**kept, "fingerprint": "0123456789abcdef"}))
-    with caplog.at_level(logging.INFO, logger="astra"):
-        training.train(asked())
-    assert metrics(asked())["forgetting"] is None and "forgetting is not known" in caplog.text
-
-
-def test_forgetting_asked_for_only_later_does_not_cost_the_result(config, asked, monkeypatch, caplog):
+def test_an_adapter_that_goes_on_is_compared_with_the_base_all_the_same(config, asked, monkeypatch):
     with crashing(monkeypatch):
         training.train(config())
+    training.train(asked())
+    whole = metrics(asked())["forgetting"]
+    training.train(asked(run="undisturbed"))
+    assert whole["before"] == metrics(asked(run="undisturbed"))["forgetting"]["before"]
+
+
+def test_a_whole_model_that_goes_on_has_no_base_to_compare_with(config, asked, monkeypatch, caplog):
+    with crashing(monkeypatch):
+        training.train(config(method__name="full"))
     with caplog.at_level(logging.INFO, logger="astra"):
-        training.train(asked())
-    assert metrics(asked())["forgetting"] is None and "forgetting is not known" in caplog.text
+        training.train(asked(method__name="full"))
+    assert metrics(asked(method__name="full"))["forgetting"] is None and "forgetting is not known" in caplog.text
 
 
 def test_a_text_that_cannot_be_read_is_found_before_anything_heavy(config, asked):
