@@ -62,9 +62,7 @@ def check_combination(config: Config) -> None:
     if config.train.early_stopping and not validated(config):
         raise UserError("train.early_stopping: needs validation examples (data.validation)")
     if config.method.freeze_b and not method.moves:
-        raise UserError(
-            f"method.freeze_b: {config.method.name} has no start of B to keep; take a method that starts from a product"
-        )
+        raise UserError(f"method.freeze_b: {config.method.name} has no start of B to keep; name a method that has")
     if config.method.rank_allocation == "effective_rank" and method.needs != "calibration":
         able = " or ".join(name for name, other in METHODS.items() if other.needs == "calibration")
         raise UserError(f"method.rank_allocation: effective_rank needs method.name={able}, not {config.method.name}")

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train as training
-from tests.runs import Crash, crash_at, folder_of, metrics
+from tests.runs import Crash, crash_at, metrics
 from training.check import check
 from training.forgetting import Forgetting, window_losses
 from utils.errors import UserError
