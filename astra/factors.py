@@ -23,6 +23,29 @@ PREFIX = "base_model.model."
 SAME_START = 1e-4  # relative; float32 sums on different devices differ by about 1e-6
 
 
+class _Product(torch.autograd.Function):
+    """x times the factor of rank 2r, in one product each way; the difference gets its gradient, of rank r.
+
+    Left to autograd, these are products of rank r with copies between them, or gradients of rank 2r.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: Tensor, delta: Tensor, kind: type[Factor]) -> Tensor:
+        ctx.save_for_backward(x, start, delta)
+        ctx.kind = kind
+        return F.linear(x, kind.join(start, delta).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, start, delta = ctx.saved_tensors
+        back = found = None
+        if ctx.needs_input_grad[0]:
+            back = grad @ ctx.kind.join(start, delta).to(grad.dtype)
+        if ctx.needs_input_grad[2]:
+            found = ctx.kind.gradient(x.flatten(0, -2), grad.flatten(0, -2)).to(delta.dtype)
+        return back, None, found, None
+
+
 class Factor(nn.Module):
     """One factor: the trained difference `delta` and the fixed `start`, of one shape.
 
@@ -54,6 +77,17 @@ class Factor(nn.Module):
     def split(weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the start and the difference that a factor of rank 2r is made of."""
         raise NotImplementedError
+
+    @staticmethod
+    def gradient(x: Tensor, grad: Tensor) -> Tensor:
+        """Return the difference's gradient, of the shape of `delta`, for inputs and gradients of T rows."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        return _Product.apply(x, self.start, self.delta, type(self))  # type: ignore[no-any-return, no-untyped-call]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self.delta.shape != self.start.shape:  # DeepSpeed keeps the parts of a split parameter itself
@@ -98,9 +132,10 @@ class DownFactor(Factor):
         top, delta = weight.chunk(2)
         return top - delta, delta
 
-    def forward(self, x: Tensor) -> Tensor:
-        moved = F.linear(x, self.delta)
-        return torch.cat([F.linear(x, self.start) + moved, moved], -1)
+    @staticmethod
+    def gradient(x: Tensor, grad: Tensor) -> Tensor:
+        g, h = grad.chunk(2, -1)
+        return (g + h).T @ x
 
 
 class UpFactor(Factor):
@@ -117,9 +152,9 @@ class UpFactor(Factor):
         delta, start = weight.chunk(2, 1)
         return start, delta
 
-    def forward(self, x: Tensor) -> Tensor:
-        g, h = x.flatten(0, -2).chunk(2, -1)
-        return torch.addmm(h @ self.start.T, g, self.delta.T).unflatten(0, x.shape[:-1])
+    @staticmethod
+    def gradient(x: Tensor, grad: Tensor) -> Tensor:
+        return grad.T @ x.chunk(2, -1)[0]
 
 
 def saved_form(state: dict[str, Tensor]) -> dict[str, Tensor]:
