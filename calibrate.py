@@ -18,8 +18,9 @@ from utils.cli import main, parse
 from utils.config import Config
 from utils.distributed import device, is_main, process_group, rank, world_size
 from utils.errors import UserError
+from utils.files import MANIFEST
 from utils.log import Progress, log, log_to
-from utils.runs import stage
+from utils.runs import held, stage
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -55,7 +56,8 @@ def command() -> None:
         log.info("nothing to calibrate: method.name is %s", config.method.name)
     with process_group():
         for folder, (run, need) in found.items():
-            calibrate_store(folder, run, need, flags["force"])
+            with held(folder):
+                calibrate_store(folder, run, need, flags["force"])
 
 
 def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> None:
@@ -71,7 +73,7 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
     settings = {**store_settings(config), **fingerprints(config, batches)}
     if force:
         shutil.rmtree(folder / PROGRESS, ignore_errors=True)
-    elif (folder / "manifest.json").is_file():
+    elif (folder / MANIFEST).exists():
         old = Calibration.load(folder)
         check_settings(folder, old.settings, settings)
         if need.met_by(old.max_rank, old.subspaces):

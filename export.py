@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from utils.cli import main
 from utils.errors import UserError
+from utils.files import MANIFEST, check_folder
 from utils.log import log, setup_logging
 
 USAGE = """
@@ -40,6 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"--rank: must be at least 1, not {flags.rank}")
     if not (flags.adapter / "adapter_config.json").is_file():
         raise UserError(f"--adapter: {flags.adapter} holds no adapter_config.json")
+    check_folder(flags.adapter)
     if flags.out.exists() and any(flags.out.iterdir()):
         raise UserError(f"--out: {flags.out} is not empty")
     return flags
@@ -100,7 +102,7 @@ def compress(adapter: Path, rank: int, out: Path) -> dict[str, Any]:
         report = compress_lora(adapter, config, rank, temporary)
         state_quantization(temporary, read_json(adapter / "adapter_config.json").get(QUANTIZATION))
         for path in adapter.iterdir():
-            if path.suffix in (".json", ".jinja", ".model") and path.name != "adapter_config.json":
+            if path.suffix in (".json", ".jinja", ".model") and path.name not in (MANIFEST, "adapter_config.json"):
                 shutil.copy(path, temporary / path.name)
     log.info("rank %d, largest relative error of a layer %.2e: %s", report["rank"], report["truncation_error"], out)
     return report

@@ -17,7 +17,7 @@ from utils.cli import main, parse
 from utils.config import Config, expand_sweep
 from utils.distributed import barrier, is_main
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import write_record
 from utils.log import log, log_to
 from utils.runs import check_writable, held, run_folder, stage, start_over, start_run, write_config
 from utils.settings import DATA, FORMAT
@@ -67,7 +67,7 @@ def noted_divergence(config: Config, folder: Path, settings: dict[str, Any]) -> 
     except Diverged as error:
         if is_main():
             record = {"format": FORMAT, "reason": str(error), "settings": settings}
-            write_json(folder / "diverged.json", record)
+            write_record(folder / "diverged.json", record)
         if config.arm is None:
             raise
         log.warning("%s: diverged: %s", folder.name, error)
@@ -94,7 +94,7 @@ def train(config: Config, force: bool = False) -> None:
 
     started = time.monotonic()
     folder, settings = run_folder(config), run_settings(config)
-    store = require_store(config) if METHODS[config.method.name].needs == "calibration" else None
+    calibration = require_store(config) if METHODS[config.method.name].needs == "calibration" else None
     args = training_arguments(config, folder)  # here several processes find each other
     if is_main():
         start_run(config)
@@ -112,7 +112,7 @@ def train(config: Config, force: bool = False) -> None:
     # Model and adapter: at first they compute what the base model computes.
     with room_for_model(config):
         model = load_base(config, args.device)
-        model = add_adapter(config, model, store, tokenizer, examples, args.device, checkpoint, args.bf16)
+        model = add_adapter(config, model, calibration, tokenizer, examples, args.device, checkpoint, args.bf16)
     if checkpoint is None and is_main():
         start_checkpoints(folder / "checkpoints", model, METHODS[config.method.name].keeps_start)
 
@@ -135,7 +135,8 @@ def train(config: Config, force: bool = False) -> None:
         figures["export"] = export(config, trainer.model, tokenizer, folder, card, write=is_main())
         if is_main():
             plot_loss(folder)
-            write_json(folder / "metrics.json", figures)
+            beside = (folder / name for name in ("config.yaml", "metrics.jsonl", "losses.json"))
+            write_record(folder / "metrics.json", figures, filter(Path.is_file, beside))
             loss = "" if figures["final_loss"] is None else f" loss {figures['final_loss']:.4f};"
             log.info("%s:%s result in %s", folder.name, loss, exported_folder(config, folder))
         barrier()

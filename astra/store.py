@@ -9,7 +9,6 @@ The manifest is written last and removed first: a folder that has one is whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from astra.errors import AstraError
+from astra.manifest import damaged, sealed, sha256_file, unsealed
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -136,7 +136,7 @@ class Calibration:
             folder.mkdir(parents=True, exist_ok=True)
             for name, tensors in tables.items():
                 staged[name] = _staged(folder / name, tensors)
-            manifest = self._manifest({name: _sha256(path) for name, path in staged.items()})
+            manifest = self._manifest({name: sha256_file(path) for name, path in staged.items()})
             staged[MANIFEST] = folder / f".{MANIFEST}.tmp"
             _write_text(staged[MANIFEST], manifest)
             (folder / MANIFEST).unlink(missing_ok=True)
@@ -161,7 +161,7 @@ class Calibration:
             "layers": [asdict(info) for info in self.layers.values()],
             "files": files,
         }
-        return json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        return json.dumps(sealed(manifest), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
@@ -172,24 +172,22 @@ class Calibration:
         """
         folder = Path(folder)
         path = folder / MANIFEST
-        if not path.is_file():
+        if not path.exists():
             raise AstraError(f"{folder} holds no complete calibration ({MANIFEST} is missing)")
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = unsealed(json.loads(path.read_text(encoding="utf-8")))
             if manifest["format"] != FORMAT:
                 raise AstraError(f"{path}: format {manifest['format']} is not {FORMAT}; calibrate again")
             layers = {entry["name"]: LayerInfo.read(entry) for entry in manifest["layers"]}
             files, max_rank, left_out = manifest["files"], int(manifest["max_rank"]), tuple(manifest["left_out"])
             subspaces, settings = tuple(manifest["subspaces"]), dict(manifest["settings"])
-            altered = next((name for name, digest in files.items() if _sha256(folder / name) != digest), None)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            altered = damaged(folder, files)
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, AstraError):
                 raise
-            raise AstraError(f"{folder} is damaged ({_reason(error)}); delete it and calibrate again") from error
+            raise AstraError(f"{path}: damaged ({_reason(error)}); delete its folder and calibrate again") from error
         if altered is not None:
-            raise AstraError(
-                f"{folder / altered} is damaged (not what was written); delete the folder and calibrate again"
-            )
+            raise AstraError(f"{altered}; delete its folder and calibrate again")
         return cls(layers, max_rank, subspaces, settings, {}, folder, left_out)
 
     def _layer(self, name: str) -> LayerInfo:
@@ -247,11 +245,6 @@ def _staged(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _reason(error: BaseException) -> str:

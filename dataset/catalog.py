@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from astra.manifest import sha256_file
 from dataset import converters
 from dataset.hub import Hub
 from dataset.records import Converter, Record, converted, read_rows
 from utils.errors import UserError
-from utils.files import sha256_file
 
 
 @dataclass(frozen=True)

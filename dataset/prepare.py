@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from astra.manifest import sha256_file
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
 from dataset.general_text import load_general_text, measured_in_training
 from dataset.glue import GLUE, glue_source
@@ -25,7 +26,7 @@ from dataset.sources import ARITHMETIC, load_training, test_questions, test_sets
 from utils.cli import main, parse
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import read_json, sha256_file, write_json
+from utils.files import read_record, write_record
 from utils.log import log, log_to, progress, setup_logging
 
 TASKS = list(dict.fromkeys([*TRAINING, *EVALUATION, *GLUE]))
@@ -102,7 +103,7 @@ def prepare_experiment(config: Config) -> None:
     if text is not None:
         wanted["general_text"] = text
     path = Path(config.output_dir) / "data.json"
-    if not (tasks or own or text) or (path.is_file() and read_json(path)["wanted"] == wanted):
+    if not (tasks or own or text) or (path.exists() and read_record(path)["wanted"] == wanted):
         return
     log_to(Path(config.output_dir) / "log.txt")
     found = {task: prepare(task, config.data.dir) for task in tasks}
@@ -111,7 +112,7 @@ def prepare_experiment(config: Config) -> None:
     if own is not None:
         questions = test_questions([name for name in judged if name in EVALUATION], config.data.dir)
         found[own] = _overlap(own, load_training(config.data), questions)
-    write_json(path, {"wanted": wanted, "found": found})
+    write_record(path, {"wanted": wanted, "found": found})
 
 
 class _Parser(argparse.ArgumentParser):

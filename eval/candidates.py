@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from astra.manifest import sha256_file
 from astra.ranks import MAX_RANK
 from utils.config import Config, ModelConfig
 from utils.errors import UserError
-from utils.files import read_json, sha256_file
+from utils.files import check_folder, read_json
 from utils.log import log
 from utils.models import QUANTIZATION, merge_adapter, model_fingerprint, resolve_model
 
@@ -56,6 +57,7 @@ def read_adapter(path: str | Path) -> Adapter:
     weights = path / "adapter_model.safetensors"
     if not (path / "adapter_config.json").is_file() or not weights.is_file():
         raise UserError(f"{path}: not a PEFT adapter (needs adapter_config.json and adapter_model.safetensors)")
+    check_folder(path)
     config = read_json(path / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type {config.get('peft_type')} is not supported; only LORA is")
@@ -168,6 +170,7 @@ def run_target(config: Config, run: Path) -> Target:
     if (run / "lora").is_dir():
         return _with_adapter(config.model, run / "lora", run.name, run / "eval")
     if (run / "merged").is_dir():
+        check_folder(run / "merged")
         return Target(run.name, run / "merged", None, run / "eval")
     raise UserError(f"{run}: holds neither lora/ nor merged/; train it first")
 

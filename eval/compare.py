@@ -9,7 +9,7 @@ import numpy as np
 from eval.task_record import bootstrap, changes, find_samples, read_samples
 from utils.cli import main
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_record
 
 USAGE = """Compare two results problem by problem: the paired difference B - A with a 95% bootstrap interval, and the
 exact McNemar test (the chance of so uneven a split of the problems that only one of them solves, were they equal)."""
@@ -85,7 +85,7 @@ def settings_differ(first: Path, second: Path) -> str:
 
 def _settings(samples: Path) -> dict[str, Any]:
     result = samples.with_name(samples.name.removesuffix(".samples.jsonl") + ".json")
-    return read_json(result).get("settings", {})
+    return read_record(result).get("settings", {})
 
 
 def describe(task: str, found: dict[str, Any]) -> str:

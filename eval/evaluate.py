@@ -19,7 +19,7 @@ from eval.task_record import FORMAT, TaskRecord, changes
 from eval.tasks import DirectTask, Record, Task, check_tasks, expand, get_task, load_problems
 from eval.tracking import check_trackers, track
 from utils.config import Config
-from utils.files import fingerprint, write_json
+from utils.files import fingerprint, write_record
 from utils.log import log
 from utils.models import usable_dtype
 from utils.runs import held, stage
@@ -259,7 +259,7 @@ def _write_groups(config: Config, targets: Sequence[Target], results: Results) -
                 "tasks": {name: result["accuracy"] for name, result in found.items()},
                 "missing": missing,
             }
-            write_json(target.folder / f"{mean['task']}.json", mean)
+            write_record(target.folder / f"{mean['task']}.json", mean)
             results[target.name][mean["task"]] = mean
             log.info("%s", describe(mean))
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from eval.task_record import read_samples
 from utils import ladder
 from utils.config import CHOOSERS
-from utils.errors import UserError
-from utils.files import read_json
+from utils.errors import UserError, first_line
+from utils.files import read_record
 from utils.settings import FREE, flat_settings
 
 RATES = ("train.relative_step", "train.learning_rate")  # what a ladder varies; the first that is set is the axis
@@ -102,8 +102,11 @@ def run_folders(folder: Path) -> list[Path]:
 
 def _settings(run: Path) -> dict[str, Any]:
     """What a run's figures depend on, flat: as it was trained, or as it was to be."""
-    config = flat_settings(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+    metrics = read_record(run / "metrics.json") if (run / "metrics.json").exists() else {}
+    try:
+        config = flat_settings(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{run / 'config.yaml'}: damaged ({first_line(error)}); train.py writes it anew") from error
     return {**config, **metrics.get("settings", {})}
 
 
@@ -151,7 +154,7 @@ def _text(value: Any) -> str:
 
 
 def _figures(run: Path) -> dict[str, Any]:
-    metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+    metrics = read_record(run / "metrics.json") if (run / "metrics.json").is_file() else {}
     diverged = (run / "diverged.json").is_file()
     forgetting = metrics.get("forgetting") or {}
     export, update = metrics.get("export") or {}, metrics.get("update") or {}
@@ -177,13 +180,13 @@ def _figures(run: Path) -> dict[str, Any]:
 
 def _last_error(path: Path) -> str:
     """Why a run has no result: the last error in its log, or that it is not finished."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     errors = [line.partition("error: ")[2] for line in lines if " error: " in line]
     return errors[-1] if errors else "not finished"
 
 
 def _scores(run: Path) -> list[dict[str, Any]]:
-    return [read_json(path) for path in sorted((run / "eval").glob("*.json"))]
+    return [read_record(path) for path in sorted((run / "eval").glob("*.json"))]
 
 
 def _score(run: str, arm: str, folder: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -261,7 +264,7 @@ def _tune(arm: str, runs: pd.DataFrame) -> Tuned:
 def record_losses(run: Path, split: str) -> NDArray[np.float64]:
     """Loss of each record of a held-out split, float64 (records,), in nats per target token; empty if not kept."""
     path = run / "losses.json"
-    return np.asarray(read_json(path).get(split, []) if path.is_file() else [], dtype=np.float64)
+    return np.asarray(read_record(path).get(split, []) if path.is_file() else [], dtype=np.float64)
 
 
 def at_best(results: Results, tuned: dict[str, Tuned]) -> pd.DataFrame:
@@ -330,5 +333,5 @@ def stage_costs(results: Results) -> pd.DataFrame:
     for folder in results.folders:
         for path in [*sorted((folder / "stages").glob("*.json")), *sorted(folder.glob("*/stages/*.json"))]:
             run, arm = names.get(path.parent.parent, ("", "all runs"))
-            rows.append({"run": run, "arm": arm, "stage": path.stem, **read_json(path)})
+            rows.append({"run": run, "arm": arm, "stage": path.stem, **read_record(path)})
     return pd.DataFrame(rows, columns=None if rows else ["run", "arm", "stage", "seconds", "peak_memory_bytes"])

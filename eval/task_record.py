@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from astra.manifest import sealed, unsealed
 from eval.engines import Answer, Output, Request, Score
 from utils.errors import UserError
-from utils.files import atomic_write, read_json, write_json
+from utils.files import AGAIN, atomic_write, read_record, write_record
 
 Settings = dict[str, Any]
 FORMAT = 2  # of results and texts; files of another form are refused
@@ -107,7 +108,7 @@ class Texts:
             self._mend()
             self._append({"format": FORMAT, "settings": self.settings, "engine": engine})
         made = [asdict(output) for output in answer] if isinstance(answer, list) else asdict(answer)
-        self._append({"key": request.key, "seconds": round(seconds, 4), "made": made})
+        self._append(sealed({"key": request.key, "seconds": round(seconds, 4), "made": made}))
 
     def _append(self, value: Any) -> None:
         try:
@@ -124,9 +125,15 @@ class Texts:
                 file.truncate(file.read().rfind(b"\n") + 1)
 
     def _lines(self) -> Iterator[Any]:
-        if self.path.is_file():
-            # Not splitlines(): JSON may hold U+2028 and other line ends of Unicode as they are.
-            yield from map(json.loads, self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1])
+        if not self.path.is_file():
+            return
+        # Not splitlines(): JSON may hold U+2028 and other line ends of Unicode as they are.
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        for number, line in enumerate(lines, 1):
+            try:
+                yield unsealed(json.loads(line))
+            except (AttributeError, ValueError) as error:
+                raise UserError(f"{self.path}:{number}: damaged ({error}); {AGAIN}") from error
 
 
 def _answer(made: Any) -> Answer:
@@ -168,13 +175,12 @@ class TaskRecord:
         """Return the result that is there, whatever its settings, or None.
 
         Raises:
-            UserError: it has another form.
+            UserError: it has another form, or is damaged.
         """
-        if self._path("partial.jsonl").is_file() or (
-            self.result_path.is_file() and read_json(self.result_path).get("format") != FORMAT
-        ):
+        earlier = read_record(self.result_path) if self.result_path.exists() else None
+        if self._path("partial.jsonl").is_file() or (earlier is not None and earlier.get("format") != FORMAT):
             raise UserError(f"{self.result_path}: written by another version; redo it with --force")
-        return read_json(self.result_path) if self.result_path.is_file() else None
+        return earlier
 
     def keep(self, earlier: dict[str, Any], *keys: str) -> None:
         """Take settings from an earlier result: what made its texts may not be on this machine."""
@@ -193,7 +199,7 @@ class TaskRecord:
             for sample in samples:
                 _write_line(file, sample)
         result = {"format": FORMAT, "task": self.task, **result, "settings": self.settings}
-        write_json(self.result_path, result)
+        write_record(self.result_path, result, [self.samples_path])
         return result
 
 
@@ -228,6 +234,10 @@ def find_samples(place: Path, task: str | None = None) -> dict[str, Path]:
         folders = [folder for folder in (place / "eval", place) if folder.is_dir()]
         paths = [path for folder in folders[:1] for path in sorted(folder.glob("*.samples.jsonl"))]
         found = {path.name.removesuffix(".samples.jsonl"): path for path in paths}
+    for path in found.values():
+        result = path.with_name(path.name.removesuffix(".samples.jsonl") + ".json")
+        if result.exists():
+            read_record(result)  # which knows the samples by their hash
     if not found:
         raise UserError(f"{place}: no samples here; name a run folder, its eval folder, or a .samples.jsonl file")
     if task is not None and task not in found:

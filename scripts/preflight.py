@@ -14,7 +14,7 @@ from utils.cli import main, parse
 from utils.comparison import choices, ended, most_runs, planned
 from utils.config import Config, expand_sweep, ladder_key
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_record
 from utils.ladder import value
 from utils.log import log
 from utils.models import model_bytes
@@ -95,7 +95,7 @@ def announce(config: Config) -> None:
         tried = ", ".join(f"{value(rung):g}" for rung in choice.tried) or "nothing yet"
         log.info("%s: tried %s%s", arm, tried, f"; best {value(choice.best):g}" if choice.best is not None else "")
     done = sum(len(seeds) for runs in ended(config).values() for seeds in runs.values())
-    seconds = [read_json(path)["seconds"] for path in Path(config.output_dir).glob("*/stages/train.json")]
+    seconds = [read_record(path)["seconds"] for path in Path(config.output_dir).glob("*/stages/train.json")]
     cost = f", {sum(seconds) / len(seconds):.0f} s of training each so far" if seconds else ""
     log.info("comparison: %d runs ended; at most %d in all%s", done, most_runs(config), cost)
 

@@ -11,7 +11,7 @@ from training.methods import METHODS
 from training.stores import stores
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_json, read_record
 from utils.log import log
 from utils.models import check_model, model_fingerprint, resolve_model
 from utils.runs import check_writable
@@ -99,9 +99,9 @@ def finished(config: Config, folder: Path) -> bool:
         UserError: it was made with other settings.
     """
     exported = (folder / "lora").is_dir() or (folder / "merged").is_dir()
-    if not (exported and (folder / "metrics.json").is_file()):
+    if not (exported and (folder / "metrics.json").exists()):
         return False
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_record(folder / "metrics.json")
     tokens = {DATA: metrics["settings"].get(DATA)}  # whether they are the same is not worth reading them
     require_same(metrics, run_settings(config) | tokens, str(folder))
     return True

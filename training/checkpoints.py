@@ -1,7 +1,8 @@
 """Checkpoints that are complete or do not count, and are resumed only by the run that wrote them.
 
 The Trainer's own checkpoints are not atomic and contain pickles. Here each gets a manifest, written last, with the
-hash of every file and the settings of its run; a folder without one, or that differs from it, is never read.
+hash of every file and the settings of its run; a folder without one, or that differs from it, is never read. Where an
+older checkpoint is whole, the run goes on from that and says which file was damaged: the result is the same.
 """
 
 import json
@@ -18,11 +19,10 @@ from astra.adapter import Factors, lora_layers
 from astra.convert import starting_factors
 from utils.distributed import barrier, is_main
 from utils.errors import UserError
-from utils.files import atomic_write, read_json, sha256_file, write_json
+from utils.files import MANIFEST, atomic_write, read_record, write_record
 from utils.log import log
 from utils.settings import FORMAT, require_same
 
-MANIFEST = "manifest.json"
 INITIAL = "initial_lora.safetensors"
 WEIGHTS = "trainable.safetensors"
 
@@ -34,7 +34,7 @@ def checkpoint_to_resume(folder: Path, settings: dict[str, Any], deepspeed: bool
 
     Raises:
         UserError: the checkpoint was written with other settings, or with DeepSpeed and the run has none (or vice
-            versa).
+            versa); or all that are complete have been damaged since.
     """
     last = last_complete(folder, settings)
     barrier()  # nothing is removed until every process has looked
@@ -56,23 +56,27 @@ def start_checkpoints(folder: Path, model: Any, keeps_start: bool) -> None:
 
 def write_manifest(folder: Path, settings: dict[str, Any], step: int) -> None:
     """Declare a checkpoint complete."""
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-    write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "settings": settings, "files": files})
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+    write_record(folder / MANIFEST, {"format": FORMAT, "step": step, "settings": settings}, files)
 
 
 def last_complete(folder: Path, settings: dict[str, Any]) -> Path | None:
     """Return the latest complete checkpoint below `folder`, or None; refuse one written with other settings."""
+    fault = None
     for path in newest_first(folder):
-        if (path / MANIFEST).is_file():
-            manifest = read_json(path / MANIFEST)
-            require_same(manifest, settings, str(path))
-            if _intact(path, manifest["files"]):
-                return path
-        log.info("%s is incomplete: it is not used", path)
+        if not (path / MANIFEST).exists():
+            log.info("%s is incomplete: it is not used", path)
+            continue
+        try:
+            manifest = read_record(path / MANIFEST)
+        except UserError as error:
+            log.warning("%s; an older checkpoint is used if there is one", error)
+            fault = fault or error
+            continue
+        require_same(manifest, settings, str(path))
+        return path
+    if fault is not None:
+        raise fault
     return None
 
 
@@ -107,22 +111,15 @@ def save_initial(path: Path, initial: dict[str, Factors], scalings: dict[str, fl
     }
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={"scalings": json.dumps(scalings)})
+    write_record(path.with_name(MANIFEST), {}, [path])
 
 
 def load_initial(path: Path) -> tuple[dict[str, Factors], dict[str, float]]:
     """Return what `save_initial` kept: layer name -> (A0, B0), and layer name -> scaling."""
+    read_record(path.with_name(MANIFEST))
     with safe_open(path, framework="pt") as file:
         scalings = json.loads(file.metadata()["scalings"])
         return {name: (file.get_tensor(f"{name}.A"), file.get_tensor(f"{name}.B")) for name in scalings}, scalings
-
-
-def _intact(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
-    return all(
-        (folder / name).is_file()
-        and (folder / name).stat().st_size == entry["bytes"]
-        and sha256_file(folder / name) == entry["sha256"]
-        for name, entry in files.items()
-    )
 
 
 def _step(checkpoint: Path) -> int:

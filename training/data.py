@@ -20,7 +20,7 @@ from dataset.templates import Record
 from dataset.tokens import IGNORED, collate, encode_records
 from utils.config import Config, DataConfig
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, read_record, write_record
 from utils.log import log, progress
 
 
@@ -95,17 +95,17 @@ def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache:
         records: as `dataset.sources.load_splits` returns them.
         tokenizer: a transformers tokenizer.
         data: `template` and `max_length` are read.
-        cache: folder of `<fingerprint>.safetensors` files.
+        cache: folder of `<fingerprint>.safetensors` files, each with a record of its counts and its hash.
 
     Raises:
         UserError: no record has an answer within `data.max_length`.
     """
     key = _fingerprint(records, tokenizer, data)
     path = cache / f"{key}.safetensors"
-    if not path.is_file():
+    if not path.with_suffix(".json").exists():
         _write(path, records, tokenizer, data)
+    counts = read_record(path.with_suffix(".json"))
     with safe_open(path, framework="pt") as file:
-        counts = {name: int(count) for name, count in file.metadata().items()}
         ids, labels, offsets = (file.get_tensor(name) for name in ("input_ids", "labels", "offsets"))
         return TokenDataset(ids, labels, offsets, counts, key)
 
@@ -119,9 +119,9 @@ def _write(path: Path, records: Sequence[Record], tokenizer: Any, data: DataConf
         "labels": torch.cat([feature["labels"].reshape(-1) for feature in encoded.features]),
         "offsets": torch.tensor([0, *lengths]).cumsum(0),
     }
-    counts = {"dropped": str(encoded.dropped), "truncated": str(encoded.truncated)}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata=counts)
+        save_file(tensors, temporary)
+    write_record(path.with_suffix(".json"), {"dropped": encoded.dropped, "truncated": encoded.truncated}, [path])
 
 
 def _fingerprint(records: Sequence[Record], tokenizer: Any, data: DataConfig) -> str:

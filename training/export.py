@@ -12,7 +12,7 @@ from dataset.glue import num_labels
 from training.checkpoints import trainable_state
 from training.methods import METHODS
 from utils.config import Config
-from utils.files import atomic_write
+from utils.files import MANIFEST, atomic_write, write_record
 from utils.models import PACKAGES, load_model, resolve_model, state_quantization
 
 
@@ -48,8 +48,7 @@ def export(config: Config, model: Any, tokenizer: Any, folder: Path, card: str, 
     merged: Any = merge_state(config, model, state)
     with atomic_write(target) as temporary:
         merged.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        _complete(temporary, tokenizer, card)
     return {}
 
 
@@ -59,9 +58,15 @@ def _export_lora(config: Config, model: Any, tokenizer: Any, target: Path, card:
     with atomic_write(target) as temporary:
         report = save_lora(model, temporary, base_name(config), config.model.revision)
         state_quantization(temporary, config.model.quantization)
-        tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        _complete(temporary, tokenizer, card)
     return report
+
+
+def _complete(folder: Path, tokenizer: Any, card: str) -> None:
+    """Add the tokenizer, the manifest of all that a program reads, and the card, which its owner may edit."""
+    tokenizer.save_pretrained(folder)
+    write_record(folder / MANIFEST, {}, folder.iterdir())
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def merge_state(config: Config, trained: Any, state: dict[str, Tensor]) -> nn.Module:

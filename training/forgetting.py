@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dataset.general_text import load_general_text, measured_in_training
 from utils.config import Config
 from utils.distributed import barrier, is_main
-from utils.files import fingerprint, read_json, write_json
+from utils.files import fingerprint, read_record, write_record
 from utils.log import log
 from utils.models import model_fingerprint, resolve_model
 
@@ -57,8 +57,8 @@ def base_losses(
     """
     dtype = str(next(model.parameters()).dtype)
     key = [text, model_fingerprint(resolve_model(config.model)), dtype, config.model.quantization]
-    path = Path(config.output_dir) / "base" / f"{fingerprint(key)}.json"
-    known = path.is_file()
+    path = Path(config.output_dir) / "base" / f"losses-{fingerprint(key)}.json"
+    known = path.exists()
     barrier()  # nobody writes it before all have looked
     if not known and isinstance(model, PeftModel):
         with model.disable_adapter():
@@ -66,11 +66,11 @@ def base_losses(
     elif not known and untrained:
         losses = measure(model)
     elif known:
-        return list(read_json(path))
+        return list(read_record(path)["losses"])
     else:
         return None
     if is_main():
-        write_json(path, losses)
+        write_record(path, {"losses": losses})
     return losses
 
 

@@ -31,7 +31,7 @@ from training.data import Examples
 from training.forgetting import base_losses
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import write_record
 from utils.models import resolve_model
 
 
@@ -148,7 +148,7 @@ def held_out(config: Config, trainer: Any, examples: Examples, folder: Path) -> 
     parts = {"validation": examples.validation, "reporting": examples.reporting}
     losses = {split: trainer.record_losses(part) for split, part in parts.items() if part is not None}
     if trainer.args.should_save:
-        write_json(folder / "losses.json", losses)
+        write_record(folder / "losses.json", losses)
     mean = {split: sum(values) / len(values) for split, values in losses.items()}
     shown = examples.reporting or examples.validation
     base = base_losses(config, trainer.model, shown.fingerprint, lambda _: trainer.record_losses(shown))

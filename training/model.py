@@ -77,7 +77,7 @@ def load_trained(config: Config) -> Any:
 def add_adapter(
     config: Config,
     model: Any,
-    store: Path | None,
+    calibration: Calibration | None,
     tokenizer: Any,
     examples: Examples,
     device: Any,
@@ -85,7 +85,7 @@ def add_adapter(
     autocast: bool,
 ) -> Any:
     """Return the base model with the method's adapter on it; a resumed run gets the factors it started with."""
-    request = build_request(config, store, tokenizer, examples, device)
+    request = build_request(config, calibration, tokenizer, examples, device)
     name = config.method.name
     if resumed is not None and METHODS[name].keeps_start:
         model = restore(name, model, request, *load_initial(resumed.parent / INITIAL))
@@ -103,10 +103,11 @@ def add_adapter(
     return model
 
 
-def build_request(config: Config, store: Path | None, tokenizer: Any, examples: Examples, device: Any) -> Request:
+def build_request(
+    config: Config, calibration: Calibration | None, tokenizer: Any, examples: Examples, device: Any
+) -> Request:
     """Return what a method is asked to build."""
     method = config.method
-    calibration = Calibration.load(store) if store is not None else None
     targets, wanted = method.target_modules, config.calibration
     device = "cpu" if config.model.quantization is not None else device  # where `load_base` leaves the model
 

@@ -1,16 +1,21 @@
 """Where an experiment keeps its calibrations, what its runs need of them, and whether an existing one suffices."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.methods import METHODS
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
-from utils.files import fingerprint, read_json
+from utils.files import MANIFEST, fingerprint
 from utils.models import model_fingerprint, resolve_model
+
+if TYPE_CHECKING:
+    from astra import Calibration
 
 FULL_SPECTRUM = "effective_rank"  # the rank allocation that needs whole spectra
 ALLOCATION_HEADROOM = 2  # a shared rank budget may give a layer up to so many times the mean rank
@@ -82,25 +87,28 @@ def store_settings(config: Config) -> dict[str, Any]:
     return settings | {f"method.{key}": value for key, value in method.items()}
 
 
-def require_store(config: Config) -> Path:
-    """The folder of the calibration that a run reads.
+def require_store(config: Config) -> Calibration:
+    """The calibration that a run reads.
 
     Raises:
         UserError: it is not there, was made from another model, or does not have the run's rank or subspace.
+        AstraError: it is damaged.
     """
+    from astra import Calibration
+
     folder = store_folder(config)
     command = "run calibrate.py with the same config and overrides"
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST).exists():
         raise UserError(f"{folder}: no calibration for these settings; {command}")
-    manifest = read_json(folder / "manifest.json")
-    check_settings(folder, manifest["settings"], {"model.fingerprint": model_fingerprint(resolve_model(config.model))})
+    found = Calibration.load(folder)
+    check_settings(folder, found.settings, {"model.fingerprint": model_fingerprint(resolve_model(config.model))})
     missing = Need(config.method.rank, (config.method.subspace,), config.method.rank)
-    if not missing.met_by(manifest["max_rank"], manifest["subspaces"]):
+    if not missing.met_by(found.max_rank, found.subspaces):
         raise UserError(
-            f"{folder}: has rank {manifest['max_rank']} of {', '.join(manifest['subspaces'])}, "
+            f"{folder}: has rank {found.max_rank} of {', '.join(found.subspaces)}, "
             f"not rank {missing.rank} of {missing.subspaces[0]}; {command}"
         )
-    return folder
+    return found
 
 
 def check_settings(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from utils.config import Config, expand_sweep, grid, ladder_key, point_config
-from utils.files import read_json
+from utils.files import read_record
 from utils.ladder import MOST, RUNGS, Choice, Losses, Runs, choose, nearest, next_runs, value
 from utils.runs import run_folder
 from utils.settings import flat_settings, require_same
@@ -94,8 +94,10 @@ def _ended(run: Config) -> Iterator[Losses]:
     diverged = folder / "diverged.json"
     if not diverged.is_file() and not (folder / "metrics.json").is_file():
         return
-    record = read_json(diverged if diverged.is_file() else folder / "metrics.json")
+    record = read_record(diverged if diverged.is_file() else folder / "metrics.json")
     now = flat_settings(run.model_dump(include={"model", "data", "method", "train"}))
     record["settings"] = {key: record["settings"].get(key, now[key]) for key in now}
     require_same(record, now, str(folder))
-    yield None if diverged.is_file() else np.asarray(read_json(folder / "losses.json")["validation"], dtype=np.float64)
+    yield (
+        None if diverged.is_file() else np.asarray(read_record(folder / "losses.json")["validation"], dtype=np.float64)
+    )

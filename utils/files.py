@@ -4,19 +4,26 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from astra.manifest import damaged, hashes, sealed, unsealed
+from utils.errors import UserError, first_line
+
+MANIFEST = "manifest.json"  # the record of a folder that is complete
+FILES = "files"  # of a record: the digests of the files that were written before it
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # to read one is to run what it says
+AGAIN = "restore it from a copy, or make it anew with --force"
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary file or folder name beside `path`; rename it to `path` when the block ends without an error.
 
-    A process that is killed in the block leaves `path` as it was. What stood at `path` is replaced.
+    A process that is killed in the block leaves `path` as it was. What stood at `path` is replaced; a folder only by a
+    folder.
 
     Raises:
         UserError: the folder can't be written or the disk is full.
@@ -35,6 +42,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             _remove(temporary)
     except OSError as error:
         raise UserError(f"{error.filename or path}: can't be written ({error.strerror or error})") from error
+
+
+def discard_temporary(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that no other process writes to."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+        _remove(path)
 
 
 def _remove(path: Path) -> None:
@@ -67,23 +80,63 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, numbers or depths that Python refuses
+        raise UserError(f"{path}: not JSON ({first_line(error)})") from error
+
+
+def write_record(path: str | Path, value: dict[str, Any], files: Iterable[Path] = ()) -> None:
+    """Write what a command found as JSON with its own digest and that of `files`, which lie in its folder or below.
+
+    Write it last: where there is a record, all that it speaks of is complete.
+    """
+    path = Path(path)
+    if found := hashes(path.parent, sorted(files)):
+        value = {**value, FILES: found}
+    write_json(path, sealed(value))
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read what `write_record` wrote and check it and its files; one of another program is read as it is.
+
+    Raises:
+        UserError: a file is missing or is not what was written, or a pickle was put beside them; names it.
+    """
+    path = Path(path)
+    try:
+        value = unsealed(read_json(path))
+    except (UserError, AttributeError, ValueError) as error:
+        why = str(error).removeprefix(f"{path}").removeprefix(": ")
+        raise UserError(f"{path}: damaged ({why}); {AGAIN}") from error
+    files = value.pop(FILES, {})
+    if fault := damaged(path.parent, files):
+        raise UserError(f"{fault}; {AGAIN}")
+    refuse_pickles(path.parent, files)
+    return value
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a `UserError` when a folder that others may have filled is damaged, or holds what could run."""
+    if (folder / MANIFEST).exists():
+        read_record(folder / MANIFEST)
+    refuse_pickles(folder)
+
+
+def refuse_pickles(folder: Path, known: Iterable[str] = ()) -> None:
+    """Raise a `UserError` that names the first pickle in a folder, those `known` by their hash apart."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in PICKLES and path.name not in known:
+            raise UserError(f"{path}: a pickle can run anything when it is loaded, and none belongs here; remove it")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the complete lines of a JSON-lines file; a line cut off by a crash is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def sha256_file(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines if line.endswith("}")]
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({first_line(error)}); {AGAIN}") from error
 
 
 def fingerprint(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from utils.distributed import is_main
+from utils.errors import UserError
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0
@@ -19,6 +20,7 @@ log = logging.getLogger("astra")
 
 def setup_logging() -> None:
     """Send the project's messages to stderr; only the first process of several speaks."""
+    logging.raiseExceptions = False  # a message that finds the disk full is lost, and nothing else
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]
@@ -30,8 +32,11 @@ def log_to(path: Path) -> None:
     """Append the project's messages to a file of the experiment or the run as well, once however often it is asked."""
     files = [handler.baseFilename for handler in log.handlers if isinstance(handler, logging.FileHandler)]
     if is_main() and str(path.absolute()) not in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(path, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: can't be written ({error.strerror})") from error
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
 

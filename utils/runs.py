@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import yaml
 from utils.config import Config, run_name
 from utils.distributed import is_main
 from utils.errors import UserError
-from utils.files import write_json, write_text
+from utils.files import discard_temporary, write_json, write_record, write_text
 from utils.log import log_to
 
 _IMPORTED = time.time()
@@ -47,22 +47,26 @@ def held(folder: Path) -> Iterator[None]:
     Only the main process of several holds it.
 
     Raises:
-        UserError: another command holds it; says which process, and since when.
+        UserError: another command holds it, and says which process, and since when; or it can't be written.
     """
     if not is_main():
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+    with ExitStack() as stack:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(folder / ".lock", "a+", encoding="utf-8"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
+            file.flush()
+            discard_temporary(folder)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(f"{folder}: {holder} is at work here; wait for it, or stop it first") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
-        file.flush()
+        except OSError as error:
+            raise UserError(f"{error.filename or folder}: can't be written ({error.strerror})") from error
         yield
 
 
@@ -130,7 +134,7 @@ def stage(folder: Path, name: str) -> Iterator[None]:
         record = {"seconds": round(time.time() - _process_start(), 3), "peak_memory_bytes": peak}
         if torch.cuda.is_available() and torch.cuda.max_memory_reserved():  # vLLM's is another process's
             record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_reserved()
-        write_json(folder / "stages" / f"{name}.json", record)
+        write_record(folder / "stages" / f"{name}.json", record)
 
 
 def peak_memory() -> int:

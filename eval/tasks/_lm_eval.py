@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from astra.manifest import sha256_file
 from eval.engines import Pair, Prompt, Request, Sampling
 from eval.tasks import LM_EVAL, Ask, DirectTask
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import sha256_file
 
 CONTEXT = 4096  # where eval.max_model_len doesn't say
 # The figure that a result is known by: the first of these that a task has, else its first.

@@ -22,6 +22,7 @@ from eval.tasks import Judged, get_task
 from tests.eval.engine_fixtures import save_adapter, tiny_llama
 from utils.config import load_config
 from utils.errors import UserError
+from utils.files import read_record
 from utils.runs import held
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def test_a_record_holds_what_an_audit_needs(config_file):
     found = score(config_file)
     out = config_file.parent / "out"
     for target, folder in (("base", out / "base"), ("mine", out / "mine")):
-        result = json.loads((folder / "eval" / "arithmetic.json").read_text())
+        result = read_record(folder / "eval" / "arithmetic.json")
         assert result == found[target]["arithmetic"]
         assert result["n"] == 6 and 0 <= result["interval"][0] <= result["accuracy"] <= result["interval"][1]
         assert result["length_stops"] == 6 and result["unparsable"] == 6 and result["too_long"] == 0
@@ -163,7 +164,7 @@ def test_regrading_needs_all_texts_and_no_engine(config_file, monkeypatch):
 def test_files_of_an_older_version_are_refused(config_file):
     score(config_file, base=False)
     path = texts(config_file).with_name("arithmetic.json")
-    result = json.loads(path.read_text())
+    result = read_record(path)
     del result["format"]
     path.write_text(json.dumps(result))
     with pytest.raises(UserError, match=r"arithmetic\.json: written by another version; redo it with --force"):
