@@ -18,7 +18,7 @@ from utils.cli import main, parse
 from utils.config import Config
 from utils.distributed import device, is_main, process_group, rank, world_size
 from utils.errors import UserError
-from utils.files import MANIFEST
+from utils.files import MANIFEST, discard_temporary
 from utils.log import Progress, log, log_to
 from utils.runs import held, stage
 
@@ -57,6 +57,8 @@ def command() -> None:
     with process_group():
         for folder, (run, need) in found.items():
             with held(folder):
+                if is_main():
+                    discard_temporary(folder)
                 calibrate_store(folder, run, need, flags["force"])
 
 

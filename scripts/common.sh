@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${ASTRA_VENV:-$PWD/.venv}
 export PATH="$venv/bin:$PATH"
-dry_run=0 jobs=1 failed=0 force=()
+dry_run=0 jobs=1 failed=0 force=() lock=
 trap 'stop 130' INT
 trap 'stop 143' TERM HUP
 
@@ -22,7 +22,14 @@ stop() { # Ctrl-C or a scheduler's signal ends the whole tree, and nothing else
 run() { # print the command in a dry run, otherwise run it in a process group of its own, so that a signal is seen now
     if [ "$dry_run" = 1 ]; then printf '%q ' "$@"; echo; return; fi
     setsid "$@" </dev/null &
+    [ -z "$lock" ] || printf 'process %s (%s) on %s, since %(%F %T)T,' "$!" "${*:1:3}" "$HOSTNAME" -1 >"$lock"
     wait "$!"
+}
+
+hold() { # keep others out of a folder; a stage that outlives this shell keeps it, as it inherits the descriptor
+    exec 9>>"$1/.lock"
+    flock -n 9 || refuse "$1: $(cat "$1/.lock") is at work here; wait for it, or stop it first"
+    lock=$1/.lock
 }
 
 gpus() { # the GPUs that may be used here, one per line
@@ -85,3 +92,5 @@ done
 [ "$dry_run" = 1 ] || bash scripts/setup.sh
 [ -x "$venv/bin/python" ] || refuse "--dry-run: call scripts/setup.sh first, it has a lot to install"
 plan=$(python -m scripts.preflight "${config[@]}") # checks every stage, and writes a config for each run of the sweep
+[ "$dry_run" = 1 ] || hold "${plan%%$'\n'*}"
+plan=$(tail -n +2 <<<"$plan")

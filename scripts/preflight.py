@@ -21,7 +21,8 @@ from utils.models import model_bytes
 from utils.runs import run_folder, write_config
 
 USAGE = f"""
-Check every stage of an experiment, write the config of each of its runs to <output_dir>/plan, and print their paths.
+Check every stage of an experiment, write the config of each of its runs to <output_dir>/plan, and print the folder
+and their paths.
 
   python -m scripts.preflight --config configs/metamath.yaml --sweep.method.rank=[8,16]
   python -m scripts.preflight --config configs/compare.yaml --next     only the runs that a ladder asks for next
@@ -81,6 +82,7 @@ def command() -> None:
             raise UserError(f"sweep: two runs would share the folder {sorted(map(str, repeated))[0]}")
         preflight(config)
         announce(config)
+        print(config.output_dir)
     elif ladder_key(config) is None:
         return
     for run in planned(config):

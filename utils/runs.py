@@ -34,6 +34,7 @@ def run_folder(config: Config) -> Path:
 def start_run(config: Config) -> Path:
     """Make the run folder with its `config.yaml`, `environment.json` and `log.txt`, and return it."""
     folder = run_folder(config)
+    discard_temporary(folder)
     write_config(config, folder)
     write_json(folder / "environment.json", environment())
     log_to(folder / "log.txt")
@@ -60,7 +61,6 @@ def held(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
             file.flush()
-            discard_temporary(folder)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
