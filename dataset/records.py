@@ -2,11 +2,12 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 Row = dict[str, Any]
 Record = dict[str, Any]
@@ -44,16 +45,30 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[s
                     raise UserError(f"{place}: holds {type(row).__name__}, not an object")
                 yield place, row
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (OSError, EOFError) as error:  # EOFError: a gzip file that was cut off
+        raise UserError(f"{_undecodable(path)}: not UTF-8 text ({error.reason})") from error
+    except (OSError, EOFError, zlib.error) as error:  # of a gzip file that was cut off or altered
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def _undecodable(path: Path) -> str:
+    """The first line that is not UTF-8, as `file:line`; decoding errors count bytes from somewhere inside the file."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return f"{path}:{number}"
+    return str(path)
+
+
 def _list_rows(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
+    text = file.read()
     try:
-        rows = json.load(file)
+        rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # longer numbers, or deeper lists, than Python reads
+        raise UserError(f"{path}: not JSON ({first_line(error)})") from error
     for number, row in enumerate(rows, start=1):
         yield f"{path}: record {number}", row
 
@@ -62,9 +77,10 @@ def _line_rows(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}:{number}: not JSON ({getattr(error, 'msg', first_line(error))})") from error
+            yield f"{path}:{number}", row
 
 
 def _tsv_rows(path: Path, file: IO[str], columns: Sequence[str]) -> Iterator[tuple[str, Row]]:

@@ -1,5 +1,6 @@
 """Loading training and evaluation sets: named tasks from the hub or a local mirror, and a user's own files."""
 
+import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -195,7 +196,12 @@ def _own_records(data: DataConfig) -> Iterator[Record]:
     if "messages" in fields and data.template != "chat":
         raise UserError("data.template: conversations (data.fields has messages) need chat, not alpaca")
     for place, row in read_rows(data.train):
-        yield _own_record(row, fields, place)
+        record = _own_record(row, fields, place)
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{place}: holds half of a pair of surrogates, which is no text") from error
+        yield record
 
 
 def _own_record(row: Mapping[str, Any], fields: Mapping[str, str], place: str) -> Record:

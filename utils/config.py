@@ -13,20 +13,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 Subspace = Literal["tail", "nullspace", "principal", "middle", "random"]
 CHOOSERS = ("astra", "lora_matched")  # the methods that read a subspace of a calibration: to others it means nothing
 ARM, LADDERS = "arm", ("train.relative_step", "train.learning_rate")
 # A list whose names were not quoted on the command line would be a character class.
 Pattern = Annotated[str, Field(pattern=r"^[^\[]")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -58,21 +59,23 @@ class DataConfig(Section):
     decontaminate: Literal[False, True, "13-gram"] = Field(
         False, description="drop training records that contain a test question, or share 13 words in a row with one"
     )
-    seed: int = Field(42, description="seed of the split and of generated data")
+    seed: Seed = Field(42, description="seed of the split and of generated data")
 
 
 class CalibrationConfig(Section):
     samples: int = Field(256, ge=1, description="training examples the second moments are estimated on")
     max_length: int = Field(512, ge=8, description="tokens kept of each")
     batch_size: int = Field(8, ge=1, description="samples in a forward pass; changes speed, not the result")
-    seed: int = Field(42, description="which samples, and the basis of nullspace and random")
+    seed: Seed = Field(42, description="which samples, and the basis of nullspace and random")
     max_rank: int | None = Field(None, ge=1, description="vectors kept per layer; default: what the runs need")
     subspaces: list[Subspace] | None = Field(None, description="subspaces kept; default: what the runs need")
     spectrum: Literal["full", "ends"] = Field("full", description="all eigenvalues, or only the ends (large layers)")
 
 
 class MethodConfig(Section):
-    name: str = Field("astra", description="how the adapter is initialised: a name of training/methods.py")
+    name: str = Field(
+        "astra", pattern=r"^\w+$", description="how the adapter is initialised: a name of training/methods.py"
+    )
     subspace: Subspace = Field("tail", description="which eigenvectors Astra takes")
     split: Literal["orthonormal", "balanced", "rotated"] = Field(
         "orthonormal", description="the product's norm: all in A, or halved; rotated: Q turned within its span"
@@ -91,7 +94,7 @@ class MethodConfig(Section):
     rank_allocation: Literal["uniform", "effective_rank"] = Field(
         "uniform", description="share the same total rank over layers evenly or by effective rank"
     )
-    seed: int = Field(42, description="seed of random initialisations")
+    seed: Seed = Field(42, description="seed of random initialisations")
 
     @property
     def scaled_alpha(self) -> float:
@@ -114,7 +117,7 @@ class TrainConfig(Section):
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="fraction of the steps that warm up")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
-    seed: int = Field(42, description="order of the data, dropout")
+    seed: Seed = Field(42, description="order of the data, dropout")
     logging_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; default: a tenth of the run")
     early_stopping: int | None = Field(None, ge=1, description="stop after N validations without progress")
@@ -156,7 +159,7 @@ class EvalConfig(Section):
     n_samples: int = Field(1, ge=1, description="texts per problem, for pass@k and maj@k")
     temperature: float = Field(0.0, ge=0, description="0: greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that is sampled from")
-    seed: int = Field(42, description="seed of sampling")
+    seed: Seed = Field(42, description="seed of sampling")
     grader: Literal["exact", "metamath", "published"] = Field(
         "exact", description="whose verdict is the headline; every grader's is recorded"
     )
@@ -187,7 +190,9 @@ class Config(Section):
     output_dir: str = Field(
         "outputs/experiment", min_length=1, description="folder of the runs and their calibrations"
     )
-    run: str | None = Field(None, description="folder of this run in output_dir; default: from the swept keys")
+    run: str | None = Field(
+        None, pattern=r"^[^./][^/]*$", description="folder of this run in output_dir; default: from the swept keys"
+    )
     arm: str | None = Field(None, description="the arm of a comparison that a run belongs to")
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
@@ -214,6 +219,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
     values = _read_yaml(Path(path))
     parent = values.pop("extends", None)
     if parent is not None:
+        if not isinstance(parent, str):
+            raise UserError(f"{path}: extends: names a file, not {parent!r}")
         base = _read_yaml(Path(path).parent / parent)
         if "extends" in base:
             raise UserError(f"{parent}: extends: a parent may not extend another file")
@@ -296,10 +303,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # not UTF-8, or what YAML can't hold
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from error
+        raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or first_line(error)})") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -360,10 +367,24 @@ def _overrides(config: Config, point: dict[str, Any]) -> dict[str, Any]:
 
 
 def _validate(values: dict[str, Any], source: str) -> Config:
+    _check_texts(values, source)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{source}: {_explain(error.errors()[0])}") from error
+
+
+def _check_texts(value: Any, place: str) -> None:
+    """Refuse texts that can be no file's name and in no file; YAML's escapes can write them."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_texts(str(key), place)
+            _check_texts(entry, f"{place}: {key}")
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            _check_texts(entry, place)
+    elif isinstance(value, str) and ("\0" in value or re.search("[\ud800-\udfff]", value)):
+        raise UserError(f"{place}: {value!r} holds a character that no file can")
 
 
 def _explain(error: ErrorDetails) -> str:

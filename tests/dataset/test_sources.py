@@ -169,7 +169,7 @@ def test_other_mistakes_are_named(tmp_path):
         (config("nope"), "data.train: no task 'nope'; allowed: metamath, code, commonsense, gsm8k, arithmetic"),
         (config(tmp_path / "missing.jsonl"), "missing.jsonl: No such file"),
         (config(empty), "empty.jsonl holds no records"),
-        (config(binary), "binary.jsonl: not UTF-8"),
+        (config(binary), "binary.jsonl:1: not UTF-8"),
         (config(cut), "cut.jsonl.gz: "),
         (config(broken), "list.json:2: not JSON"),
         (config(empty, fields={"input": "a"}), "data.fields: has input; allowed: instruction, output"),
