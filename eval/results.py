@@ -105,7 +105,7 @@ def _settings(run: Path) -> dict[str, Any]:
     metrics = read_record(run / "metrics.json") if (run / "metrics.json").exists() else {}
     try:
         config = flat_settings(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, AttributeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{run / 'config.yaml'}: damaged ({first_line(error)}); train.py writes it anew") from error
     return {**config, **metrics.get("settings", {})}
 
