@@ -4,7 +4,9 @@ The experiment is made once, on a random two-layer model. Each damaged file lies
 end as a user error that names the file, and leave it as it is.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import shutil
 import subprocess
@@ -14,12 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from astra.errors import AstraError  # noqa: E402
+from utils.cli import main  # noqa: E402
 from utils.config import Config  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.runs import run_folder  # noqa: E402
@@ -30,7 +34,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "emptied": lambda path: os.truncate(path, 0),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
-STAGES = ("dataset.prepare", "calibrate", "train", "eval.__main__", "eval.report")
+STAGES = ("calibrate", "train", "eval.__main__", "eval.report")
 
 
 @dataclass
@@ -47,6 +51,38 @@ def _flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def make_finished(folder: Path) -> tuple[Config, Path]:
+    """Make a finished experiment in a folder, on a random Llama of two layers; its config, and the file of that."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from utils.config import ModelConfig, validate
+    from utils.models import resolve_model
+
+    values = {
+        "output_dir": str(folder / "out"), "run": "mine",
+        "model": {"name": str(folder / "model"), "dtype": "float32"},
+        "data": {"train": "arithmetic", "limit": 24, "validation": 0.2, "general_text": "python-manual"},
+        "calibration": {"samples": 8, "batch_size": 4}, "method": {"rank": 4},
+        "train": {"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 2, "save_steps": 2, "forgetting": False},
+        "eval": {"tasks": ["arithmetic"], "engine": "transformers", "limit": 4, "max_new_tokens": 8},
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    if not path.is_file():
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(ModelConfig(name="smollm2")))
+        torch.manual_seed(0)
+        shape = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        LlamaForCausalLM(shape).save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        make_experiment(validate(values))
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return validate(values), path
 
 
 def make_experiment(config: Config) -> None:
@@ -178,7 +214,6 @@ def starved(config: Config, kind: str) -> list[str]:
 def _made_by(stage: str, out: Path, config: Config) -> list[Path]:
     run = out / str(config.run)
     return {
-        "dataset.prepare": [out / "data.json"],
         "calibrate": [out / "calibration"],
         "train": [run / "metrics.json", run / "lora", run / "checkpoints"],
         "eval.__main__": [run / "eval", out / "base" / "eval"],
@@ -187,14 +222,14 @@ def _made_by(stage: str, out: Path, config: Config) -> list[Path]:
 
 
 def _outcome(stage: str, path: Path) -> str | None:
-    """What a stage's command did other than say one line."""
-    from unittest.mock import patch
-
+    """What a stage's command did other than say one line and end with status 2."""
+    said = io.StringIO()
     try:
-        with patch("sys.argv", [stage, "--config", str(path)]):
-            importlib.import_module(stage).command()
-    except (UserError, AstraError) as error:
-        return None if ":" in str(error) and "\n" not in str(error).strip() else str(error)
+        with patch("sys.argv", [stage, "--config", str(path)]), contextlib.redirect_stderr(said):
+            main(importlib.import_module(stage).command)
+    except SystemExit as error:
+        errors = [line for line in said.getvalue().splitlines() if "error" in line]
+        return None if error.code == 2 and len(errors) == 1 and errors[0].count(":") > 1 else f"{errors}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "nothing said"

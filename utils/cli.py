@@ -5,6 +5,7 @@ only parses: it returns the words it was given, so that `--help` starts nothing 
 model loads.
 """
 
+import errno
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import fire
 from astra.errors import AstraError
 from utils.config import Config, describe_keys, load_config
 from utils.distributed import rank
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.log import log, setup_logging
 
 
@@ -76,9 +77,23 @@ def main(command: Callable[[], None]) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except Exception as error:  # a defect: the whole trace is shown, and the run's log says why it has no result
+    except Exception as error:
+        if (unwritable := _unwritable(error)) is not None:
+            _say(unwritable)
+            raise SystemExit(2) from None
+        # a defect: the whole trace is shown, and the run's log says why it has no result
         _say(f"{type(error).__name__}: {error}")
         raise
+
+
+def _unwritable(error: BaseException) -> str | None:
+    """Return one line for a full disk or a read-only place, in whichever library's words; None for all else."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return f"{error.filename or 'output_dir'}: can't be written ({error.strerror})"
+    if "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
+        return f"output_dir: can't be written ({first_line(error)}); make room, and the same command goes on"
+    before = error.__cause__ or error.__context__
+    return _unwritable(before) if before is not None else None
 
 
 def _say(message: str) -> None:

@@ -56,14 +56,14 @@ def held(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(folder / ".lock", "a+", encoding="utf-8"))
+            file = stack.enter_context(open(folder / ".lock", "ab+", buffering=0))  # so that closing it can't fail
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
-            file.flush()
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(f"process {os.getpid()} on {platform.node()}, since {since},".encode())
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.read().decode().strip() or "another process"
             raise UserError(f"{folder}: {holder} is at work here; wait for it, or stop it first") from None
         except OSError as error:
             raise UserError(f"{error.filename or folder}: can't be written ({error.strerror})") from error

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from benchmarks.damage import DAMAGES, damage_files, make_experiment, starved
+from benchmarks.damage import DAMAGES, damage_files, make_finished, starved
 from eval.candidates import read_adapter
 from training.check import finished
 from training.checkpoints import last_complete
@@ -16,20 +16,8 @@ from utils.runs import run_folder
 
 
 @pytest.fixture(scope="module")
-def finished_experiment(tmp_path_factory, base, records):
-    from utils.config import validate
-
-    config = validate({
-        "output_dir": str(tmp_path_factory.mktemp("finished") / "out"), "run": "mine",
-        "model": {"name": str(base), "dtype": "float32"},
-        "data": {"train": str(records), "max_length": 128, "general_text": "python-manual", "validation": 0.2},
-        "calibration": {"samples": 8, "batch_size": 4, "max_length": 128},
-        "method": {"rank": 4},
-        "train": {"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 2, "save_steps": 2, "forgetting": False},
-        "eval": {"tasks": ["arithmetic"], "engine": "transformers", "limit": 4, "max_new_tokens": 8},
-    })  # fmt: skip
-    make_experiment(config)
-    return config
+def finished_experiment(tmp_path_factory, smollm2):
+    return make_finished(tmp_path_factory.mktemp("finished"))[0]
 
 
 @pytest.mark.parametrize("kinds", [("flipped",), pytest.param(tuple(DAMAGES), marks=pytest.mark.slow)])

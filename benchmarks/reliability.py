@@ -1,0 +1,259 @@
+"""Try to break an experiment, and count: kills, lost processes, damaged files, odd configurations and records.
+
+    python benchmarks/reliability.py --json --kills=40 --terms=10 --ranks=4 --files --configs=2000 --records=2000
+
+What is not asked for is not run, and its keys are null. A trial of the kills is written to <work>/trials.jsonl as it
+ends: started again with the same folder, the campaign goes on with the next. The last line is one JSON object; in it
+
+    kills, kills_survived        trials, and those that the same command then brought to the undisturbed result
+    rank_failures, .._stopped    one of two processes killed or raising, and the other stopped within 30 s naming it
+    files_damaged, damage_detected   files times kinds of damage, and those that the next reader named
+    configs_fuzzed, records_fuzzed, tracebacks   cases, and all that neither passed nor was refused in one line
+    unsafe_loads                 pickles that were loaded of those placed where a run or an adapter is read
+    memory_estimate_error        largest error of the memory that --dry-run states, relative to what was measured
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.provenance import provenance  # noqa: E402
+from utils.files import read_lines  # noqa: E402
+
+SECONDS_TO_STOP = 30
+
+
+def command(config: Path, out: Path) -> subprocess.Popen[bytes]:
+    """Start an experiment from its config, its messages in `<out>.log`."""
+    words = ["bash", "scripts/demo/run.sh", f"--config={config}", f"--output_dir={out}"]
+    variables = {**os.environ, "ASTRA_VENV": sys.prefix}
+    with open(out.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(words, cwd=ROOT, env=variables, stdout=log, stderr=log, start_new_session=True)
+
+
+def result(out: Path) -> dict[str, Any]:
+    """What two runs of an experiment have in common: calibration, losses, adapter and texts."""
+    stores = {path.name: path.read_bytes() for path in out.glob("calibration/*/*.safetensors")}
+    losses = [line["loss"] for path in out.glob("*/metrics.jsonl") for line in read_lines(path) if "loss" in line]
+    adapter = {path: load_file(path) for path in out.glob("*/lora/*.safetensors")}
+    texts = {
+        line["key"]: line["made"]
+        for path in out.glob("*/eval/*.texts.jsonl")
+        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        if "key" in line
+    }
+    return {"stores": stores, "losses": losses, "adapter": next(iter(adapter.values()), {}), "texts": texts}
+
+
+def differs(found: dict[str, Any], whole: dict[str, Any]) -> str | None:
+    """The first thing in which a result differs from that of an undisturbed run."""
+    if found["stores"] != whole["stores"]:
+        return "the calibration has other bytes"
+    if len(found["losses"]) != len(whole["losses"]):
+        return f"{len(found['losses'])} steps, not {len(whole['losses'])}"
+    if max(abs(a - b) for a, b in zip(found["losses"], whole["losses"], strict=True)) > 1e-4:
+        return "other losses"
+    left, right = _products(found["adapter"]), _products(whole["adapter"])
+    if left.keys() != right.keys() or any(not left[k].allclose(right[k], atol=1e-4, rtol=1e-3) for k in left):
+        return "another adapter"
+    return "other texts" if found["texts"] != whole["texts"] else None
+
+
+def _products(adapter: dict[str, Any]) -> dict[str, Any]:
+    """Each layer's B A: its factors may be turned against each other."""
+    return {
+        key: adapter[key.replace("lora_A", "lora_B")] @ factor for key, factor in adapter.items() if "lora_A" in key
+    }
+
+
+def end(process: subprocess.Popen[bytes], sent: signal.Signals) -> None:
+    """SIGKILL takes all that the script has started, as a machine that fails does; SIGTERM asks the script alone."""
+    told = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.send_signal(sent)
+    for child in told if sent == signal.SIGKILL else ():
+        child.kill()
+    process.wait()
+    psutil.wait_procs(told)
+
+
+def finished_stages(out: Path) -> dict[str, int]:
+    """When the results of the stages that are complete were written."""
+    names = ("calibration/*/manifest.json", "*/metrics.json", "*/eval/*.json")
+    return {str(path): path.stat().st_mtime_ns for name in names for path in out.glob(name)}
+
+
+def kill_trial(config: Path, work: Path, whole: dict[str, Any], delay: float, sent: signal.Signals) -> str | None:
+    """Stop an experiment after some seconds and start it again; what is wrong with its end, or None."""
+    out = work / "killed"
+    shutil.rmtree(out, ignore_errors=True)
+    process = command(config, out)
+    try:
+        process.wait(timeout=delay)
+    except subprocess.TimeoutExpired:
+        end(process, sent)
+    before = finished_stages(out)
+    if status := command(config, out).wait():
+        return f"ended with {status}: {out.with_suffix('.log').read_text(errors='replace').splitlines()[-1:]}"
+    after = finished_stages(out)
+    repeated = [path for path, written in before.items() if after.get(path) != written]
+    return f"{repeated[0]} was made again" if repeated else differs(result(out), whole)
+
+
+def kills(config: Path, work: Path, count: int, terms: int) -> list[dict[str, Any]]:
+    """Kill experiments at moments spread over their length, and let them end; resumes at the first trial not noted."""
+    work.mkdir(parents=True, exist_ok=True)
+    whole, notes = work / "whole", work / "trials.jsonl"
+    timing = work / "seconds.json"
+    if not timing.is_file():
+        shutil.rmtree(whole, ignore_errors=True)
+        started = time.monotonic()
+        if command(config, whole).wait():
+            raise SystemExit(f"the undisturbed run failed: see {whole.with_suffix('.log')}")
+        timing.write_text(json.dumps(time.monotonic() - started), encoding="utf-8")
+    seconds, expected = json.loads(timing.read_text(encoding="utf-8")), result(whole)
+    done = {line["trial"] for line in read_lines(notes)}
+    for trial in range(count + terms):
+        if trial in done:
+            continue
+        sent, number, of = (signal.SIGKILL, trial, count) if trial < count else (signal.SIGTERM, trial - count, terms)
+        delay = (number + random.Random(trial).random()) / of * seconds
+        wrong = kill_trial(config, work, expected, delay, sent)
+        line = {
+            "trial": trial,
+            "signal": sent.name,
+            "seconds": round(delay, 2),
+            "of": round(seconds, 1),
+            "wrong": wrong,
+        }
+        with open(notes, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+    return [line for line in read_lines(notes) if line["trial"] < count + terms]
+
+
+DRIVER = """
+import os, runpy, sys, time
+sys.path.insert(0, os.getcwd())
+kind, script = sys.argv[1:3]
+sys.argv = sys.argv[2:]
+def lost(*args, **kwargs):
+    if os.environ["RANK"] == "1":
+        print("lost", time.time(), flush=True)
+        if kind == "raises":
+            raise RuntimeError("a fault in the middle")
+        os.kill(os.getpid(), 9)
+    return whole(*args, **kwargs)
+if script == "train.py":
+    from training.trainer import RunTrainer
+    whole, RunTrainer.training_step = RunTrainer.training_step, lost
+else:
+    from astra import calibration
+    whole, calibration._decompose = calibration._decompose, lost
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def rank_trial(config: Path, script: str, kind: str, work: Path) -> str | None:
+    """Lose the second of two processes in the middle of a stage; what the first did wrong, or None."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "driver.py").write_text(DRIVER, encoding="utf-8")
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += ["--shutdown-timeout", "110", "--", str(work / "driver.py"), kind, script, "--config", str(config)]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    ended, lost = time.time(), [line.split()[1] for line in run.stdout.splitlines() if line.startswith("lost")]
+    if not lost:
+        return f"never came to the fault: {run.stderr[-300:]}"
+    if run.returncode == 0:
+        return "ended as if nothing had happened"
+    if ended - float(lost[0]) > SECONDS_TO_STOP:
+        return f"took {ended - float(lost[0]):.0f} s to stop"
+    cause = "a fault in the middle" if kind == "raises" else "SIGKILL"
+    named = cause in run.stderr and ("rank      : 1" in run.stderr or "(process 1)" in run.stderr)
+    return None if named else f"did not name rank and cause: {run.stderr[-600:]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="accepted for uniformity; the last line always is JSON")
+    parser.add_argument("--config", type=Path, default=Path("configs/reliability.yaml"))
+    parser.add_argument("--work", type=Path, default=Path("outputs/reliability-campaign"))
+    for name in ("kills", "terms", "configs", "records"):
+        parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument("--ranks", action="store_true", help="lose a process in calibration and in training")
+    parser.add_argument("--files", action="store_true", help="damage every file in every way")
+    parser.add_argument("--out", type=Path, help="also write the JSON object to this file")
+    given = parser.parse_args()
+    found = campaign(given)
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found))
+
+
+def campaign(given: argparse.Namespace) -> dict[str, Any]:
+    """Run what was asked for and return the figures, with whatever went wrong."""
+    from benchmarks.damage import damage_files, make_finished
+    from benchmarks.fuzz import fuzz_configs, fuzz_records
+
+    work = given.work.absolute()
+    wrong: list[str] = []
+    found: dict[str, Any] = provenance("smollm2; files and ranks: a random Llama of two layers", "arithmetic")
+    found |= dict.fromkeys(
+        (
+            "kills", "kills_survived", "rank_failures", "rank_failures_stopped", "files_damaged", "damage_detected",
+            "configs_fuzzed", "records_fuzzed", "tracebacks", "unsafe_loads", "memory_estimate_error",
+        )
+    )  # fmt: skip
+    if given.kills or given.terms:
+        trials = kills(given.config, work, given.kills, given.terms)
+        wrong += [str(trial) for trial in trials if trial["wrong"]]
+        found |= {"kills": len(trials), "kills_survived": sum(trial["wrong"] is None for trial in trials)}
+        found["kills_by_signal"] = {
+            name: sum(trial["signal"] == name for trial in trials) for name in ("SIGKILL", "SIGTERM")
+        }
+    if given.ranks or given.files:
+        config, path = make_finished(work / "finished")
+    if given.ranks:
+        said = {}
+        for script in ("calibrate.py", "train.py"):
+            for kind in ("killed", "raises"):
+                shutil.rmtree(work / "ranks", ignore_errors=True)
+                (work / "ranks").mkdir(parents=True)
+                ranks = work / "ranks" / "config.yaml"
+                out = work / "ranks" / "out"
+                if script == "train.py":
+                    shutil.copytree(Path(config.output_dir) / "calibration", out / "calibration")
+                text = path.read_text(encoding="utf-8").replace(str(config.output_dir), str(out))
+                ranks.write_text(text, encoding="utf-8")
+                said[f"{script} {kind}"] = rank_trial(ranks, script, kind, work / "ranks")
+                print(script, kind, said[f"{script} {kind}"], flush=True)
+        wrong += [f"{case}: {what}" for case, what in said.items() if what]
+        found |= {"rank_failures": len(said), "rank_failures_stopped": sum(what is None for what in said.values())}
+    if given.files:
+        damage = damage_files(config)
+        wrong += damage.missed
+        found |= {"files_damaged": damage.damaged, "damage_detected": damage.detected}
+    for name, fuzz in (("configs", fuzz_configs), ("records", fuzz_records)):
+        if count := getattr(given, name):
+            tally = fuzz(count)
+            wrong += tally.tracebacks
+            found[f"{name}_fuzzed"] = tally.cases
+            found["tracebacks"] = (found["tracebacks"] or 0) + len(tally.tracebacks)
+    return {**found, "wrong": wrong}
+
+
+if __name__ == "__main__":
+    main()
