@@ -67,7 +67,9 @@ def load_model(model: ModelConfig, num_labels: int | None = None, **kwargs: Any)
     if dtype != model.dtype:
         log.info("model.dtype: %s, as this CPU has no fast %s", dtype, model.dtype)
     try:
-        return loader.from_pretrained(folder, dtype=getattr(torch, dtype), **kwargs)
+        return loader.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **kwargs
+        )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.name: {model.name} can't be loaded ({first_line(error)})") from error
 
@@ -118,7 +120,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
     """Load the model's tokenizer, with a pad token: its own, else the unknown token, else the end token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
@@ -162,8 +164,22 @@ def _local(name: str) -> bool:
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise UserError(f"model.name: {name} is not a model folder (no config.json in it)")
+        _check_weights(Path(name))
         return True
     return False
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse weights that are pickles, and an index that leads out of the folder."""
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model.name: {folder} holds no safetensors; other weights are pickles, which can run anything when they "
+            "are loaded: convert them first"
+        )
+    index = folder / "model.safetensors.index.json"
+    named = read_json(index).get("weight_map", {}).values() if index.is_file() else ()
+    if stray := next((name for name in named if Path(name).name != name), None):
+        raise UserError(f"{index}: names {stray}, which is not a file of its folder")
 
 
 def _from_hub(model: ModelConfig, patterns: list[str]) -> Path:

@@ -4,13 +4,7 @@ import shutil
 
 import pytest
 
-from benchmarks.damage import make_finished
 from benchmarks.reliability import kills, rank_trial
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, smollm2):
-    return make_finished(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
