@@ -15,10 +15,6 @@ from utils.config import ModelConfig
 from utils.errors import UserError
 from utils.models import check_model, load_model
 
-    "HF_TOKEN": "hf_YcQwErTyUiOp",
-    "WANDB_API_KEY": "0f1e2d3c4b5a69788796",
-    "AWS_SECRET_ACCESS_KEY": "k/9sVz+Qe",
-}
 SCRIPT = "<script>document.body.id='ran'</script><img src=x onerror=\"document.body.id='ran'\">"
 
 
