@@ -19,6 +19,7 @@ from eval.task_record import FORMAT, TaskRecord, changes
 from eval.tasks import DirectTask, Record, Task, check_tasks, expand, get_task, load_problems
 from eval.tracking import check_trackers, track
 from utils.config import Config
+from utils.errors import memory_for
 from utils.files import fingerprint, write_record
 from utils.log import log
 from utils.models import usable_dtype
@@ -185,6 +186,10 @@ def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Jo
             context = _context(config, members, model)
             served = list(dict.fromkeys(adapter for adapter in adapters.values() if adapter))
             with (
+                memory_for(
+                    f"eval.batch_size: there is no room for {config.model.name} and {config.eval.batch_size} prompts; "
+                    "set fewer, or eval.dtype=bfloat16; what is generated is kept"
+                ),
                 weights(model, merged, dtype) as folder,
                 open_engine(folder, config.eval, dtype, served, context) as engine,
             ):

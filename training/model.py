@@ -19,21 +19,19 @@ from training.checkpoints import INITIAL, load_initial
 from training.data import Examples
 from training.methods import METHODS, Request, build, restore
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, memory_for
 from utils.models import load_model, usable_dtype
 from utils.quantize import quantize_base
 
 
 @contextmanager
 def room_for_model(config: Config) -> Iterator[None]:
-    """Say what to set where the GPU has no room for the model."""
-    try:
+    """Say what to set where there is no room for the model."""
+    with memory_for(
+        f"model.name: there is no room for {config.model.name}; set model.quantization=nf4 or, with several GPUs, "
+        "train.deepspeed=configs/deepspeed/zero3.json"
+    ):
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            f"model.name: the GPU has no room for {config.model.name}; set model.quantization=nf4 or, with several "
-            "GPUs, train.deepspeed=configs/deepspeed/zero3.json"
-        ) from error
 
 
 def load_base(config: Config, device: Any) -> Any:

@@ -18,7 +18,7 @@ from training.checkpoints import WEIGHTS, load_trainable, rotate, trainable_stat
 from training.data import IGNORED, BucketSampler, Collator, Examples, Share, TokenDataset
 from training.forgetting import Forgetting
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, memory_for
 from utils.files import read_json
 from utils.log import log
 from utils.runs import peak_memory
@@ -280,13 +280,11 @@ def fit(trainer: RunTrainer, config: Config, checkpoint: Path | None) -> float:
         log.info("going on from %s", checkpoint)
         restore_patience(trainer, checkpoint)
     started = time.monotonic()
-    try:
+    with memory_for(
+        f"train.micro_batch_size: there is no room for {trainer.args.per_device_train_batch_size} examples of "
+        f"{config.data.max_length} tokens; set fewer, or train.gradient_checkpointing=true, and the run goes on"
+    ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            f"train.micro_batch_size: the GPU has no room for {trainer.args.per_device_train_batch_size} examples of "
-            f"{config.data.max_length} tokens; set fewer, or train.gradient_checkpointing=true, and the run goes on"
-        ) from error
     if trainer.callback(StopOnSignal).stopped:
         log.info("stopped before its end; the same command goes on from here")
         raise SystemExit(STOPPED)

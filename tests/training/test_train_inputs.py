@@ -115,7 +115,7 @@ def test_no_room_for_the_model_is_one_line(config, monkeypatch):
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(model, "load_base", exhausted)
-    with pytest.raises(UserError, match=r"model\.name: the GPU has no room"):
+    with pytest.raises(UserError, match=r"model\.name: there is no room"):
         training.train(config())
 
 
