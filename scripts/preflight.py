@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.files import read_record
 from utils.ladder import value
 from utils.log import log
-from utils.models import model_bytes
+from utils.models import linear_shapes, model_bytes
 from utils.runs import run_folder, write_config
 
 USAGE = f"""
@@ -57,11 +57,37 @@ def check_room(config: Config) -> None:
     if free < SPARE_DISK:
         raise UserError(f"output_dir: {config.output_dir} has {free / 2**30:.1f} GiB free, less than the 2 GiB needed")
     size, memory = model_bytes(config.model), _memory()
+    trained = max(map(trained_parameters, expand_sweep(config)))
     if size and memory and size > memory:
         raise UserError(
             f"model.name: {config.model.name} takes {size / 2**30:.0f} GiB in {config.model.dtype} "
             f"and this machine has {memory / 2**30:.0f} GiB of memory"
         )
+    if size:
+        log.info(
+            "memory: %.2f GiB of weights in each process, %.2f GiB of what trains with its gradients and AdamW's states; "
+            "activations come on top. disk: %.2f GiB per run",
+            size / 2**30, 16 * trained / 2**30, 28 * trained / 2**30,
+        )  # fmt: skip
+    if 28 * trained > free:
+        raise UserError(
+            f"output_dir: {config.output_dir} has {free / 2**30:.1f} GiB free, and a run's checkpoints and adapter "
+            f"take {28 * trained / 2**30:.1f}; name another place, or a smaller method.rank"
+        )
+
+
+def trained_parameters(config: Config) -> int:
+    """Return how many float32 parameters a run's adapter has, as far as the model's config tells; 0 where it doesn't.
+
+    A run keeps two checkpoints of parameters and two AdamW states, and the adapter: 28 bytes for each parameter.
+    """
+    names, shapes = config.method.target_modules, linear_shapes(config.model)
+    if config.method.name == "full":
+        return sum(m * n * count for m, n, count in shapes.values())
+    if isinstance(names, str):
+        names = [name for name in shapes if name != "embeddings"] if names == "all-linear" else []
+    adapted = [shapes[name] for name in names if name in shapes]
+    return sum(config.method.rank * (m + n) * count for m, n, count in adapted)
 
 
 def _memory() -> int | None:

