@@ -65,7 +65,7 @@ def check_room(config: Config) -> None:
         )
     if size:
         log.info(
-            "memory: %.2f GiB of weights in each process, %.2f GiB of what trains with its gradients and AdamW's states; "
+            "memory: %.2f GiB of weights in each process, %.2f GiB of what trains, its gradients and AdamW's states; "
             "activations come on top. disk: %.2f GiB per run",
             size / 2**30, 16 * trained / 2**30, 28 * trained / 2**30,
         )  # fmt: skip
