@@ -32,7 +32,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "truncated": lambda path: os.truncate(path, path.stat().st_size * 2 // 3),
     "flipped": lambda path: _flip(path),
     "emptied": lambda path: os.truncate(path, 0),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a folder": lambda path: _make_folder(path),
 }
 STAGES = ("calibrate", "train", "eval.__main__", "eval.report")
 
@@ -44,6 +44,11 @@ class Damage:
     damaged: int = 0
     detected: int = 0
     missed: list[str] = field(default_factory=list)
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def _flip(path: Path) -> None:

@@ -6,6 +6,7 @@ Each is to pass, or to be refused in one line; `Tally.tracebacks` counts whateve
 import contextlib
 import io
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -113,7 +114,6 @@ def fuzz_configs(count: int) -> Tally:
         def one(case: tuple[str, Any]) -> None:
             kind, mutation = case
             values, argv = json.loads(json.dumps(BASE)), []
-            values["output_dir"] = str(out)
             if kind == "values":
                 for dotted, new in mutation:
                     section, _, name = dotted.partition(".")
@@ -122,12 +122,13 @@ def fuzz_configs(count: int) -> Tally:
                     else:
                         values[section] = new
             text = yaml.safe_dump(values, allow_unicode=False).encode("utf-8", errors="replace")
+            head = f"output_dir: '{out}'\n".encode()  # which nothing below it can change
             if kind == "text":
                 start, length, new = mutation
                 text = text[:start] + new + text[start + length :]
             elif kind == "words":
                 argv = mutation
-            (folder / "config.yaml").write_bytes(text)
+            (folder / "config.yaml").write_bytes(head + text)
             shown = f"{kind} {mutation!r}"[:300]
 
             def check() -> None:
@@ -139,6 +140,8 @@ def fuzz_configs(count: int) -> Tally:
             tally.run(shown, check)
             if strangers := {path.name for path in folder.iterdir()} - {"config.yaml", "out"}:
                 tally.tracebacks.append(f"{shown}: wrote {sorted(strangers)}")
+                for name in strangers:
+                    shutil.rmtree(folder / name, ignore_errors=True)
 
         cases = st.one_of(
             edits.map(lambda edit: ("values", edit)), words.map(lambda given: ("words", given)),

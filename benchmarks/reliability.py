@@ -2,7 +2,7 @@
 
     python benchmarks/reliability.py --json --kills=40 --terms=10 --ranks=4 --files --configs=2000 --records=2000
 
-What is not asked for is not run, and its keys are null. A trial of the kills is written to <work>/trials.jsonl as it
+What is not asked for is not run: its figures are those of the file --out, or null. A trial of the kills is written to <work>/trials.jsonl as it
 ends: started again with the same folder, the campaign goes on with the next. The last line is one JSON object; in it
 
     kills, kills_survived        trials, and those that the same command then brought to the undisturbed result
@@ -197,7 +197,8 @@ def main() -> None:
     parser.add_argument("--files", action="store_true", help="damage every file in every way")
     parser.add_argument("--out", type=Path, help="also write the JSON object to this file, and docs/reliability.md")
     given = parser.parse_args()
-    found = campaign(given)
+    found = json.loads(given.out.read_text(encoding="utf-8")) if given.out and given.out.is_file() else {}
+    found = campaign(given, found)
     if given.out:
         given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         (ROOT / "docs" / "reliability.md").write_text(page(found), encoding="utf-8")
@@ -214,44 +215,48 @@ def page(found: dict[str, Any]) -> str:
          "damage_detected"),
     ]  # fmt: skip
     lines = [f"| {what} | {found[tried]} | {found[good]} |" for what, tried, good in rows if found[tried] is not None]
-    odd = [(name, found[f"{name}_fuzzed"]) for name in ("configs", "records") if found[f"{name}_fuzzed"] is not None]
-    lines += [f"| mutated {name}, each to pass or to be refused in one line | {count} | |" for name, count in odd]
+    for name in ("configs", "records"):
+        if (count := found[f"{name}_fuzzed"]) is not None:
+            lines.append(f"| mutated {name}, each to pass or to be refused in one line | {count} | |")
     left = [what for what, tried, _ in rows if found[tried] is None]
-    wrong = [f"- {' '.join(line.split())[:300]}" for line in found["wrong"]]
+    wrong = [f"- {part}: {' '.join(line.split())[:300]}" for part, p in found["parts"].items() for line in p["wrong"]]
+    ran = [f"| {name} | `{p['command']}` | {p['commit']} | {p['machine']} |" for name, p in found["parts"].items()]
     return "\n".join([
         "# Reliability", "",
-        "Written by `benchmarks/reliability.py --out=benchmarks/results/reliability.json`; it claims what was run.",
+        "Written by `benchmarks/reliability.py --out=benchmarks/results/reliability.json`; it claims what was run. The",
+        "experiment is that of the named config; files, processes and kills of `config.yaml` are those of a random Llama",
+        "of two layers.",
         "", "| tried | times | came out well |", "|---|---|---|", *lines, "",
-        f"Tracebacks among the mutated ones: {found['tracebacks'] if odd else 'not run'}. "
-        f"Kills came as {', '.join(f'{n} {s}' for s, n in found.get('kills_by_signal', {}).items()) or 'none'}.",
-        "", f"Machine: {found['machine']}; {found['model']}; commit {found['commit']}.",
-        f"`{found['command']}`", "",
+        f"Tracebacks among the mutated ones: {found['tracebacks']}. Kills came as "
+        f"{', '.join(f'{count} {name}' for name, count in found.get('kills_by_signal', {}).items()) or 'nothing'}.",
+        "", "| part | command | commit | machine |", "|---|---|---|---|", *ran, "",
         f"Not run: {'; '.join(left) or 'nothing of the above'}. The error of the stated memory has not been measured.",
         "", "What went wrong:" if wrong else "Nothing went wrong.", *wrong, "",
     ])  # fmt: skip
 
 
-def campaign(given: argparse.Namespace) -> dict[str, Any]:
-    """Run what was asked for and return the figures, with whatever went wrong."""
+def campaign(given: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
+    """Run what was asked for and return the figures, those of `before` where a part was not asked for."""
     from benchmarks.damage import damage_files, make_finished
     from benchmarks.fuzz import fuzz_configs, fuzz_records
 
     work = given.work.absolute()
-    wrong: list[str] = []
-    found: dict[str, Any] = provenance("smollm2; files and ranks: a random Llama of two layers", "arithmetic")
-    found |= dict.fromkeys(
-        (
-            "kills", "kills_survived", "rank_failures", "rank_failures_stopped", "files_damaged", "damage_detected",
-            "configs_fuzzed", "records_fuzzed", "tracebacks", "unsafe_loads", "memory_estimate_error",
-        )
+    keys = (
+        "kills", "kills_survived", "rank_failures", "rank_failures_stopped", "files_damaged", "damage_detected",
+        "configs_fuzzed", "records_fuzzed", "tracebacks", "unsafe_loads", "memory_estimate_error",
     )  # fmt: skip
+    found: dict[str, Any] = {**dict.fromkeys(keys), "parts": {}, **before}
+
+    def note(part: str, wrong: list[str], **figures: Any) -> None:
+        found.update(figures)
+        found["parts"][part] = {**provenance(given.config.name, "arithmetic"), "wrong": wrong}
+
     if given.kills or given.terms:
         trials = kills(given.config, work, given.kills, given.terms)
-        wrong += [str(trial) for trial in trials if trial["wrong"]]
-        found |= {"kills": len(trials), "kills_survived": sum(trial["wrong"] is None for trial in trials)}
-        found["kills_by_signal"] = {
-            name: sum(trial["signal"] == name for trial in trials) for name in ("SIGKILL", "SIGTERM")
-        }
+        signals = {name: sum(trial["signal"] == name for trial in trials) for name in ("SIGKILL", "SIGTERM")}
+        survived = sum(trial["wrong"] is None for trial in trials)
+        wrong = [str(trial) for trial in trials if trial["wrong"]]
+        note("kills", wrong, kills=len(trials), kills_survived=survived, kills_by_signal=signals)
     if given.ranks or given.files:
         config, path = make_finished(work / "finished")
     if given.ranks:
@@ -268,19 +273,17 @@ def campaign(given: argparse.Namespace) -> dict[str, Any]:
                 ranks.write_text(text, encoding="utf-8")
                 said[f"{script} {kind}"] = rank_trial(ranks, script, kind, work / "ranks")
                 print(script, kind, said[f"{script} {kind}"], flush=True)
-        wrong += [f"{case}: {what}" for case, what in said.items() if what]
-        found |= {"rank_failures": len(said), "rank_failures_stopped": sum(what is None for what in said.values())}
+        wrong = [f"{case}: {what}" for case, what in said.items() if what]
+        note("ranks", wrong, rank_failures=len(said), rank_failures_stopped=len(said) - len(wrong))
     if given.files:
         damage = damage_files(config)
-        wrong += damage.missed
-        found |= {"files_damaged": damage.damaged, "damage_detected": damage.detected}
+        note("files", damage.missed, files_damaged=damage.damaged, damage_detected=damage.detected)
     for name, fuzz in (("configs", fuzz_configs), ("records", fuzz_records)):
         if count := getattr(given, name):
             tally = fuzz(count)
-            wrong += tally.tracebacks
-            found[f"{name}_fuzzed"] = tally.cases
-            found["tracebacks"] = (found["tracebacks"] or 0) + len(tally.tracebacks)
-    return {**found, "wrong": wrong}
+            note(name, tally.tracebacks, **{f"{name}_fuzzed": tally.cases})
+    odd = [len(found["parts"][part]["wrong"]) for part in ("configs", "records") if part in found["parts"]]
+    return {**found, "tracebacks": sum(odd) if odd else None}
 
 
 if __name__ == "__main__":
