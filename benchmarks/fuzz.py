@@ -199,7 +199,7 @@ def fuzz_records(count: int) -> Tally:
             if encoding != "utf-8":
                 text = text.decode("utf-8", errors="replace").encode(encoding, errors="replace")
             if ending.endswith("gz") and packed:
-                text = gzip.compress(text)[: None if len(found) != 2 else -5]
+                text = gzip.compress(text, mtime=0)[: None if len(found) != 2 else -5]
             path = Path(place) / f"own{ending}"
             path.write_bytes(text)
             for names in fields:

@@ -1,9 +1,10 @@
 """Try to break an experiment, and count: kills, lost processes, damaged files, odd configurations and records.
 
-    python benchmarks/reliability.py --json --kills=40 --terms=10 --ranks=4 --files --configs=2000 --records=2000
+    python benchmarks/reliability.py --json --kills=40 --terms=10 --ranks --files --configs=2000 --records=2000
 
-What is not asked for is not run: its figures are those of the file --out, or null. A trial of the kills is written to <work>/trials.jsonl as it
-ends: started again with the same folder, the campaign goes on with the next. The last line is one JSON object; in it
+What is not asked for is not run: its figures are those of the file --out, or null. A trial of the kills is written to
+<work>/trials.jsonl as it ends: started again with the same folder, the campaign goes on with the next. The last line
+is one JSON object; in it
 
     kills, kills_survived        trials, and those that the same command then brought to the undisturbed result
     rank_failures, .._stopped    one of two processes killed or raising, and the other stopped within 30 s naming it
@@ -33,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.provenance import provenance  # noqa: E402
 from utils.files import read_lines  # noqa: E402
+from utils.runs import commit  # noqa: E402
 
 SECONDS_TO_STOP = 30
 
@@ -223,9 +225,9 @@ def page(found: dict[str, Any]) -> str:
     ran = [f"| {name} | `{p['command']}` | {p['commit']} | {p['machine']} |" for name, p in found["parts"].items()]
     return "\n".join([
         "# Reliability", "",
-        "Written by `benchmarks/reliability.py --out=benchmarks/results/reliability.json`; it claims what was run. The",
-        "experiment is that of the named config; files, processes and kills of `config.yaml` are those of a random Llama",
-        "of two layers.",
+        "Written by `benchmarks/reliability.py --out=benchmarks/results/reliability.json`, which ran what it claims.",
+        "The experiment is that of the named config; `config.yaml`, files and lost processes are those of a random",
+        "Llama of two layers.",
         "", "| tried | times | came out well |", "|---|---|---|", *lines, "",
         f"Tracebacks among the mutated ones: {found['tracebacks']}. Kills came as "
         f"{', '.join(f'{count} {name}' for name, count in found.get('kills_by_signal', {}).items()) or 'nothing'}.",
@@ -256,7 +258,9 @@ def campaign(given: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any
         signals = {name: sum(trial["signal"] == name for trial in trials) for name in ("SIGKILL", "SIGTERM")}
         survived = sum(trial["wrong"] is None for trial in trials)
         wrong = [str(trial) for trial in trials if trial["wrong"]]
+        commits = sorted({str(trial.get("commit")) for trial in trials})
         note("kills", wrong, kills=len(trials), kills_survived=survived, kills_by_signal=signals)
+        found["parts"]["kills"]["commit"] = ", ".join(commits)  # of the trials, whenever the campaign is resumed
     if given.ranks or given.files:
         config, path = make_finished(work / "finished")
     if given.ranks:

@@ -52,13 +52,15 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[s
 
 def _undecodable(path: Path) -> str:
     """The first line that is not UTF-8, as `file:line`; decoding errors count bytes from somewhere inside the file."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
+    number = 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            for line in file:
+                number += 1
                 line.decode("utf-8")
-            except UnicodeDecodeError:
-                return f"{path}:{number}"
-    return str(path)
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error):  # or the file is cut off as well
+        pass
+    return f"{path}:{max(number, 1)}"
 
 
 def _list_rows(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
