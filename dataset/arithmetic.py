@@ -286,8 +286,8 @@ def boxes_and_loose(w, boxes, each, loose):
 
 @template(between(2, 6), between(2, 5), between(2, 9))
 def share_the_rest(w, each, friends, kept):
-    return f"""{w.name} has {(total := Number(each * friends + kept))} {w.things}, keeps {kept} of them and shares the rest
-        equally among {friends} friends. How many {w.things} does each friend get?
+    return f"""{w.name} has {(total := Number(each * friends + kept))} {w.things}, keeps {kept} of them and shares the
+        rest equally among {friends} friends. How many {w.things} does each friend get?
         There are {(rest := total - kept)} {w.things} to share.
         Each friend gets {rest // friends} {w.things}."""
 

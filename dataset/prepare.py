@@ -32,45 +32,43 @@ TASKS = list(dict.fromkeys([*TRAINING, *EVALUATION, *GLUE]))
 
 
 def prepare(task: str, data_dir: str | None = None) -> dict[str, Any]:
-    """Prepare one task, log what it holds and return that.
+    """Prepare one task, the test sets that it is judged by first; log what it holds and return that.
 
     Raises:
         UserError: an unknown task, a file that is missing, malformed or not the published one, or no hub.
     """
-    if task not in TASKS:
+    if task in GLUE:
+        sources = [glue_source(task, "train"), glue_source(task, "validation")]
+    elif task in TRAINING:
+        sources = [*test_sets(TESTED_BY.get(task, DISTINCT), data_dir), TRAINING[task]]
+    elif task in EVALUATION:
+        sources = [EVALUATION[task]]
+    else:
         raise UserError(f"no task {task!r}; allowed: {', '.join(TASKS)}")
     found: dict[str, Any] = {}
     questions = TestQuestions()
-    for source in _sources(task, data_dir):
+    for source in sources:
         records = list(source.records(data_dir))
         report = _report(source, len(records), data_dir)
-        found[f"{source.task} test" if source.split == "test" else source.split] = report
-        if source.split == "test":
+        found[f"{source.task} test" if source.role == "test" else source.role] = report
+        if source.role == "test":
             questions.add(source.task, records)
         elif task in TRAINING:
             report |= _overlap(task, records, questions)
     return found
 
 
-def _sources(task: str, data_dir: str | None) -> list[Source]:
-    """What a task consists of, the test sets that it is judged by first."""
-    if task in GLUE:
-        return [glue_source(task, "train"), glue_source(task, "validation")]
-    if task not in TRAINING:
-        return [EVALUATION[task]]
-    return [*test_sets(TESTED_BY.get(task, DISTINCT), data_dir), TRAINING[task]]
-
-
 def _report(source: Source, count: int, data_dir: str | None) -> dict[str, Any]:
     """Log what a set was read from, and its size; a mirror's must be the published one (the hub's was counted)."""
     origin = source.origin(data_dir)
     for place, digest in origin.items():
-        log.info("%s %s: %s records; %s, %s", source.task, source.split, f"{count:,}", place, digest)
-    if data_dir is not None and source.mirror is not None and count != source.mirror.count:
-        file, published = next(iter(origin)), f"{source.mirror.count:,}"
-        if not source.mirror.part or count > source.mirror.count:
-            raise UserError(f"{file}: {source.task} has {count:,} records here, {published} as published")
-        log.warning("%s: a part of %s, %s of %s records", file, source.task, f"{count:,}", published)
+        log.info("%s %s: %s records; %s, %s", source.task, source.role, f"{count:,}", place, digest)
+    published = source.mirror_count or source.count
+    if data_dir is not None and published is not None and count != published:
+        file = next(iter(origin))
+        if not source.part or count > published:
+            raise UserError(f"{file}: {source.task} has {count:,} records here, {published:,} as published")
+        log.warning("%s: a part of %s, %s of %s records", file, source.task, f"{count:,}", f"{published:,}")
     return {"records": count, "origin": origin}
 
 

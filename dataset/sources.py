@@ -22,11 +22,7 @@ ARITHMETIC_TEST_SEED = 0  # the test set is one and the same, whatever data.seed
 
 
 def load_training(data: DataConfig) -> list[Record]:
-    """The training records of a configuration; what is held out is not among them.
-
-    Raises:
-        UserError: see `check_training`.
-    """
+    """The training records of a configuration; what is held out is not among them."""
     return load_splits(data).train
 
 
@@ -44,19 +40,12 @@ def load_splits(data: DataConfig) -> Splits:
     `data.limit` keeps the first records; `data.decontaminate` then drops those that contain a test question;
     `data.validation` and `data.reporting` are held out last. `arithmetic` has a validation split of its own; a task of
     GLUE is validated on the split it is scored on, as is usual there, unless `data.validation` holds records out.
-
-    Raises:
-        UserError: see `check_training`.
     """
     own: list[Record] = []
     if data.train == ARITHMETIC:
         n = data.limit or ARITHMETIC_TRAIN
-        counts = {key: round(n * getattr(data, key)) for key in ("validation", "reporting")}
-        for key, count in counts.items():
-            if getattr(data, key) > 0 and count == 0:
-                raise UserError(f"data.{key}: {getattr(data, key)} of {n} records is none; name a larger fraction")
-        held = generate("validation", sum(counts.values()), data.seed)
-        first = counts["validation"]
+        first, second = (_held_out(n, getattr(data, key), key) for key in ("validation", "reporting"))
+        held = generate("validation", first + second, data.seed)
         return Splits(generate("train", n, data.seed), held[:first], held[first:])
     if data.train in GLUE:
         records = load_glue(data.train, "train", data.dir)[: data.limit]
@@ -88,21 +77,21 @@ def _named_or_own(data: DataConfig) -> list[Record]:
 
 
 def split_validation(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Hold a random `fraction` of the records out; both parts keep their order.
-
-    Raises:
-        UserError: nothing would be left to train on, or nothing held out.
-    """
-    if fraction == 0:
-        return records, []
-    count = round(len(records) * fraction)
-    if not 0 < count < len(records):
-        raise UserError(f"data.validation: {fraction} of {len(records)} records is {count}; both parts need one")
+    """Hold a random `fraction` of the records out; both parts keep their order."""
+    count = _held_out(len(records), fraction, "validation")
     held = set(random.Random(seed).sample(range(len(records)), count))
     return (
         [record for i, record in enumerate(records) if i not in held],
         [record for i, record in enumerate(records) if i in held],
     )
+
+
+def _held_out(n: int, fraction: float, key: str) -> int:
+    """Return how many of `n` records a fraction is."""
+    count = round(n * fraction)
+    if fraction and not 0 < count < n:
+        raise UserError(f"data.{key}: {fraction} of {n} records is {count}; both parts need one")
+    return count
 
 
 def check_training(data: DataConfig, task_type: str = "CAUSAL_LM") -> None:
@@ -144,26 +133,23 @@ def load_evaluation(task: str, data_dir: str | Path | None = None) -> list[Recor
     """
     if task == ARITHMETIC:
         return generate("test", ARITHMETIC_TEST, ARITHMETIC_TEST_SEED)
-    return list(_test_set(task).records(data_dir))
+    return list(EVALUATION[task].records(data_dir))
 
 
 def check_evaluation(task: str, data_dir: str | Path | None = None) -> None:
-    """Stop early when a test set can't be loaded.
-
-    Raises:
-        UserError: an unknown task, a mirror without it, or a hub that can't be reached.
-    """
+    """Raise a `UserError` early for a mirror without a test set, or a hub that can't be reached."""
     if task != ARITHMETIC:
-        _test_set(task).check(data_dir)
+        EVALUATION[task].check(data_dir)
 
 
 def test_sets(tasks: Iterable[str], data_dir: str | Path | None) -> list[Source]:
     """The test sets to compare training data with; those that a mirror lacks are left out, with a warning."""
     sources = [EVALUATION[name] for name in tasks]
+    found = [source for source in sources if data_dir is None or source.mirror]
     for source in sources:
-        if data_dir is not None and source.mirror is None:
+        if source not in found:
             log.warning("test set %s is not in the mirror: training data is not compared with it", source.task)
-    return [source for source in sources if data_dir is None or source.mirror is not None]
+    return found
 
 
 def test_questions(tasks: Iterable[str], data_dir: str | Path | None) -> TestQuestions:
@@ -172,12 +158,6 @@ def test_questions(tasks: Iterable[str], data_dir: str | Path | None) -> TestQue
     for source in test_sets(tasks, data_dir):
         questions.add(source.task, source.records(data_dir))
     return questions
-
-
-def _test_set(task: str) -> Source:
-    if task not in EVALUATION:
-        raise UserError(f"eval.tasks: no task {task!r}; allowed: {', '.join([*EVALUATION, ARITHMETIC])}")
-    return EVALUATION[task]
 
 
 def _own_records(data: DataConfig) -> Iterator[Record]:
