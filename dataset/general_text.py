@@ -66,7 +66,8 @@ def load_general_text(name: str) -> GeneralText:
     try:
         return GeneralText(name, Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{_what(name)}: can't be read ({getattr(error, 'strerror', None) or error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"data.general_text: {name}: can't be read ({reason})") from error
 
 
 def check_general_text(name: str) -> None:
@@ -77,11 +78,6 @@ def check_general_text(name: str) -> None:
         raise _too_short(name, f"{len(text):,} characters")
 
 
-def _what(name: str) -> str:
-    return f"data.general_text: {name}"
-
-
 def _too_short(name: str, length: str) -> UserError:
-    return UserError(
-        f"{_what(name)} has {length}; {WINDOWS} windows of {WINDOW} tokens need {WINDOW * WINDOWS:,} tokens"
-    )
+    needed = f"{WINDOWS} windows of {WINDOW} tokens need {WINDOW * WINDOWS:,} tokens"
+    return UserError(f"data.general_text: {name} has {length}; {needed}")
