@@ -99,16 +99,8 @@ def load_batches(config: Config) -> list[dict[str, Tensor]]:
     from dataset.tokens import calibration_batches
     from utils.models import load_tokenizer
 
-    wanted = config.calibration
-    return calibration_batches(
-        load_training(config.data),
-        load_tokenizer(config.model),
-        config.data.template,
-        batch_size=wanted.batch_size,
-        max_length=wanted.max_length,
-        samples=wanted.samples,
-        seed=wanted.seed,
-    )
+    records, tokenizer = load_training(config.data), load_tokenizer(config.model)
+    return calibration_batches(records, tokenizer, config.data.template, config.calibration)
 
 
 def fingerprints(config: Config, batches: list[dict[str, Tensor]]) -> dict[str, str]:
