@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
 from dataset.general_text import load_general_text, measured_in_training
@@ -22,11 +22,11 @@ from dataset.glue import GLUE, glue_source
 from dataset.overlap import RULES, TestQuestions
 from dataset.records import Record
 from dataset.sources import ARITHMETIC, load_training, test_questions, test_sets
-from utils.cli import main, parse
+from utils.cli import Parser, main, parse
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_json, sha256_file, write_json
-from utils.log import log, log_to, progress, setup_logging
+from utils.log import log, log_to, progress
 
 TASKS = list(dict.fromkeys([*TRAINING, *EVALUATION, *GLUE]))
 
@@ -112,27 +112,16 @@ def prepare_experiment(config: Config) -> None:
     write_json(path, {"wanted": wanted, "found": found})
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
 def command(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
     words = list(sys.argv[1:] if argv is None else argv)
     if any(word.startswith("--config") for word in words) and not {"-h", "--help"} & set(words):
         prepare_experiment(parse(__doc__, {}, words)[0])
         return
-    parser = _Parser(
-        prog="python -m dataset.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m dataset.prepare", description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.add_argument("tasks", nargs="+", metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--data.dir", dest="data_dir", metavar="FOLDER", help="a local mirror instead of the hub")
     given = parser.parse_args(words)
-    setup_logging()
     for task in given.tasks:
         prepare(task, given.data_dir)
 
