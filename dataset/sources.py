@@ -10,7 +10,7 @@ from dataset.arithmetic import generate
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source
 from dataset.glue import GLUE, glue_source, load_glue
 from dataset.overlap import Rule, TestQuestions
-from dataset.records import Record, read_rows
+from dataset.records import Record, Row, read_rows
 from utils.config import DataConfig
 from utils.errors import UserError
 from utils.log import log
@@ -161,7 +161,15 @@ def test_questions(tasks: Iterable[str], data_dir: str | Path | None) -> TestQue
 
 
 def _own_records(data: DataConfig) -> Iterator[Record]:
-    """Yield the records of a user's own file; see `_own_record`."""
+    """Yield the records of a user's own file, whose fields `data.fields` names.
+
+    They are `instruction` and `output`, and perhaps `input`, a text that may be empty and belongs below the
+    instruction (Alpaca's form); or `messages`, a list of turns with `role` and `content`, of which the last assistant
+    turn is the response and the turns before it the prompt.
+
+    Raises:
+        UserError: a field is missing, empty or of the wrong type, or a conversation has no assistant turn to learn.
+    """
     fields = data.fields
     if not data.train.endswith((".json", ".jsonl", ".jsonl.gz")):
         raise UserError(
@@ -175,36 +183,19 @@ def _own_records(data: DataConfig) -> Iterator[Record]:
     if "messages" in fields and data.template != "chat":
         raise UserError("data.template: conversations (data.fields has messages) need chat, not alpaca")
     for place, row in read_rows(data.train):
-        yield _own_record(row, fields, place)
+        if "messages" in fields:
+            yield _conversation(_field(row, fields, "messages", list, place), place)
+            continue
+        instruction = _field(row, fields, "instruction", str, place)
+        if "input" in fields and row.get(fields["input"]):
+            instruction = f"{instruction}\n\n{_field(row, fields, 'input', str, place)}"
+        yield {"instruction": instruction, "output": _field(row, fields, "output", str, place), "type": "own"}
 
 
-def _own_record(row: Mapping[str, Any], fields: Mapping[str, str], place: str) -> Record:
-    """Turn a row of a user's own file into a training record.
-
-    Args:
-        row: The row as read.
-        fields: `data.fields`: `{"instruction": key, "output": key}`, with `"input": key` for a text that may be empty
-            and belongs below the instruction (Alpaca's form); or `{"messages": key}` for a list of turns with `role`
-            and `content`, of which the last assistant turn is the response and the turns before it the prompt.
-        place: Where the row stands, for errors.
-
-    Raises:
-        UserError: a field is missing, empty or of the wrong type, or a conversation has no assistant turn to learn.
-    """
-    if "messages" in fields:
-        return _conversation(_field(row, fields, "messages", list, place), place)
-    instruction = _field(row, fields, "instruction", str, place)
-    if "input" in fields and row.get(fields["input"]):
-        instruction = f"{instruction}\n\n{_field(row, fields, 'input', str, place)}"
-    return {"instruction": instruction, "output": _field(row, fields, "output", str, place), "type": "own"}
-
-
-def _field(row: Mapping[str, Any], fields: Mapping[str, str], field: str, kind: type, place: str) -> Any:
+def _field(row: Row, fields: Mapping[str, str], field: str, kind: type, place: str) -> Any:
     key = fields[field]
     if key not in row:
-        raise UserError(
-            f"{place}: no field {key!r} (data.fields.{field}); it has: {', '.join(map(str, row)) or 'none'}"
-        )
+        raise UserError(f"{place}: no field {key!r} (data.fields.{field}); it has: {', '.join(row) or 'none'}")
     value = row[key]
     if not isinstance(value, kind):
         wanted = "text" if kind is str else "a list of turns"

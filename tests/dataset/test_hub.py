@@ -90,7 +90,7 @@ def source(count=26, task="metamath", role="train", convert=METAMATH):
     return Source(task, "me/set", convert, count, role, split="train", folder="metamath")
 
 
-def test_a_download_is_filtered_counted_and_done_once(server):
+def test_a_download_is_filtered_counted_and_done_once(server, monkeypatch):
     assert list(source().records(None)) == WANTED
     assert not [path for path in server.asked if "python" in path]
     server.asked.clear()
@@ -98,10 +98,6 @@ def test_a_download_is_filtered_counted_and_done_once(server):
     source().check(None)
     assert source().origin(None) == {"me/set": f"commit {COMMIT}"}
     assert not server.asked
-
-
-def test_what_was_cached_needs_no_hub(server, monkeypatch):
-    assert list(source().records(None)) == WANTED
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert list(source().records(None)) == WANTED
 

@@ -208,8 +208,6 @@ def test_validation_is_held_out():
     assert split_validation(records, 0.0, seed=3) == (records, [])
     with pytest.raises(UserError, match="data.validation: 0.001 of 50 records is 0"):
         split_validation(records, 0.001, seed=3)
-
-
-def test_a_validation_split_of_generated_problems_that_would_be_empty_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.validation: 0\.01 of 20 records is 0"):
-        load_splits(DataConfig(train="arithmetic", limit=20, validation=0.01))
+    for key in ("validation", "reporting"):
+        with pytest.raises(UserError, match=rf"data\.{key}: 0\.01 of 20 records is 0"):
+            load_splits(config("arithmetic", limit=20, **{key: 0.01}))
