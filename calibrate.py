@@ -65,8 +65,12 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
         AstraError: see `astra.calibrate`.
     """
     from astra import Calibration
+    from dataset.sources import load_training
+    from dataset.tokens import calibration_batches
+    from utils.models import load_tokenizer
 
-    batches = load_batches(config)
+    records, tokenizer = load_training(config.data), load_tokenizer(config.model)
+    batches = calibration_batches(records, tokenizer, config.data.template, config.calibration)
     settings = {**store_settings(config), **fingerprints(config, batches)}
     if force:
         shutil.rmtree(folder / PROGRESS, ignore_errors=True)
@@ -87,16 +91,6 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
             (folder / FIGURE).unlink(missing_ok=True)  # of what stood here before
         finish(folder, result, need)
     barrier()
-
-
-def load_batches(config: Config) -> list[dict[str, Tensor]]:
-    """The calibration set, tokenised, as batches of like length."""
-    from dataset.sources import load_training
-    from dataset.tokens import calibration_batches
-    from utils.models import load_tokenizer
-
-    records, tokenizer = load_training(config.data), load_tokenizer(config.model)
-    return calibration_batches(records, tokenizer, config.data.template, config.calibration)
 
 
 def fingerprints(config: Config, batches: list[dict[str, Tensor]]) -> dict[str, str]:

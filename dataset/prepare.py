@@ -62,13 +62,13 @@ def _report(source: Source, count: int, data_dir: str | None) -> dict[str, Any]:
     """Log what a set was read from, and its size; a mirror's must be the published one (the hub's was counted)."""
     origin = source.origin(data_dir)
     for place, digest in origin.items():
-        log.info("%s %s: %s records; %s, %s", source.task, source.role, f"{count:,}", place, digest)
+        log.info(f"{source.task} {source.role}: {count:,} records; {place}, {digest}")
     published = source.mirror_count or source.count
     if data_dir is not None and published is not None and count != published:
         file = next(iter(origin))
         if not source.part or count > published:
             raise UserError(f"{file}: {source.task} has {count:,} records here, {published:,} as published")
-        log.warning("%s: a part of %s, %s of %s records", file, source.task, f"{count:,}", f"{published:,}")
+        log.warning(f"{file}: a part of {source.task}, {count:,} of {published:,} records")
     return {"records": count, "origin": origin}
 
 
@@ -79,34 +79,27 @@ def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict
     for rule, what in zip(RULES, ("contain a test question", "share 13 words with a test question"), strict=True):
         count = found[what.replace(" ", "_")] = dict(counts[rule])
         shares = ", ".join(f"{name}: {count[name]:,}" for name in questions.sizes)
-        log.info("%s: %s training records %s (%s)", task, f"{count['any']:,}", what, shares)
+        log.info(f"{task}: {count['any']:,} training records {what} ({shares})")
     return found
 
 
 def prepare_experiment(config: Config) -> None:
-    """Prepare what an experiment trains on and is judged by, once: it is noted in `<output_dir>/data.json`.
-
-    Raises:
-        UserError: see `prepare`.
-    """
+    """Prepare what an experiment trains on and is judged by, once: it is noted in `<output_dir>/data.json`."""
     judged = expand_groups(config.eval.tasks, config.data.dir) if config.model.task_type == "CAUSAL_LM" else []
     covered = TESTED_BY.get(config.data.train, DISTINCT) if config.data.train in TRAINING else ()
     tasks = [name for name in (config.data.train, *judged) if name in TASKS and name not in covered]
-    wanted: dict[str, Any] = {"dir": config.data.dir, "tasks": tasks}
     own = config.data.train if config.data.train not in (*TASKS, ARITHMETIC) else None
-    if own is not None:
-        wanted["own"] = {own: sha256_file(own)}
     text = config.data.general_text if measured_in_training(config) or "forgetting" in judged else None
-    if text is not None:
-        wanted["general_text"] = text
+    sums = {own: sha256_file(own)} if own else {}
+    wanted = {"dir": config.data.dir, "tasks": tasks, "own": sums, "general_text": text}
     path = Path(config.output_dir) / "data.json"
-    if not (tasks or own or text) or (path.is_file() and read_json(path)["wanted"] == wanted):
+    if path.is_file() and read_json(path)["wanted"] == wanted:
         return
     log_to(Path(config.output_dir) / "log.txt")
     found = {task: prepare(task, config.data.dir) for task in tasks}
-    if text is not None:
+    if text:
         log.info("general text %s: fingerprint %s", text, load_general_text(text).fingerprint)
-    if own is not None:
+    if own:
         questions = test_questions([name for name in judged if name in EVALUATION], config.data.dir)
         found[own] = _overlap(own, load_training(config.data), questions)
     write_json(path, {"wanted": wanted, "found": found})
