@@ -26,7 +26,7 @@ Role = Literal["train", "validation", "test", "text"]
 
 @dataclass(frozen=True)
 class Source:
-    """A split of a named set. Every `folder` is a local mirror (`data.dir`), or None for the hub.
+    """A split of a named set. Every `data_dir` is a local mirror, or None for the hub.
 
     Attributes:
         task: The set's name in a configuration.
@@ -66,46 +66,48 @@ class Source:
         """The files of a mirror, relative to it, with the converter of their rows."""
         return {self.mirror: self.convert} if isinstance(self.mirror, str) else self.mirror or {}
 
-    def records(self, folder: str | Path | None) -> Iterator[Record]:
+    def records(self, data_dir: str | Path | None) -> Iterator[Record]:
         """Yield the records.
 
         Raises:
             UserError: the hub can't be read or lacks records, the mirror lacks the set, or a row is malformed.
         """
-        if folder is None:
+        if data_dir is None:
             yield from self._hub_records()
         else:
-            for path in self._paths(folder):
-                yield from self._file_records(folder, path)
+            for path in self._paths(data_dir):
+                yield from self._file_records(data_dir, path)
 
-    def check(self, folder: str | Path | None) -> None:
+    def check(self, data_dir: str | Path | None) -> None:
         """Raise a `UserError` early: unless the hub answers, or each file of the mirror gives a record."""
-        if folder is None:
+        if data_dir is None:
             self._snapshot(download=False)
             return
-        for path in self._paths(folder):
-            if next(self._file_records(folder, path), None) is None:
+        for path in self._paths(data_dir):
+            if next(self._file_records(data_dir, path), None) is None:
                 raise UserError(f"{self.key}: {path} holds no records")
 
-    def origin(self, folder: str | Path | None) -> dict[str, str]:
+    def origin(self, data_dir: str | Path | None) -> dict[str, str]:
         """Return what the records were read from: the hub's repository and commit, or a mirror's files and sums."""
-        if folder is None:
+        if data_dir is None:
             return {self.repository: f"commit {self._snapshot().name}"}
-        return {str(path): f"SHA-256 {sha256_file(path)}" for path in self._paths(folder)}
+        return {str(path): f"SHA-256 {sha256_file(path)}" for path in self._paths(data_dir)}
 
-    def _paths(self, folder: str | Path) -> list[Path]:
-        if not Path(folder).is_dir():
-            raise UserError(f"data.dir: {folder} is not a folder; name a local mirror, or leave it out to use the hub")
+    def _paths(self, data_dir: str | Path) -> list[Path]:
+        if not Path(data_dir).is_dir():
+            raise UserError(
+                f"data.dir: {data_dir} is not a folder; name a local mirror, or leave it out to use the hub"
+            )
         if not self.files:
             table = EVALUATION if self.role == "test" else TRAINING
             raise UserError(
                 f"{self.key}: {self.task} is only on the hub ({self.repository}); a mirror (data.dir) has: "
                 + ", ".join(source.task for source in table.values() if source.mirror)
             )
-        return [Path(folder) / name for name in self.files]
+        return [Path(data_dir) / name for name in self.files]
 
-    def _file_records(self, folder: str | Path, path: Path) -> Iterator[Record]:
-        name = str(path.relative_to(folder))
+    def _file_records(self, data_dir: str | Path, path: Path) -> Iterator[Record]:
+        name = str(path.relative_to(data_dir))
         return converted(read_rows(path, self.columns), self.files[name], name)
 
     def _hub_records(self) -> Iterator[Record]:
@@ -183,9 +185,7 @@ def _choices(
 ) -> Source:
     """A commonsense test set; a mirror has it in the form of LLM-Adapters."""
     mirror = {f"commonsense/{task}/test.json": converters.commonsense(task)} if task != "hellaswag" else None
-    return Source(
-        task, repository, convert, count, split=split, configs=(config,), revision=revision, mirror=mirror
-    )  # fmt: skip
+    return Source(task, repository, convert, count, split=split, configs=(config,), revision=revision, mirror=mirror)
 
 
 # fmt: off

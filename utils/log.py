@@ -45,13 +45,15 @@ class Progress(tqdm):
         iterable: What to yield from, each item one unit.
     """
 
+    monitor_interval = 0  # no thread of its own: processes may be forked beside it
+
     def __init__(self, desc: str, total: int | None = None, unit: str = "step", iterable: Any = None) -> None:
-        how: dict[str, Any] = {}
+        how: dict[str, Any] = {"unit": unit, "unit_scale": True, "miniters": 1, "disable": not is_main()}
         if not sys.stderr.isatty():
             form = "{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_noinv_fmt}, {remaining} left"
             seconds = SECONDS_BETWEEN_LINES
-            how = dict(file=_Lines(), bar_format=form, mininterval=seconds, delay=seconds, miniters=1, leave=False)
-        super().__init__(iterable, desc, total, unit=unit, unit_scale=True, disable=not is_main(), **how)
+            how |= {"file": _Lines(), "bar_format": form, "mininterval": seconds, "delay": seconds, "leave": False}
+        super().__init__(iterable, desc, total, **how)
 
 
 class _Lines:
