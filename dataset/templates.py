@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
+from dataset.records import Record
 from utils.errors import UserError
 
 TemplateName = Literal["alpaca", "chat"]
-Record = Mapping[str, Any]
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 ALPACA = (

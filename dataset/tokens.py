@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dataset.templates import Record, TemplateName, format_example
+from dataset.records import Record
+from dataset.templates import TemplateName, format_example
 from utils.config import CalibrationConfig
 from utils.errors import UserError
 from utils.log import log
