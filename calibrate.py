@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from training.check import check
 from training.stores import Need, check_settings, store_settings, stores
 from utils.cli import main, parse
 from utils.config import Config
-from utils.distributed import device, is_main, process_group, rank, world_size
+from utils.distributed import barrier, device, is_main, process_group, rank, world_size
 from utils.errors import UserError
 from utils.files import MANIFEST, discard_temporary
 from utils.log import Progress, log, log_to
@@ -70,8 +69,12 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
         AstraError: see `astra.calibrate`.
     """
     from astra import Calibration
+    from dataset.sources import load_training
+    from dataset.tokens import calibration_batches
+    from utils.models import load_tokenizer
 
-    batches = load_batches(config)
+    records, tokenizer = load_training(config.data), load_tokenizer(config.model)
+    batches = calibration_batches(records, tokenizer, config.data.template, config.calibration)
     settings = {**store_settings(config), **fingerprints(config, batches)}
     if force:
         shutil.rmtree(folder / PROGRESS, ignore_errors=True)
@@ -91,28 +94,7 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
             result.save(folder)
             (folder / FIGURE).unlink(missing_ok=True)  # of what stood here before
         finish(folder, result, need)
-    if world_size() > 1:
-        import torch
-
-        torch.distributed.barrier()
-
-
-def load_batches(config: Config) -> list[dict[str, Tensor]]:
-    """The calibration set, tokenised, as batches of like length."""
-    from dataset.sources import load_training
-    from dataset.tokens import calibration_batches
-    from utils.models import load_tokenizer
-
-    wanted = config.calibration
-    return calibration_batches(
-        load_training(config.data),
-        load_tokenizer(config.model),
-        config.data.template,
-        batch_size=wanted.batch_size,
-        max_length=wanted.max_length,
-        samples=wanted.samples,
-        seed=wanted.seed,
-    )
+    barrier()
 
 
 def fingerprints(config: Config, batches: list[dict[str, Tensor]]) -> dict[str, str]:
@@ -135,30 +117,20 @@ def run_calibration(
 
     from astra import calibrate
 
-    method = config.method
+    method, wanted = config.method, config.calibration
     targets = LoraConfig(target_modules=method.target_modules, exclude_modules=method.exclude_modules)
     model = load(config)
     check_rank(model, targets, need.trained)
-    with ExitStack() as stack:
-        bars: list[Progress] = []
+    with Progress("calibration, layer by layer", unit="batch") as bar:
 
         def step(done: int, total: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(Progress("calibration, layer by layer", total, "batch")))
-            bars[0].update()
+            bar.total = total
+            bar.update()
 
         return calibrate(
-            model,
-            batches,
-            targets,
-            need.rank,
-            need.subspaces,
-            spectrum=config.calibration.spectrum,
-            seed=config.calibration.seed,
-            settings=settings,
-            folder=folder / PROGRESS,
-            on_batch=step,
-        )
+            model, batches, targets, need.rank, need.subspaces, spectrum=wanted.spectrum, seed=wanted.seed,
+            settings=settings, folder=folder / PROGRESS, on_batch=step,
+        )  # fmt: skip
 
 
 def load(config: Config) -> nn.Module:

@@ -5,12 +5,12 @@ python export.py --adapter outputs/demo/astra-tail-r8/lora --merge --out merged
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from utils.cli import main
+from utils.cli import Parser, main
 from utils.errors import UserError
 from utils.files import MANIFEST, check_folder
-from utils.log import log, setup_logging
+from utils.log import log
 
 USAGE = """
   python export.py --adapter RUN/lora --merge --out FOLDER        the base model with the adapter in it (safetensors)
@@ -20,23 +20,17 @@ Either folder goes to the hub by `hf upload ORG/NAME FOLDER`, as RUN/lora does.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"export.py: {message} (see --help)")
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's flags: a folder and one thing to do with it."""
-    parser = _Parser(usage=USAGE, allow_abbrev=False)
+    parser = Parser("export.py", usage=USAGE, allow_abbrev=False)
     parser.add_argument("--adapter", type=Path, required=True, help="folder of a LoRA")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--base", help="base model, where it is not the one the adapter names")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of a merge")
-    parser.add_argument("--merge", action="store_true", help="merge the adapter into its base model")
-    parser.add_argument("--rank", type=int, help="compress the adapter to this rank")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--merge", action="store_true", help="merge the adapter into its base model")
+    action.add_argument("--rank", type=int, help="compress the adapter to this rank")
     flags = parser.parse_args(argv)
-    if flags.merge == (flags.rank is not None):
-        raise UserError("export.py: say one of --merge and --rank")
     if flags.rank is not None and flags.rank < 1:
         raise UserError(f"--rank: must be at least 1, not {flags.rank}")
     if not (flags.adapter / "adapter_config.json").is_file():
@@ -59,13 +53,11 @@ def merge(adapter: Path, out: Path, base: str | None, dtype: str) -> None:
 
     config = PeftConfig.from_pretrained(str(adapter))
     name = base or str(config.base_model_name_or_path)
-    values = {
-        "name": name,
-        "revision": None if base else config.revision,  # a revision of the base that the adapter names
-        "dtype": "float32",
-        "task_type": config.task_type or "CAUSAL_LM",
-    }
-    source = ModelConfig.model_validate(values)
+    revision = None if base else config.revision  # of the base that the adapter names
+    task_type = config.task_type or "CAUSAL_LM"
+    source = ModelConfig.model_validate(
+        {"name": name, "revision": revision, "dtype": "float32", "task_type": task_type}
+    )
     outputs = head_size(adapter) if source.task_type == "SEQ_CLS" else None
     model = merge_adapter(load_model(source, outputs), adapter)
     with atomic_write(out) as temporary:
@@ -110,7 +102,6 @@ def compress(adapter: Path, rank: int, out: Path) -> dict[str, Any]:
 
 def command() -> None:
     flags = parse()
-    setup_logging()
     if flags.merge:
         merge(flags.adapter, flags.out, flags.base, flags.dtype)
     else:

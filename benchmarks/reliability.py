@@ -34,7 +34,6 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.provenance import provenance  # noqa: E402
 from utils.files import read_lines  # noqa: E402
-from utils.runs import commit  # noqa: E402
 
 SECONDS_TO_STOP = 30
 

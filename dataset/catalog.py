@@ -1,6 +1,7 @@
 """Every named data set in one table: where it is on the hub, where in a local mirror, and how its rows become records.
 
-A local mirror (`data.dir`) is a folder with the upstream files under the paths of this table:
+The hub's files are downloaded once, to its library's cache. A local mirror (`data.dir`) is a folder with the upstream
+files under the paths of this table:
 
     gsm8k/{train,test}.jsonl      math/test-1000.jsonl          humaneval/HumanEval.jsonl.gz
     humanevalplus/test.jsonl      mbpp/mbpp.jsonl               mbppplus/test.jsonl
@@ -8,94 +9,160 @@ A local mirror (`data.dir`) is a folder with the upstream files under the paths 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from astra.manifest import sha256_file
 from dataset import converters
-from dataset.hub import Hub
 from dataset.records import Converter, Record, converted, read_rows
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
-
-@dataclass(frozen=True)
-class Mirror:
-    """Upstream files, relative to the mirror's folder, each with the converter of its rows.
-
-    Attributes:
-        count: Records as published.
-        columns: Names of the columns of TSV files without a header line.
-        part: Whether fewer records than published will do.
-    """
-
-    files: dict[str, Converter]
-    count: int
-    columns: tuple[str, ...] = ()
-    part: bool = False
+TIMEOUT = 10  # seconds to wait for the hub's first answer: its own library tries again for minutes
+Role = Literal["train", "validation", "test", "text"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A split (train, validation or test) of a named set, on the hub and perhaps in a mirror.
+    """A split of a named set. Every `data_dir` is a local mirror, or None for the hub.
 
-    Every `folder` is a local mirror, or None for the hub.
+    Attributes:
+        task: The set's name in a configuration.
+        repository: Where it is on the hub, in all `configs`, in `folder` alone (None: in all), at `revision`.
+        convert: Makes a record of a row of the hub.
+        count: Records as published; None if not known.
+        role: What it is for.
+        split: Its split on the hub; default: the role.
+        mirror: Its files in a mirror with the converter of their rows, or one file whose rows are those of the hub;
+            None where a mirror can't have it.
+        mirror_count: Records of those files as published; default: `count`.
+        columns: Names of the columns of TSV files without a header line.
+        part: Whether a mirror may hold fewer.
     """
 
     task: str
-    split: str
-    hub: Hub
-    mirror: Mirror | None = None
+    repository: str
+    convert: Converter
+    count: int | None
+    role: Role = "test"
+    split: str | None = None
+    configs: tuple[str | None, ...] = (None,)
+    folder: str | None = None
+    revision: str | None = None
+    mirror: dict[str, Converter] | str | None = None
+    mirror_count: int | None = None
+    columns: tuple[str, ...] = ()
+    part: bool = False
 
     @property
-    def what(self) -> str:
+    def key(self) -> str:
         """The setting that names the set, as errors begin."""
-        return f"{'eval.tasks' if self.split == 'test' else 'data.train'}: {self.task}"
+        return {"test": "eval.tasks", "text": "data.general_text"}.get(self.role, "data.train")
 
-    def records(self, folder: str | Path | None) -> Iterator[Record]:
+    @property
+    def files(self) -> dict[str, Converter]:
+        """The files of a mirror, relative to it, with the converter of their rows."""
+        return {self.mirror: self.convert} if isinstance(self.mirror, str) else self.mirror or {}
+
+    def records(self, data_dir: str | Path | None) -> Iterator[Record]:
         """Yield the records.
 
         Raises:
             UserError: the hub can't be read or lacks records, the mirror lacks the set, or a row is malformed.
         """
-        if folder is None:
-            yield from self.hub.records(self.what)
-            return
-        for _, records in self._files(folder):
-            yield from records
+        if data_dir is None:
+            yield from self._hub_records()
+        else:
+            for path in self._paths(data_dir):
+                yield from self._file_records(data_dir, path)
 
-    def check(self, folder: str | Path | None) -> None:
+    def check(self, data_dir: str | Path | None) -> None:
         """Raise a `UserError` early: unless the hub answers, or each file of the mirror gives a record."""
-        if folder is None:
-            self.hub.check(self.what)
+        if data_dir is None:
+            self._snapshot(download=False)
             return
-        for path, records in self._files(folder):
-            if next(records, None) is None:
-                raise UserError(f"{self.what}: {path} holds no records")
+        for path in self._paths(data_dir):
+            if next(self._file_records(data_dir, path), None) is None:
+                raise UserError(f"{self.key}: {path} holds no records")
 
-    def origin(self, folder: str | Path | None) -> dict[str, str]:
+    def origin(self, data_dir: str | Path | None) -> dict[str, str]:
         """Return what the records were read from: the hub's repository and commit, or a mirror's files and sums."""
-        if folder is None:
-            return {self.hub.repository: f"commit {self.hub.snapshot(self.what).name}"}
-        return {str(path): f"SHA-256 {sha256_file(path)}" for path, _ in self._files(folder)}
+        if data_dir is None:
+            return {self.repository: f"commit {self._snapshot().name}"}
+        return {str(path): f"SHA-256 {sha256_file(path)}" for path in self._paths(data_dir)}
 
-    def _files(self, folder: str | Path) -> Iterator[tuple[Path, Iterator[Record]]]:
-        """Yield each file of a mirror with its records."""
-        if not Path(folder).is_dir():
-            raise UserError(f"data.dir: {folder} is not a folder; name a local mirror, or leave it out to use the hub")
-        if self.mirror is None:
-            table = EVALUATION if self.split == "test" else TRAINING
-            there = ", ".join(source.task for source in table.values() if source.mirror is not None)
+    def _paths(self, data_dir: str | Path) -> list[Path]:
+        if not Path(data_dir).is_dir():
             raise UserError(
-                f"{self.what} is only on the hub ({self.hub.repository}); a mirror (data.dir) has: {there}"
+                f"data.dir: {data_dir} is not a folder; name a local mirror, or leave it out to use the hub"
             )
-        for name, convert in self.mirror.files.items():
-            path = Path(folder) / name
-            yield path, converted(read_rows(path, self.mirror.columns), convert, name)
+        if not self.files:
+            table = EVALUATION if self.role == "test" else TRAINING
+            raise UserError(
+                f"{self.key}: {self.task} is only on the hub ({self.repository}); a mirror (data.dir) has: "
+                + ", ".join(source.task for source in table.values() if source.mirror)
+            )
+        return [Path(data_dir) / name for name in self.files]
+
+    def _file_records(self, data_dir: str | Path, path: Path) -> Iterator[Record]:
+        name = str(path.relative_to(data_dir))
+        return converted(read_rows(path, self.columns), self.files[name], name)
+
+    def _hub_records(self) -> Iterator[Record]:
+        from datasets import load_dataset
+
+        count, folder, split = 0, self._snapshot(), self.split or self.role
+        for config in self.configs:
+            with self._hub_errors():
+                rows = load_dataset(str(folder), config, data_dir=self.folder, split=split)
+            places = (f"{self.repository}, {split} row {number}" for number in range(1, len(rows) + 1))
+            for record in converted(zip(places, rows, strict=True), self.convert, self.repository):
+                count += 1
+                yield record
+        if self.count is not None and count != self.count:
+            raise UserError(
+                f"{self.key}: {self.task}: {self.repository} gave {count:,} records and is known to have "
+                f"{self.count:,} ({folder})"
+            )
+
+    def _snapshot(self, download: bool = True) -> Path:
+        """Return the cached copy of the repository, whose name is the hub's commit; get it first if need be.
+
+        Without `download` the hub is only asked whether it has it.
+        """
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        files = f"{self.folder}/*" if self.folder else None
+        fetch = partial(
+            snapshot_download, self.repository, repo_type="dataset", revision=self.revision, allow_patterns=files
+        )
+        with suppress(LocalEntryNotFoundError):  # nothing, or not all of it
+            return Path(fetch(local_files_only=True))
+        with self._hub_errors():
+            HfApi().dataset_info(self.repository, revision=self.revision, timeout=TIMEOUT)
+            return Path(fetch() if download else "")
+
+    @contextmanager
+    def _hub_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the hub's libraries raise those of whatever HTTP library they are built on
+            remedy = (
+                "set data.general_text to python-manual or the path of a .txt file"
+                if self.role == "text"
+                else "set data.dir to a local mirror"
+            )
+            raise UserError(
+                f"{self.key}: {self.task} comes from {self.repository} on the hub, which can't be read "
+                f"({first_line(error)}); {remedy}, or try again where the hub can be reached"
+            ) from error
 
 
 COMMONSENSE = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
 GROUPS = {"commonsense": COMMONSENSE}  # names of several test sets
-_WITH_TRAIN = ("boolq", "ARC-Easy", "ARC-Challenge", "openbookqa")
 _MATH_CONFIGS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
     "precalculus",
@@ -103,105 +170,61 @@ _MATH_CONFIGS = (
 _PARQUET = "refs/convert/parquet"  # the hub's own conversion of repositories that hold a loading script
 
 
-def _sources(split: str, sets: dict[str, tuple[Hub, Mirror | None]]) -> dict[str, Source]:
-    return {task: Source(task, split, hub, mirror) for task, (hub, mirror) in sets.items()}
+def _by_name(*sources: Source) -> dict[str, Source]:
+    return {source.task: source for source in sources}
 
 
-def _adapters(task: str, count: int) -> Mirror:
-    return Mirror({f"commonsense/{task}/test.json": converters.commonsense(task)}, count)
+def _choices(
+    task: str,
+    repository: str,
+    convert: Converter,
+    count: int,
+    config: str | None = None,
+    split: str = "validation",
+    revision: str | None = None,
+) -> Source:
+    """A commonsense test set; a mirror has it in the form of LLM-Adapters."""
+    mirror = {f"commonsense/{task}/test.json": converters.commonsense(task)} if task != "hellaswag" else None
+    return Source(task, repository, convert, count, split=split, configs=(config,), revision=revision, mirror=mirror)
 
 
-TRAINING = _sources(
-    "train",
-    {
-        "metamath": (
-            Hub("fxmeng/pissa-dataset", converters.instruction(converters.METAMATH_TYPES), 395_000, folder="metamath"),
-            None,
-        ),
-        "code": (
-            Hub("fxmeng/pissa-dataset", converters.instruction(("python",)), None, folder="python"),
-            Mirror({"mbpp/mbpp.jsonl": converters.mbpp(converters.MBPP_TRAIN)}, 374),
-        ),
-        "commonsense": (
-            Hub("zwhe99/commonsense_170k", converters.commonsense("commonsense"), 170_420),
-            Mirror({f"commonsense/{task}/train.json": converters.commonsense(task) for task in _WITH_TRAIN}, 17_754),
-        ),
-        "gsm8k": (
-            Hub("openai/gsm8k", converters.gsm8k, 7_473, ("main",)),
-            Mirror({"gsm8k/train.jsonl": converters.gsm8k}, 7_473),
-        ),
-    },
+# fmt: off
+TRAINING = _by_name(
+    Source("metamath", "fxmeng/pissa-dataset", converters.instruction(converters.METAMATH_TYPES), 395_000, "train",
+           folder="metamath"),
+    Source("code", "fxmeng/pissa-dataset", converters.instruction(("python",)), None, "train", folder="python",
+           mirror={"mbpp/mbpp.jsonl": converters.mbpp(converters.MBPP_TRAIN)}, mirror_count=374),
+    Source("commonsense", "zwhe99/commonsense_170k", converters.commonsense("commonsense"), 170_420, "train",
+           mirror={f"commonsense/{task}/train.json": converters.commonsense(task)
+                   for task in ("boolq", "ARC-Easy", "ARC-Challenge", "openbookqa")}, mirror_count=17_754),
+    Source("gsm8k", "openai/gsm8k", converters.gsm8k, 7_473, "train", configs=("main",), mirror="gsm8k/train.jsonl"),
 )
 
-EVALUATION = _sources(
-    "test",
-    {
-        "gsm8k": (
-            Hub("openai/gsm8k", converters.gsm8k, 1_319, ("main",), split="test"),
-            Mirror({"gsm8k/test.jsonl": converters.gsm8k}, 1_319),
-        ),
-        "math": (
-            Hub("EleutherAI/hendrycks_math", converters.math, 5_000, _MATH_CONFIGS, split="test"),
-            Mirror({"math/test-1000.jsonl": converters.math}, 1_000),
-        ),
-        "humaneval": (
-            Hub("openai/openai_humaneval", converters.humaneval, 164, split="test"),
-            Mirror({"humaneval/HumanEval.jsonl.gz": converters.humaneval}, 164),
-        ),
-        "mbpp": (
-            Hub("google-research-datasets/mbpp", converters.mbpp(converters.MBPP_TEST), 500, ("full",), split="test"),
-            Mirror({"mbpp/mbpp.jsonl": converters.mbpp(converters.MBPP_TEST)}, 500),
-        ),
-        "boolq": (
-            Hub("google/boolq", converters.boolq, 3_270, split="validation"),
-            _adapters("boolq", 3_270),
-        ),
-        "piqa": (
-            Hub("ybisk/piqa", converters.piqa, 1_838, split="validation", revision=_PARQUET),
-            _adapters("piqa", 1_838),
-        ),
-        "social_i_qa": (
-            Hub("allenai/social_i_qa", converters.social_i_qa, 1_954, split="validation", revision=_PARQUET),
-            _adapters("social_i_qa", 1_954),
-        ),
-        "hellaswag": (
-            Hub("Rowan/hellaswag", converters.hellaswag, 10_042, split="validation"),
-            None,
-        ),
-        "winogrande": (
-            Hub("allenai/winogrande", converters.winogrande, 1_267, ("winogrande_xl",), split="validation"),
-            _adapters("winogrande", 1_267),
-        ),
-        "ARC-Easy": (
-            Hub("allenai/ai2_arc", converters.science("ARC-Easy"), 2_376, ("ARC-Easy",), split="test"),
-            _adapters("ARC-Easy", 2_376),
-        ),
-        "ARC-Challenge": (
-            Hub("allenai/ai2_arc", converters.science("ARC-Challenge"), 1_172, ("ARC-Challenge",), split="test"),
-            _adapters("ARC-Challenge", 1_172),
-        ),
-        "openbookqa": (
-            Hub("allenai/openbookqa", converters.science("openbookqa"), 500, ("main",), split="test"),
-            _adapters("openbookqa", 500),
-        ),
-    },
+EVALUATION = _by_name(
+    Source("gsm8k", "openai/gsm8k", converters.gsm8k, 1_319, configs=("main",), mirror="gsm8k/test.jsonl"),
+    Source("math", "EleutherAI/hendrycks_math", converters.math, 5_000, configs=_MATH_CONFIGS,
+           mirror="math/test-1000.jsonl", mirror_count=1_000),
+    Source("humaneval", "openai/openai_humaneval", converters.humaneval, 164,
+           mirror="humaneval/HumanEval.jsonl.gz"),
+    Source("mbpp", "google-research-datasets/mbpp", converters.mbpp(converters.MBPP_TEST), 500, configs=("full",),
+           mirror="mbpp/mbpp.jsonl"),
+    _choices("boolq", "google/boolq", converters.boolq, 3_270),
+    _choices("piqa", "ybisk/piqa", converters.piqa, 1_838, revision=_PARQUET),
+    _choices("social_i_qa", "allenai/social_i_qa", converters.social_i_qa, 1_954, revision=_PARQUET),
+    _choices("hellaswag", "Rowan/hellaswag", converters.hellaswag, 10_042),
+    _choices("winogrande", "allenai/winogrande", converters.winogrande, 1_267, "winogrande_xl"),
+    _choices("ARC-Easy", "allenai/ai2_arc", converters.science("ARC-Easy"), 2_376, "ARC-Easy", "test"),
+    _choices("ARC-Challenge", "allenai/ai2_arc", converters.science("ARC-Challenge"), 1_172, "ARC-Challenge", "test"),
+    _choices("openbookqa", "allenai/openbookqa", converters.science("openbookqa"), 500, "main", "test"),
 )
 
 DISTINCT = tuple(EVALUATION)  # the sets below ask what sets above ask, otherwise or with other tests
-EVALUATION |= _sources(
-    "test",
-    {
-        "humaneval_completion": (EVALUATION["humaneval"].hub, EVALUATION["humaneval"].mirror),
-        "humaneval_plus": (
-            Hub("evalplus/humanevalplus", converters.humaneval, 164, split="test"),
-            Mirror({"humanevalplus/test.jsonl": converters.humaneval}, 164),
-        ),
-        "mbpp_plus": (
-            Hub("evalplus/mbppplus", converters.mbpp_plus, 378, split="test"),
-            Mirror({"mbppplus/test.jsonl": converters.mbpp_plus}, 378),
-        ),
-    },
+EVALUATION |= _by_name(
+    replace(EVALUATION["humaneval"], task="humaneval_completion"),
+    Source("humaneval_plus", "evalplus/humanevalplus", converters.humaneval, 164, mirror="humanevalplus/test.jsonl"),
+    Source("mbpp_plus", "evalplus/mbppplus", converters.mbpp_plus, 378, mirror="mbppplus/test.jsonl"),
 )
+# fmt: on
 
 # The test sets whose questions must not be in a training set; of a set that is not named here, all.
 TESTED_BY: dict[str, tuple[str, ...]] = {
@@ -222,4 +245,4 @@ def expand_groups(names: Sequence[str], folder: str | None) -> list[str]:
 def left_out(names: Sequence[str], folder: str | None) -> list[str]:
     """Return the members of the groups among `names` that the mirror `folder` does not have."""
     members = [member for name in names for member in GROUPS.get(name, ())]
-    return [name for name in members if folder is not None and EVALUATION[name].mirror is None]
+    return [name for name in members if folder is not None and not EVALUATION[name].mirror]

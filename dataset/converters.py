@@ -31,14 +31,8 @@ def gsm8k(row: Row) -> Record:
 
 def math(row: Row) -> Record:
     r"""A competition problem; `answer` is the whole solution, which holds the answer in `\boxed{}`."""
-    solution = row["solution"]
-    return {
-        "instruction": row["problem"],
-        "output": solution,
-        "type": row["type"],
-        "level": row["level"],
-        "answer": solution,
-    }
+    solved = {"output": row["solution"], "answer": row["solution"]}
+    return {"instruction": row["problem"], "type": row["type"], "level": row["level"], **solved}
 
 
 def humaneval(row: Row) -> Record:
@@ -59,29 +53,24 @@ def mbpp(tasks: range) -> Converter:
     """The tasks with these ids; keeps `task_id`, `test_list` and `test_setup_code` to run their tests."""
 
     def convert(row: Row) -> Record | None:
-        if row["task_id"] not in tasks:
-            return None
-        tests, code = "\n".join(row["test_list"]), row["code"].replace("\r\n", "\n").strip()
-        return {
-            "instruction": f"{row['text']}\nYour code should pass these tests:\n\n{tests}",
-            "output": f"```python\n{code}\n```",
-            "type": "mbpp",
-            "question": row["text"],
-            **{key: row[key] for key in ("task_id", "test_list", "test_setup_code")},
-        }
+        return _mbpp(row, "mbpp", row["text"], "test_setup_code") if row["task_id"] in tasks else None
 
     return convert
 
 
 def mbpp_plus(row: Row) -> Record:
     """A task of MBPP+; keeps `task_id`, `test_list`, and `test`, a program that runs all tests."""
-    tests, code = "\n".join(row["test_list"]), row["code"].strip()
+    return _mbpp(row, "mbpp_plus", row["prompt"], "test")
+
+
+def _mbpp(row: Row, task: str, question: str, kept: str) -> Record:
+    tests, code = "\n".join(row["test_list"]), row["code"].replace("\r\n", "\n").strip()
     return {
-        "instruction": f"{row['prompt']}\nYour code should pass these tests:\n\n{tests}",
+        "instruction": f"{question}\nYour code should pass these tests:\n\n{tests}",
         "output": f"```python\n{code}\n```",
-        "type": "mbpp_plus",
-        "question": row["prompt"],
-        **{key: row[key] for key in ("task_id", "test_list", "test")},
+        "type": task,
+        "question": question,
+        **{key: row[key] for key in ("task_id", "test_list", kept)},
     }
 
 
@@ -97,15 +86,21 @@ def commonsense(task: str) -> Converter:
         # Nothing is read back from the hub's mixed training set, which we have not seen in full.
         if task != "commonsense" and (options is None or row["answer"] not in options.group(1).split("/")):
             raise ValueError(f"answer {row['answer']!r} is not among the options after `Answer format:`")
-        return _question({key: row[key] for key in ("instruction", "output", "answer")} | {"type": task})
+        return _answered(task, row["instruction"], row["answer"]) | {"output": row["output"]}
 
     return convert
 
 
-def _question(record: Record) -> Record:
-    """Add `question`: the instruction without the words that all of its set have in common."""
-    found = re.search(r"(?:question|sentence): (.*)Answer format", record["instruction"], re.DOTALL)
-    return {**record, "question": found.group(1).strip() if found else record["instruction"]}
+def _answered(task: str, instruction: str, answer: str) -> Record:
+    """A record with its `question`: the instruction without the words that all of its set have in common."""
+    found = re.search(r"(?:question|sentence): (.*)Answer format", instruction, re.DOTALL)
+    return {
+        "instruction": instruction,
+        "output": f"the correct answer is {answer}",
+        "type": task,
+        "answer": answer,
+        "question": found.group(1).strip() if found else instruction,
+    }
 
 
 def _choice(task: str, question: str, word: str, options: list[str], gold: int, separator: str = " ") -> Record:
@@ -113,28 +108,13 @@ def _choice(task: str, question: str, word: str, options: list[str], gold: int, 
     names = [f"{word}{number}" for number in range(1, len(options) + 1)]
     listed = separator.join(f"{name.capitalize()}: {text}" for name, text in zip(names, options, strict=True))
     before = " " if task == "winogrande" else "\n\n"  # as published: this one set has no line break there
-    return _question(
-        {
-            "instruction": f"{question}\n\n{listed}{before}Answer format: {'/'.join(names)}",
-            "output": f"the correct answer is {names[gold]}",
-            "type": task,
-            "answer": names[gold],
-        }
-    )
+    return _answered(task, f"{question}\n\n{listed}{before}Answer format: {'/'.join(names)}", names[gold])
 
 
 def boolq(row: Row) -> Record:
     """google/boolq."""
-    answer = "true" if row["answer"] else "false"
-    return _question(
-        {
-            "instruction": "Please answer the following question with true or false, question: "
-            f"{row['question'].rstrip('?')}?\n\nAnswer format: true/false",
-            "output": f"the correct answer is {answer}",
-            "type": "boolq",
-            "answer": answer,
-        }
-    )
+    asked = f"Please answer the following question with true or false, question: {row['question'].rstrip('?')}?"
+    return _answered("boolq", f"{asked}\n\nAnswer format: true/false", "true" if row["answer"] else "false")
 
 
 def piqa(row: Row) -> Record:
@@ -152,18 +132,16 @@ def social_i_qa(row: Row) -> Record:
 
 def hellaswag(row: Row) -> Record:
     """Rowan/hellaswag."""
-    question = (
-        f"Please choose the correct ending to complete the given sentence: {row['activity_label']}: {row['ctx']}"
-    )
+    begun = f"{row['activity_label']}: {row['ctx']}"
+    question = f"Please choose the correct ending to complete the given sentence: {begun}"
     return _choice("hellaswag", question, "ending", row["endings"], int(row["label"]))
 
 
 def winogrande(row: Row) -> Record:
     """allenai/winogrande, whose answers count from 1."""
-    question = (
-        "Please choose the correct answer to fill in the blank to complete the given sentence: " + row["sentence"]
-    )
-    return _choice("winogrande", question, "option", [row["option1"], row["option2"]], int(row["answer"]) - 1)
+    task = "Please choose the correct answer to fill in the blank to complete the given sentence"
+    options = [row["option1"], row["option2"]]
+    return _choice("winogrande", f"{task}: {row['sentence']}", "option", options, int(row["answer"]) - 1)
 
 
 def science(task: str) -> Converter:

@@ -6,17 +6,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dataset.hub import Hub
+from dataset.catalog import Source
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import fingerprint
 
 WIKITEXT, MANUAL = "wikitext-2", "python-manual"
 WINDOW, WINDOWS = 128, 256  # tokens of a window, and how many there are
-_OTHERWISE = f"set data.general_text to {MANUAL} or the path of a .txt file"
-_WIKITEXT = Hub(
-    "Salesforce/wikitext", lambda row: {"text": row["text"]}, 4_358, split="test", folder="wikitext-2-raw-v1",
-    otherwise=_OTHERWISE,
+_WIKITEXT = Source(
+    WIKITEXT, "Salesforce/wikitext", lambda row: {"text": row["text"]}, 4_358, "text", "test",
+    folder="wikitext-2-raw-v1",
 )  # fmt: skip
 
 
@@ -57,7 +56,7 @@ def load_general_text(name: str) -> GeneralText:
         UserError: there is none of this name, or it can't be read.
     """
     if name == WIKITEXT:
-        return GeneralText(name, "\n\n".join(record["text"] for record in _WIKITEXT.records(_what(name))))
+        return GeneralText(name, "\n\n".join(record["text"] for record in _WIKITEXT.records(None)))
     if name == MANUAL:
         from pydoc_data.topics import topics
 
@@ -67,22 +66,18 @@ def load_general_text(name: str) -> GeneralText:
     try:
         return GeneralText(name, Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{_what(name)}: can't be read ({getattr(error, 'strerror', None) or error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"data.general_text: {name}: can't be read ({reason})") from error
 
 
 def check_general_text(name: str) -> None:
     """Raise a `UserError` early unless the text can be read and may be long enough."""
     if name == WIKITEXT:
-        _WIKITEXT.check(_what(name))
+        _WIKITEXT.check(None)
     elif len((text := load_general_text(name).text).encode()) < WINDOW * WINDOWS:  # a token has a byte or more
         raise _too_short(name, f"{len(text):,} characters")
 
 
-def _what(name: str) -> str:
-    return f"data.general_text: {name}"
-
-
 def _too_short(name: str, length: str) -> UserError:
-    return UserError(
-        f"{_what(name)} has {length}; {WINDOWS} windows of {WINDOW} tokens need {WINDOW * WINDOWS:,} tokens"
-    )
+    needed = f"{WINDOWS} windows of {WINDOW} tokens need {WINDOW * WINDOWS:,} tokens"
+    return UserError(f"data.general_text: {name} has {length}; {needed}")

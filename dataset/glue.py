@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dataset.catalog import Mirror, Source
-from dataset.hub import Hub
-from dataset.records import Converter, Record
+from dataset.catalog import Source
+from dataset.records import Record, Row
 from utils.config import Config
 from utils.errors import UserError
 
@@ -46,6 +45,22 @@ class GlueTask:
     def num_labels(self) -> int:
         """Outputs of a classification head: the number of classes, or 1 for a score."""
         return max(1, len(self.labels))
+
+    def from_hub(self, row: Row) -> Record:
+        """The record of a row of the hub."""
+        return self._record([row[column] for column in self.hub_texts], row["label"])
+
+    def from_tsv(self, row: Row) -> Record:
+        """The record of a row of a TSV file."""
+        label = row[self.label]
+        if not self.labels:
+            label = float(label)
+        else:
+            label = range(len(self.labels)).index(int(label)) if self.numbered else self.labels.index(label)
+        return self._record([row[column] for column in self.texts], label)
+
+    def _record(self, texts: list[str], label: int | float) -> Record:
+        return {"text": texts[0], "text_pair": texts[1] if len(texts) > 1 else None, "label": label}
 
 
 MISMATCHED = 9_832  # records of MNLI's mismatched validation set
@@ -83,12 +98,15 @@ def glue_source(task: str, split: Split) -> Source:
     if task not in GLUE:
         raise UserError(f"data.train: no GLUE task {task!r}; allowed: {', '.join(GLUE)}")
     glue, learn = GLUE[task], split == "train"
-    other = split == "mismatched"
-    count = MISMATCHED if other else glue.counts[0 if learn else 1]
-    suffix = "_mismatched" if other else glue.suffix
-    hub = Hub("nyu-mll/glue", _hub_converter(glue), count, (task,), "train" if learn else f"validation{suffix}")
-    file = f"glue/{glue.folder}/{'train' if learn else f'dev{suffix}'}.tsv"
-    return Source(task, split, hub, Mirror({file: _tsv_converter(glue)}, count, glue.columns, part=learn))
+    suffix, count = glue.suffix, glue.counts[0 if learn else 1]
+    if split == "mismatched":
+        suffix, count = "_mismatched", MISMATCHED
+    return Source(
+        task, "nyu-mll/glue", glue.from_hub, count, role="train" if learn else "validation",
+        split="train" if learn else f"validation{suffix}", configs=(task,),
+        mirror={f"glue/{glue.folder}/{'train' if learn else f'dev{suffix}'}.tsv": glue.from_tsv},
+        columns=glue.columns, part=learn,
+    )  # fmt: skip
 
 
 def load_glue(task: str, split: Split, data_dir: str | Path | None = None) -> list[Record]:
@@ -99,20 +117,3 @@ def load_glue(task: str, split: Split, data_dir: str | Path | None = None) -> li
 def num_labels(config: Config) -> int | None:
     """Return how many outputs the head of an experiment's classifier has; None for a language model."""
     return GLUE[config.data.train].num_labels if config.model.task_type == "SEQ_CLS" else None
-
-
-def _hub_converter(glue: GlueTask) -> Converter:
-    return lambda row: _record([row[column] for column in glue.hub_texts], row["label"])
-
-
-def _tsv_converter(glue: GlueTask) -> Converter:
-    def label(value: str) -> int | float:
-        if not glue.labels:
-            return float(value)
-        return range(len(glue.labels)).index(int(value)) if glue.numbered else glue.labels.index(value)
-
-    return lambda row: _record([row[column] for column in glue.texts], label(row[glue.label]))
-
-
-def _record(texts: list[str], label: int | float) -> Record:
-    return {"text": texts[0], "text_pair": texts[1] if len(texts) > 1 else None, "label": label}

@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from astra.manifest import sha256_file
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
@@ -23,55 +23,53 @@ from dataset.glue import GLUE, glue_source
 from dataset.overlap import RULES, TestQuestions
 from dataset.records import Record
 from dataset.sources import ARITHMETIC, load_training, test_questions, test_sets
-from utils.cli import main, parse
+from utils.cli import Parser, main, parse
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_record, write_record
-from utils.log import log, log_to, progress, setup_logging
+from utils.log import log, log_to, progress
 
 TASKS = list(dict.fromkeys([*TRAINING, *EVALUATION, *GLUE]))
 
 
 def prepare(task: str, data_dir: str | None = None) -> dict[str, Any]:
-    """Prepare one task, log what it holds and return that.
+    """Prepare one task, the test sets that it is judged by first; log what it holds and return that.
 
     Raises:
         UserError: an unknown task, a file that is missing, malformed or not the published one, or no hub.
     """
-    if task not in TASKS:
+    if task in GLUE:
+        sources = [glue_source(task, "train"), glue_source(task, "validation")]
+    elif task in TRAINING:
+        sources = [*test_sets(TESTED_BY.get(task, DISTINCT), data_dir), TRAINING[task]]
+    elif task in EVALUATION:
+        sources = [EVALUATION[task]]
+    else:
         raise UserError(f"no task {task!r}; allowed: {', '.join(TASKS)}")
     found: dict[str, Any] = {}
     questions = TestQuestions()
-    for source in _sources(task, data_dir):
+    for source in sources:
         records = list(source.records(data_dir))
         report = _report(source, len(records), data_dir)
-        found[f"{source.task} test" if source.split == "test" else source.split] = report
-        if source.split == "test":
+        found[f"{source.task} test" if source.role == "test" else source.role] = report
+        if source.role == "test":
             questions.add(source.task, records)
         elif task in TRAINING:
             report |= _overlap(task, records, questions)
     return found
 
 
-def _sources(task: str, data_dir: str | None) -> list[Source]:
-    """What a task consists of, the test sets that it is judged by first."""
-    if task in GLUE:
-        return [glue_source(task, "train"), glue_source(task, "validation")]
-    if task not in TRAINING:
-        return [EVALUATION[task]]
-    return [*test_sets(TESTED_BY.get(task, DISTINCT), data_dir), TRAINING[task]]
-
-
 def _report(source: Source, count: int, data_dir: str | None) -> dict[str, Any]:
     """Log what a set was read from, and its size; a mirror's must be the published one (the hub's was counted)."""
     origin = source.origin(data_dir)
     for place, digest in origin.items():
-        log.info("%s %s: %s records; %s, %s", source.task, source.split, f"{count:,}", place, digest)
-    if data_dir is not None and source.mirror is not None and count != source.mirror.count:
-        file, published = next(iter(origin)), f"{source.mirror.count:,}"
-        if not source.mirror.part or count > source.mirror.count:
-            raise UserError(f"{file}: {source.task} has {count:,} records here, {published} as published")
-        log.warning("%s: a part of %s, %s of %s records", file, source.task, f"{count:,}", published)
+        log.info(f"{source.task} {source.role}: {count:,} records; {place}, {digest}")
+    published = source.mirror_count or source.count
+    if data_dir is not None and published is not None and count != published:
+        file = next(iter(origin))
+        if not source.part or count > published:
+            raise UserError(f"{file}: {source.task} has {count:,} records here, {published:,} as published")
+        log.warning(f"{file}: a part of {source.task}, {count:,} of {published:,} records")
     return {"records": count, "origin": origin}
 
 
@@ -82,60 +80,42 @@ def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict
     for rule, what in zip(RULES, ("contain a test question", "share 13 words with a test question"), strict=True):
         count = found[what.replace(" ", "_")] = dict(counts[rule])
         shares = ", ".join(f"{name}: {count[name]:,}" for name in questions.sizes)
-        log.info("%s: %s training records %s (%s)", task, f"{count['any']:,}", what, shares)
+        log.info(f"{task}: {count['any']:,} training records {what} ({shares})")
     return found
 
 
 def prepare_experiment(config: Config) -> None:
-    """Prepare what an experiment trains on and is judged by, once: it is noted in `<output_dir>/data.json`.
-
-    Raises:
-        UserError: see `prepare`.
-    """
+    """Prepare what an experiment trains on and is judged by, once: it is noted in `<output_dir>/data.json`."""
     judged = expand_groups(config.eval.tasks, config.data.dir) if config.model.task_type == "CAUSAL_LM" else []
     covered = TESTED_BY.get(config.data.train, DISTINCT) if config.data.train in TRAINING else ()
     tasks = [name for name in (config.data.train, *judged) if name in TASKS and name not in covered]
-    wanted: dict[str, Any] = {"dir": config.data.dir, "tasks": tasks}
     own = config.data.train if config.data.train not in (*TASKS, ARITHMETIC) else None
-    if own is not None:
-        wanted["own"] = {own: sha256_file(own)}
     text = config.data.general_text if measured_in_training(config) or "forgetting" in judged else None
-    if text is not None:
-        wanted["general_text"] = text
+    sums = {own: sha256_file(own)} if own else {}
+    wanted = {"dir": config.data.dir, "tasks": tasks, "own": sums, "general_text": text}
     path = Path(config.output_dir) / "data.json"
-    if not (tasks or own or text) or (path.exists() and read_record(path)["wanted"] == wanted):
+    if path.exists() and read_record(path)["wanted"] == wanted:
         return
     log_to(Path(config.output_dir) / "log.txt")
     found = {task: prepare(task, config.data.dir) for task in tasks}
-    if text is not None:
+    if text:
         log.info("general text %s: fingerprint %s", text, load_general_text(text).fingerprint)
-    if own is not None:
+    if own:
         questions = test_questions([name for name in judged if name in EVALUATION], config.data.dir)
         found[own] = _overlap(own, load_training(config.data), questions)
     write_record(path, {"wanted": wanted, "found": found})
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
 def command(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
     words = list(sys.argv[1:] if argv is None else argv)
     if any(word.startswith("--config") for word in words) and not {"-h", "--help"} & set(words):
         prepare_experiment(parse(__doc__, {}, words)[0])
         return
-    parser = _Parser(
-        prog="python -m dataset.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m dataset.prepare", description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.add_argument("tasks", nargs="+", metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--data.dir", dest="data_dir", metavar="FOLDER", help="a local mirror instead of the hub")
     given = parser.parse_args(words)
-    setup_logging()
     for task in given.tasks:
         prepare(task, given.data_dir)
 

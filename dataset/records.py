@@ -30,17 +30,10 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[s
         UserError: the file is missing or unreadable, a line is malformed, or a row is not an object.
     """
     path = Path(path)
-    if not path.name.endswith((".json", ".jsonl", ".jsonl.gz", ".tsv")):
-        raise UserError(f"{path}: unknown kind of file; allowed: .json, .jsonl, .jsonl.gz")
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-            is_list = file.read(64).lstrip().startswith("[")
-            file.seek(0)
-            if path.suffix == ".tsv":
-                yield from _tsv_rows(path, file, columns)
-                return
-            for place, row in _list_rows(path, file) if is_list else _line_rows(path, file):
+            for place, row in _tsv_rows(path, file, columns) if path.suffix == ".tsv" else _json_rows(path, file):
                 if not isinstance(row, dict):
                     raise UserError(f"{place}: holds {type(row).__name__}, not an object")
                 yield place, row
@@ -63,26 +56,23 @@ def _undecodable(path: Path) -> str:
     return f"{path}:{max(number, 1)}"
 
 
-def _list_rows(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
-    text = file.read()
+def _json_rows(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
+    is_list = file.read(64).lstrip().startswith("[")
+    file.seek(0)
+    number = 1  # of the line where a text of JSON begins
     try:
-        rows = json.loads(text)
+        if is_list:
+            yield from ((f"{path}: record {place}", row) for place, row in enumerate(json.load(file), start=1))
+            return
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}:{number}", json.loads(line.strip())
+    except UnicodeDecodeError:
+        raise
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+        raise UserError(f"{path}:{number + error.lineno - 1}: not JSON ({error.msg})") from error
     except (ValueError, RecursionError) as error:  # longer numbers, or deeper lists, than Python reads
-        raise UserError(f"{path}: not JSON ({first_line(error)})") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}: record {number}", row
-
-
-def _line_rows(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}:{number}: not JSON ({getattr(error, 'msg', first_line(error))})") from error
-            yield f"{path}:{number}", row
+        raise UserError(f"{path}:{number}: not JSON ({first_line(error)})") from error
 
 
 def _tsv_rows(path: Path, file: IO[str], columns: Sequence[str]) -> Iterator[tuple[str, Row]]:

@@ -11,7 +11,7 @@ from dataset.arithmetic import generate
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source
 from dataset.glue import GLUE, glue_source, load_glue
 from dataset.overlap import Rule, TestQuestions
-from dataset.records import Record, read_rows
+from dataset.records import Record, Row, read_rows
 from utils.config import DataConfig
 from utils.errors import UserError
 from utils.log import log
@@ -23,11 +23,7 @@ ARITHMETIC_TEST_SEED = 0  # the test set is one and the same, whatever data.seed
 
 
 def load_training(data: DataConfig) -> list[Record]:
-    """The training records of a configuration; what is held out is not among them.
-
-    Raises:
-        UserError: see `check_training`.
-    """
+    """The training records of a configuration; what is held out is not among them."""
     return load_splits(data).train
 
 
@@ -45,19 +41,12 @@ def load_splits(data: DataConfig) -> Splits:
     `data.limit` keeps the first records; `data.decontaminate` then drops those that contain a test question;
     `data.validation` and `data.reporting` are held out last. `arithmetic` has a validation split of its own; a task of
     GLUE is validated on the split it is scored on, as is usual there, unless `data.validation` holds records out.
-
-    Raises:
-        UserError: see `check_training`.
     """
     own: list[Record] = []
     if data.train == ARITHMETIC:
         n = data.limit or ARITHMETIC_TRAIN
-        counts = {key: round(n * getattr(data, key)) for key in ("validation", "reporting")}
-        for key, count in counts.items():
-            if getattr(data, key) > 0 and count == 0:
-                raise UserError(f"data.{key}: {getattr(data, key)} of {n} records is none; name a larger fraction")
-        held = generate("validation", sum(counts.values()), data.seed)
-        first = counts["validation"]
+        first, second = (_held_out(n, getattr(data, key), key) for key in ("validation", "reporting"))
+        held = generate("validation", first + second, data.seed)
         return Splits(generate("train", n, data.seed), held[:first], held[first:])
     if data.train in GLUE:
         records = load_glue(data.train, "train", data.dir)[: data.limit]
@@ -89,21 +78,21 @@ def _named_or_own(data: DataConfig) -> list[Record]:
 
 
 def split_validation(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Hold a random `fraction` of the records out; both parts keep their order.
-
-    Raises:
-        UserError: nothing would be left to train on, or nothing held out.
-    """
-    if fraction == 0:
-        return records, []
-    count = round(len(records) * fraction)
-    if not 0 < count < len(records):
-        raise UserError(f"data.validation: {fraction} of {len(records)} records is {count}; both parts need one")
+    """Hold a random `fraction` of the records out; both parts keep their order."""
+    count = _held_out(len(records), fraction, "validation")
     held = set(random.Random(seed).sample(range(len(records)), count))
     return (
         [record for i, record in enumerate(records) if i not in held],
         [record for i, record in enumerate(records) if i in held],
     )
+
+
+def _held_out(n: int, fraction: float, key: str) -> int:
+    """Return how many of `n` records a fraction is."""
+    count = round(n * fraction)
+    if fraction and not 0 < count < n:
+        raise UserError(f"data.{key}: {fraction} of {n} records is {count}; both parts need one")
+    return count
 
 
 def check_training(data: DataConfig, task_type: str = "CAUSAL_LM") -> None:
@@ -145,26 +134,23 @@ def load_evaluation(task: str, data_dir: str | Path | None = None) -> list[Recor
     """
     if task == ARITHMETIC:
         return generate("test", ARITHMETIC_TEST, ARITHMETIC_TEST_SEED)
-    return list(_test_set(task).records(data_dir))
+    return list(EVALUATION[task].records(data_dir))
 
 
 def check_evaluation(task: str, data_dir: str | Path | None = None) -> None:
-    """Stop early when a test set can't be loaded.
-
-    Raises:
-        UserError: an unknown task, a mirror without it, or a hub that can't be reached.
-    """
+    """Raise a `UserError` early for a mirror without a test set, or a hub that can't be reached."""
     if task != ARITHMETIC:
-        _test_set(task).check(data_dir)
+        EVALUATION[task].check(data_dir)
 
 
 def test_sets(tasks: Iterable[str], data_dir: str | Path | None) -> list[Source]:
     """The test sets to compare training data with; those that a mirror lacks are left out, with a warning."""
     sources = [EVALUATION[name] for name in tasks]
+    found = [source for source in sources if data_dir is None or source.mirror]
     for source in sources:
-        if data_dir is not None and source.mirror is None:
+        if source not in found:
             log.warning("test set %s is not in the mirror: training data is not compared with it", source.task)
-    return [source for source in sources if data_dir is None or source.mirror is not None]
+    return found
 
 
 def test_questions(tasks: Iterable[str], data_dir: str | Path | None) -> TestQuestions:
@@ -175,14 +161,16 @@ def test_questions(tasks: Iterable[str], data_dir: str | Path | None) -> TestQue
     return questions
 
 
-def _test_set(task: str) -> Source:
-    if task not in EVALUATION:
-        raise UserError(f"eval.tasks: no task {task!r}; allowed: {', '.join([*EVALUATION, ARITHMETIC])}")
-    return EVALUATION[task]
-
-
 def _own_records(data: DataConfig) -> Iterator[Record]:
-    """Yield the records of a user's own file; see `_own_record`."""
+    """Yield the records of a user's own file, whose fields `data.fields` names.
+
+    They are `instruction` and `output`, and perhaps `input`, a text that may be empty and belongs below the
+    instruction (Alpaca's form); or `messages`, a list of turns with `role` and `content`, of which the last assistant
+    turn is the response and the turns before it the prompt.
+
+    Raises:
+        UserError: a field is missing, empty or of the wrong type, or a conversation has no assistant turn to learn.
+    """
     fields = data.fields
     if not data.train.endswith((".json", ".jsonl", ".jsonl.gz")):
         raise UserError(
@@ -196,7 +184,13 @@ def _own_records(data: DataConfig) -> Iterator[Record]:
     if "messages" in fields and data.template != "chat":
         raise UserError("data.template: conversations (data.fields has messages) need chat, not alpaca")
     for place, row in read_rows(data.train):
-        record = _own_record(row, fields, place)
+        if "messages" in fields:
+            record = _conversation(_field(row, fields, "messages", list, place), place)
+        else:
+            instruction = _field(row, fields, "instruction", str, place)
+            if "input" in fields and row.get(fields["input"]):
+                instruction = f"{instruction}\n\n{_field(row, fields, 'input', str, place)}"
+            record = {"instruction": instruction, "output": _field(row, fields, "output", str, place), "type": "own"}
         try:
             json.dumps(record, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -204,33 +198,10 @@ def _own_records(data: DataConfig) -> Iterator[Record]:
         yield record
 
 
-def _own_record(row: Mapping[str, Any], fields: Mapping[str, str], place: str) -> Record:
-    """Turn a row of a user's own file into a training record.
-
-    Args:
-        row: The row as read.
-        fields: `data.fields`: `{"instruction": key, "output": key}`, with `"input": key` for a text that may be empty
-            and belongs below the instruction (Alpaca's form); or `{"messages": key}` for a list of turns with `role`
-            and `content`, of which the last assistant turn is the response and the turns before it the prompt.
-        place: Where the row stands, for errors.
-
-    Raises:
-        UserError: a field is missing, empty or of the wrong type, or a conversation has no assistant turn to learn.
-    """
-    if "messages" in fields:
-        return _conversation(_field(row, fields, "messages", list, place), place)
-    instruction = _field(row, fields, "instruction", str, place)
-    if "input" in fields and row.get(fields["input"]):
-        instruction = f"{instruction}\n\n{_field(row, fields, 'input', str, place)}"
-    return {"instruction": instruction, "output": _field(row, fields, "output", str, place), "type": "own"}
-
-
-def _field(row: Mapping[str, Any], fields: Mapping[str, str], field: str, kind: type, place: str) -> Any:
+def _field(row: Row, fields: Mapping[str, str], field: str, kind: type, place: str) -> Any:
     key = fields[field]
     if key not in row:
-        raise UserError(
-            f"{place}: no field {key!r} (data.fields.{field}); it has: {', '.join(map(str, row)) or 'none'}"
-        )
+        raise UserError(f"{place}: no field {key!r} (data.fields.{field}); it has: {', '.join(row) or 'none'}")
     value = row[key]
     if not isinstance(value, kind):
         wanted = "text" if kind is str else "a list of turns"

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
+from dataset.records import Record
 from utils.errors import UserError
 
 TemplateName = Literal["alpaca", "chat"]
-Record = Mapping[str, Any]
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 ALPACA = (
@@ -46,32 +46,32 @@ def format_prompt(
     Raises:
         UserError: `chat` with a tokenizer that has no chat template.
     """
-    return _prompt([{"role": "user", "content": instruction}], template, tokenizer, chat) + response_prefix
+    if template == "alpaca":
+        return ALPACA.format(instruction=instruction) + response_prefix
+    turns = [{"role": "user", "content": instruction}]
+    return _render(turns, tokenizer, add_generation_prompt=True, **chat) + response_prefix
 
 
 def format_example(record: Record, template: TemplateName, tokenizer: Any) -> tuple[str, str]:
     """The prompt of a training record and the target that follows it, end of sequence included.
 
     Args:
-        record: `instruction` and `output`; a conversation also has `messages`, all turns before the response `output`.
+        record: `instruction` and `output`; a conversation, which needs `chat`, also has `messages`, all turns before
+            the response `output`.
 
     Raises:
         UserError: as `format_prompt`.
     """
-    turns = record.get("messages") or [{"role": "user", "content": record["instruction"]}]
-    prompt = _prompt(turns, template, tokenizer)
+    response, end = record["output"], tokenizer.eos_token or ""
     if template == "alpaca":
-        return prompt, f"{record['output']}\n{tokenizer.eos_token or ''}"
-    return prompt, _chat_target(prompt, turns, record["output"], tokenizer)
-
-
-def _prompt(
-    turns: Sequence[Mapping[str, str]], template: TemplateName, tokenizer: Any, chat: Mapping[str, Any] = NONE
-) -> str:
-    if template == "chat":
-        return _render(turns, tokenizer, add_generation_prompt=True, **chat)
-    (turn,) = turns  # no conversation: `dataset.sources` refuses those with the template alpaca
-    return ALPACA.format(instruction=turn["content"])
+        return format_prompt(record["instruction"], template), f"{response}\n{end}"
+    turns = record.get("messages") or [{"role": "user", "content": record["instruction"]}]
+    prompt = _render(turns, tokenizer, add_generation_prompt=True)
+    rendered = _render([*turns, {"role": "assistant", "content": response}], tokenizer, add_generation_prompt=False)
+    # The end of turn that the template puts after the response. Templates that open the response with markers of their
+    # own (thinking, say) don't continue the prompt they render.
+    target = rendered[len(prompt) :].rstrip() if rendered.startswith(prompt) else response
+    return prompt, target if target.startswith(response) and target != response else response + end
 
 
 def _render(turns: Sequence[Mapping[str, str]], tokenizer: Any, add_generation_prompt: bool, **chat: Any) -> str:
@@ -83,11 +83,3 @@ def _render(turns: Sequence[Mapping[str, str]], tokenizer: Any, add_generation_p
     bos = tokenizer.bos_token
     adds_bos = bos is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
     return text.removeprefix(bos) if adds_bos else text
-
-
-def _chat_target(prompt: str, turns: Sequence[Mapping[str, str]], response: str, tokenizer: Any) -> str:
-    """The response with the end of turn that the chat template puts after it."""
-    rendered = _render([*turns, {"role": "assistant", "content": response}], tokenizer, add_generation_prompt=False)
-    # Templates that open the response with markers of their own (thinking, say) don't continue the prompt they render.
-    target = rendered[len(prompt) :].rstrip() if rendered.startswith(prompt) else response
-    return target if target.startswith(response) and target != response else response + (tokenizer.eos_token or "")

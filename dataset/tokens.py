@@ -1,7 +1,7 @@
 """Records to tensors: training examples, and the calibration batches made from the same text."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dataset.templates import Record, TemplateName, format_example
+from dataset.records import Record
+from dataset.templates import TemplateName, format_example
+from utils.config import CalibrationConfig
 from utils.errors import UserError
 from utils.log import log
 
@@ -56,11 +58,11 @@ def encode_records(
     """
     encoded = Encoded()
     source = iter(records)
-    while chunk := list(islice(source, _CHUNK if limit is None else limit)):
+    while chunk := list(islice(source, limit or _CHUNK)):
         if "label" in chunk[0]:
-            _encode_classes(chunk, tokenizer, max_length, encoded)
+            encoded.features += _encode_classes(chunk, tokenizer, max_length)
         else:
-            _encode_chunk(chunk, tokenizer, template, max_length, truncate, encoded)
+            _encode_targets(chunk, tokenizer, template, max_length, truncate, encoded)
         if limit is not None and len(encoded.features) >= limit:
             del encoded.features[limit:]
             break
@@ -70,14 +72,14 @@ def encode_records(
     return encoded
 
 
-def _encode_chunk(
+def _encode_targets(
     records: Sequence[Record], tokenizer: Any, template: TemplateName, max_length: int, truncate: bool, into: Encoded
 ) -> None:
     pairs = [format_example(record, template, tokenizer) for record in records]
     prompts = tokenizer([prompt for prompt, _ in pairs], return_attention_mask=False)["input_ids"]
     # Prompt and target are tokenised together, as in the published code: alone, a target would get the word-start
     # marker that some tokenizers put at the beginning of every text.
-    examples = tokenizer([p + target for p, target in pairs], return_attention_mask=False)["input_ids"]
+    examples = tokenizer([prompt + target for prompt, target in pairs], return_attention_mask=False)["input_ids"]
     for prompt, ids in zip(prompts, examples, strict=True):
         start = _common_prefix(prompt, ids)
         if start >= max_length or (len(ids) > max_length and not truncate):
@@ -90,18 +92,14 @@ def _encode_chunk(
         into.features.append({"input_ids": input_ids, "labels": labels})
 
 
-def _encode_classes(records: Sequence[Record], tokenizer: Any, max_length: int, into: Encoded) -> None:
-    """One text or two a record, the longer one cut at its end."""
+def _encode_classes(records: Sequence[Record], tokenizer: Any, max_length: int) -> Iterator[dict[str, Tensor]]:
+    """One text or two per record, the longer one cut at its end."""
     texts = [record["text"] for record in records]
     pairs = [record["text_pair"] for record in records] if records[0]["text_pair"] is not None else None
     rows = tokenizer(texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
     for record, ids in zip(records, rows, strict=True):
         kind = torch.float32 if isinstance(record["label"], float) else torch.int32
-        features = {
-            "input_ids": torch.tensor(ids, dtype=torch.int32),
-            "labels": torch.tensor(record["label"]).to(kind),
-        }
-        into.features.append(features)
+        yield {"input_ids": torch.tensor(ids, dtype=torch.int32), "labels": torch.tensor(record["label"], dtype=kind)}
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -132,18 +130,15 @@ def calibration_batches(
     records: Sequence[Record],
     tokenizer: Any,
     template: TemplateName,
-    *,
-    batch_size: int,
-    max_length: int,
-    samples: int,
-    seed: int,
+    wanted: CalibrationConfig,
+    batch_size: int | None = None,
     labels: bool = False,
 ) -> list[dict[str, Tensor]]:
-    """Batches of `samples` training examples chosen by `seed`, their text exactly as training sees it.
+    """Batches of `wanted.samples` training examples chosen by its seed, their text exactly as training sees it.
 
     Every method that reads data at its start gets these. The choice depends on the records and the seed alone, never
-    on `batch_size`. Examples of like length share a batch
-    (little padding), the longest first (a lack of memory shows at once).
+    on `batch_size` (default: that of `wanted`). Examples of like length share a batch (little padding), the longest
+    first (a lack of memory shows at once).
 
     Returns:
         Dicts of `input_ids`, `attention_mask` and, if asked for, `labels`; see `collate`.
@@ -153,13 +148,12 @@ def calibration_batches(
     """
     if not records:
         raise UserError("calibration: the training set is empty; check data.train and data.limit")
-    order = random.Random(seed).sample(range(len(records)), len(records))
-    encoded = encode_records((records[i] for i in order), tokenizer, template, max_length, limit=samples)
-    features = encoded.features
+    size, samples = batch_size or wanted.batch_size, wanted.samples
+    order = random.Random(wanted.seed).sample(range(len(records)), len(records))
+    chosen = (records[i] for i in order)
+    features = encode_records(chosen, tokenizer, template, wanted.max_length, limit=samples).features
     if len(features) < samples:
         log.warning("calibration: only %d of %d samples: the training set has no more", len(features), samples)
     features.sort(key=lambda feature: -len(feature["input_ids"]))  # stable: ties keep the order of choice
-    batches = [
-        collate(features[i : i + batch_size], tokenizer.pad_token_id) for i in range(0, len(features), batch_size)
-    ]
+    batches = [collate(features[i : i + size], tokenizer.pad_token_id) for i in range(0, len(features), size)]
     return [{key: value for key, value in batch.items() if labels or key != "labels"} for batch in batches]

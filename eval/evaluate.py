@@ -132,9 +132,8 @@ def _source(name: str, config: Config) -> str:
     if name not in EVALUATION:
         return "generated"
     if config.data.dir is None:
-        return EVALUATION[name].hub.repository
-    mirror = EVALUATION[name].mirror
-    return "mirror: " + ", ".join(mirror.files) if mirror else "mirror"
+        return EVALUATION[name].repository
+    return "mirror: " + ", ".join(EVALUATION[name].files)
 
 
 def _sampling(config: Config, task: Task) -> Sampling:

@@ -7,6 +7,8 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import psutil
+
 from eval.tasks import check_tasks
 from training.check import check
 from training.methods import METHODS
@@ -42,11 +44,11 @@ def preflight(config: Config) -> None:
 
 def check_packages(config: Config) -> None:
     """Raise a `UserError` when the evaluation engine or a report integration is not installed."""
-    engine = set() if config.model.task_type == "SEQ_CLS" else {config.eval.engine}
-    needed = {*engine, *config.train.report_to} & {"vllm", "tensorboard", "wandb"}
-    for package in sorted(needed):
+    needed = {name: "train.report_to" for name in config.train.report_to if name in ("tensorboard", "wandb")}
+    if config.eval.engine == "vllm" and config.model.task_type == "CAUSAL_LM":
+        needed["vllm"] = "eval.engine"
+    for package, key in sorted(needed.items()):
         if importlib.util.find_spec(package) is None:
-            key = "eval.engine" if package == "vllm" else "train.report_to"
             hint = "; use --eval.engine=transformers" if package == "vllm" else ""
             raise UserError(f"{key}: {package} is not installed{hint}")
 
@@ -56,9 +58,9 @@ def check_room(config: Config) -> None:
     free = shutil.disk_usage(config.output_dir).free
     if free < SPARE_DISK:
         raise UserError(f"output_dir: {config.output_dir} has {free / 2**30:.1f} GiB free, less than the 2 GiB needed")
-    size, memory = model_bytes(config.model), _memory()
+    size, memory = model_bytes(config.model), psutil.virtual_memory().total
     trained = max(map(trained_parameters, expand_sweep(config)))
-    if size and memory and size > memory:
+    if size and size > memory:
         raise UserError(
             f"model.name: {config.model.name} takes {size / 2**30:.0f} GiB in {config.model.dtype} "
             f"and this machine has {memory / 2**30:.0f} GiB of memory"
@@ -88,15 +90,6 @@ def trained_parameters(config: Config) -> int:
         names = [name for name in shapes if name != "embeddings"] if names == "all-linear" else []
     adapted = [shapes[name] for name in names if name in shapes]
     return sum(config.method.rank * (m + n) * count for m, n, count in adapted)
-
-
-def _memory() -> int | None:
-    """Return the bytes of this machine's main memory, where Linux tells."""
-    try:
-        line = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()[0]
-    except OSError:
-        return None
-    return int(line.split()[1]) * 1024
 
 
 def command() -> None:

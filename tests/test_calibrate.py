@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,14 +37,15 @@ def model_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.fixture
-def config(model_folder: Path, tmp_path: Path) -> Path:
-    data = tmp_path / "records.jsonl"
+@pytest.fixture(scope="module")
+def made(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config whose calibration is complete; none of the tests changes its output folder."""
+    folder = tmp_path_factory.mktemp("made")
+    data, path = folder / "records.jsonl", folder / "config.yaml"
     data.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
-    path = tmp_path / "config.yaml"
     path.write_text(
         f"""
-output_dir: {tmp_path / "out"}
+output_dir: {folder / "out"}
 model: {{name: {model_folder}, dtype: float32}}
 data: {{train: {data}}}
 calibration: {{samples: 40, batch_size: 4}}
@@ -51,7 +53,23 @@ train: {{forgetting: false}}
 method: {{rank: 4, target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}}
 """
     )
+    run(path)
     return path
+
+
+@pytest.fixture
+def config(made: Path, tmp_path: Path) -> Path:
+    """The same with an empty output folder."""
+    path = tmp_path / "config.yaml"
+    path.write_text(made.read_text().replace(str(made.parent / "out"), str(tmp_path / "out")))
+    return path
+
+
+@pytest.fixture
+def calibrated(made: Path, config: Path) -> Path:
+    """The same with a copy of the complete calibration."""
+    shutil.copytree(made.parent / "out", config.parent / "out")
+    return config
 
 
 def start(config: Path, *words: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.Popen[str]:
@@ -76,44 +94,38 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".safetensors")}
 
 
-def test_a_store_is_made_and_reused(config: Path) -> None:
-    run(config)
-    folder = the_store(config)
+def test_a_store_is_made_and_reused(calibrated: Path) -> None:
+    folder = the_store(calibrated)
     assert (folder / "spectrum.png").stat().st_size > 0 and not (folder / ".progress").exists()
     before = contents(folder)
     (folder / "spectrum.png").unlink()  # as if killed before it was drawn
     (folder / ".progress").mkdir()
-    assert "is complete" in run(config)
+    assert "is complete" in run(calibrated)
     assert contents(folder) == before
     assert (folder / "spectrum.png").stat().st_size > 0 and not (folder / ".progress").exists()
 
 
-def test_asking_for_more_calibrates_again(config: Path) -> None:
-    run(config)
-    assert "calibrating again for rank 6, more than the 4 stored" in run(config, "--method.rank=6")
-    assert "calibrating again for subspace nullspace" in run(config, "--method.subspace=nullspace")
-    wider = Calibration.load(the_store(config))
+def test_asking_for_more_calibrates_again(calibrated: Path) -> None:
+    assert "calibrating again for rank 6, more than the 4 stored" in run(calibrated, "--method.rank=6")
+    assert "calibrating again for subspace nullspace" in run(calibrated, "--method.subspace=nullspace")
+    wider = Calibration.load(the_store(calibrated))
     assert wider.max_rank == 6 and wider.subspaces == ("tail", "nullspace")
 
 
-def test_two_processes_find_the_same_energies(config: Path, tmp_path: Path) -> None:
-    run(config)
-    alone = Calibration.load(the_store(config))
-    run(config, f"--output_dir={tmp_path / 'two'}", launcher=TORCHRUN)
-    (folder,) = (tmp_path / "two" / "calibration").iterdir()
-    both = Calibration.load(folder)
+def test_two_processes_find_the_same_energies(made: Path, config: Path) -> None:
+    alone = Calibration.load(the_store(made))
+    run(config, launcher=TORCHRUN)
+    both = Calibration.load(the_store(config))
     for name, info in alone.layers.items():
         assert both.layers[name].tokens == info.tokens
         largest = float(alone.eigenvalues(name)[-1])
         torch.testing.assert_close(both.eigenvalues(name), alone.eigenvalues(name), rtol=1e-6, atol=1e-13 * largest)
 
 
-def test_a_spread_model_gives_the_same_bytes_in_one_process(config: Path, tmp_path: Path) -> None:
+def test_a_spread_model_gives_the_same_bytes_in_one_process(made: Path, config: Path) -> None:
     """One process has all devices; the others that a launcher starts have nothing to do."""
-    run(config)
-    run(config, f"--output_dir={tmp_path / 'spread'}", "--model.device_map=auto", launcher=TORCHRUN)
-    (folder,) = (tmp_path / "spread" / "calibration").iterdir()
-    assert contents(folder) == contents(the_store(config))
+    run(config, "--model.device_map=auto", launcher=TORCHRUN)
+    assert contents(the_store(config)) == contents(the_store(made))
 
 
 def test_a_rank_above_a_layer_is_refused(config: Path) -> None:
@@ -138,40 +150,39 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_killed_and_started_again_ends_with_the_same_bytes(config: Path, tmp_path: Path) -> None:
-    run(config)
-    whole = contents(the_store(config))
-    words = (f"--output_dir={tmp_path / 'killed'}",)
-    process = start(config, *words, launcher=(sys.executable, "-c", DRIVER))
+def test_killed_and_started_again_ends_with_the_same_bytes(made: Path, config: Path) -> None:
+    process = start(config, launcher=(sys.executable, "-c", DRIVER))
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("calibration/*/.progress/*.safetensors")):
+    while not list((config.parent / "out").glob("calibration/*/.progress/*.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.communicate()
-    (folder,) = (tmp_path / "killed" / "calibration").iterdir()
+    folder = the_store(config)
     assert not (folder / "manifest.json").exists()
     (folder / ".tail.safetensors.tmp").touch()  # what it leaves when killed while writing
-    assert "calibration: continues after layer 1 of 2" in run(config, *words)
-    assert contents(folder) == whole
+    assert "calibration: continues after layer 1 of 2" in run(config)
+    assert contents(folder) == contents(the_store(made))
     assert [path.name for path in folder.glob(".*")] == [".lock"]
 
 
-def test_another_model_or_data_set_under_the_same_name_is_an_error(config: Path) -> None:
-    run(config)
-    data = config.parent / "records.jsonl"
-    data.write_text(data.read_text().replace("twice", "thrice"))
-    err = run(config, status=2)
-    assert err.count("\n") == 1 and "made with data.fingerprint" in err and "--force" in err
-    run(config, "--force")
+def test_another_model_or_data_set_under_the_same_name_is_an_error(made: Path, calibrated: Path) -> None:
+    data = made.parent / "records.jsonl"
+    text = data.read_text()
+    data.write_text(text.replace("twice", "thrice"))
+    try:
+        err = run(calibrated, status=2)
+        assert err.count("\n") == 1 and "made with data.fingerprint" in err and "--force" in err
+        run(calibrated, "--force")
+    finally:
+        data.write_text(text)
 
 
-def test_a_truncated_file_is_one_line(config: Path) -> None:
-    run(config)
-    path = the_store(config) / "tail.safetensors"
+def test_a_truncated_file_is_one_line(calibrated: Path) -> None:
+    path = the_store(calibrated) / "tail.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    err = run(config, status=2)
+    err = run(calibrated, status=2)
     assert err.count("\n") == 1 and "tail.safetensors: damaged" in err
 
 

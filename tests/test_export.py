@@ -61,11 +61,11 @@ def test_compressing_to_the_full_rank_loses_nothing_and_to_less_states_the_error
     ("words", "message"),
     [
         (["--merge"], "--out"),
-        (["--merge", "--rank", "2", "--out", "x"], "one of"),
+        (["--merge", "--rank", "2", "--out", "x"], "--rank: not allowed with argument --merge"),
         (["--out", "x"], "one of"),
         (["--rank", "0", "--out", "x"], "at least 1"),
         (["--rank", "two", "--out", "x"], "invalid int"),
-        (["--shrink", "--out", "x"], "unrecognized"),
+        (["--shrink", "--merge", "--out", "x"], "unrecognized"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(adapter, words, message):

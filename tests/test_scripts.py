@@ -1,6 +1,7 @@
 """The scripts people run: what they start, what they refuse, and, in the slow tier, whole experiments."""
 
 import functools
+import io
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
+import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -236,3 +239,33 @@ def test_a_sweep_calibrates_once_and_ends_with_a_report(tmp_path: Path) -> None:
     assert (tmp_path / "out/arithmetic-rank.png").is_file()
     again = run_script("demo", *words)
     assert again.returncode == 0 and "finished: nothing to do" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_comparison_that_was_killed_ends_with_the_same_report(tmp_path: Path) -> None:
+    def words(name: str) -> tuple[str, ...]:
+        return (
+            "--config=configs/compare-demo.yaml", f"--output_dir={tmp_path}/{name}", "--data.limit=64",
+            "--calibration.samples=8", "--train.max_steps=2", "--train.forgetting=false", "--eval.engine=transformers",
+            "--eval.limit=2", "--eval.max_new_tokens=8", "--eval.base=false", "--compare.max_runs=8",
+        )  # fmt: skip
+
+    variables = {**os.environ, "ASTRA_VENV": sys.prefix}
+    script = ["bash", "scripts/demo/run.sh", *words("killed")]
+    run = subprocess.Popen(script, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list((tmp_path / "killed").glob("arm=*/metrics.json"))) < 2:
+        assert run.poll() is None
+        time.sleep(0.1)
+    tree = psutil.Process(run.pid)
+    for process in [tree, *tree.children(recursive=True)]:
+        process.kill()
+    run.wait()
+    for name in ("killed", "undisturbed"):
+        finished = run_script("demo", *words(name))
+        assert finished.returncode == 0, finished.stderr[-2000:]
+    tables = [(tmp_path / name / "results.csv").read_text(encoding="utf-8") for name in ("killed", "undisturbed")]
+    first, second = (pd.read_csv(io.StringIO(table)) for table in tables)
+    timed = [column for column in first.columns if "seconds" in column or "memory" in column or column == "date"]
+    assert len(first) >= 2 and set(first["arm"]) >= {"lora", "tail"}
+    pd.testing.assert_frame_equal(first.drop(columns=timed), second.drop(columns=timed))

@@ -17,7 +17,7 @@ from dataset.tokens import calibration_batches
 from eval.candidates import read_adapter
 from eval.engines import Prompt, Sampling, open_engine
 from tests.astra.oracle import excesses, second_moments
-from utils.config import LLAMA_PROJECTIONS, EvalConfig
+from utils.config import LLAMA_PROJECTIONS, CalibrationConfig, EvalConfig
 
 RANK = 8
 
@@ -36,8 +36,8 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="module")
 def batches(smollm2: Path) -> list[dict[str, Tensor]]:
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    records = generate("train", 8, seed=1)
-    return calibration_batches(records, tokenizer, "alpaca", batch_size=4, max_length=256, samples=8, seed=1)
+    wanted = CalibrationConfig(samples=8, max_length=256, batch_size=4, seed=1)
+    return calibration_batches(generate("train", 8, seed=1), tokenizer, "alpaca", wanted)
 
 
 @pytest.fixture(scope="module")

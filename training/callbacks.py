@@ -46,10 +46,10 @@ class StepProgress(TrainerCallback):
         if self.bar is None:
             return
         self.bar.update()
-        if self.bar.done == 1:
+        if self.bar.n == 1:
             self._warm = time.monotonic()
         left = state.max_steps - state.global_step
-        if self.bar.done == 3 and left:
+        if self.bar.n == 3 and left:
             seconds = (time.monotonic() - self._warm) / 2 * left
             log.info("%d steps to come take about %s, validation apart", left, duration(seconds))
 
@@ -62,7 +62,7 @@ class StepProgress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
-            self.bar.__exit__()
+            self.bar.close()
 
 
 def duration(seconds: float) -> str:

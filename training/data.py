@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import TrainingArguments
 
+from dataset.records import Record
 from dataset.sources import load_splits
-from dataset.templates import Record
 from dataset.tokens import IGNORED, collate, encode_records
 from utils.config import Config, DataConfig
 from utils.errors import UserError

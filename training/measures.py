@@ -162,11 +162,7 @@ def update_figures(config: Config, trainer: Any, examples: Examples, tokenizer: 
         return {}
     batches: Iterable[dict[str, Tensor]] = ()
     if config.model.task_type == "CAUSAL_LM":
-        wanted = config.calibration
-        batches = calibration_batches(
-            examples.records, tokenizer, config.data.template, batch_size=wanted.batch_size,
-            max_length=wanted.max_length, samples=wanted.samples, seed=wanted.seed,
-        )  # fmt: skip
+        batches = calibration_batches(examples.records, tokenizer, config.data.template, config.calibration)
     return {
         **trainer.callback(FirstStep).figures,
         "relative_norm": relative_update(model, config),

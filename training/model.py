@@ -106,16 +106,14 @@ def build_request(
 ) -> Request:
     """Return what a method is asked to build."""
     method = config.method
-    targets, wanted = method.target_modules, config.calibration
+    targets = method.target_modules
     device = "cpu" if config.model.quantization is not None else device  # where `load_base` leaves the model
 
     def samples(size: int) -> Iterator[dict[str, Tensor]]:
         """Yield batches of the examples that `calibrate.py` would choose, with their labels."""
-        batches = calibration_batches(
-            examples.records, tokenizer, config.data.template, batch_size=size, max_length=wanted.max_length,
-            samples=wanted.samples, seed=wanted.seed, labels=True,
-        )  # fmt: skip
-        for batch in batches:
+        for batch in calibration_batches(
+            examples.records, tokenizer, config.data.template, config.calibration, size, labels=True
+        ):
             yield {key: value.to(device) for key, value in batch.items()}
 
     return Request(

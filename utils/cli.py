@@ -5,11 +5,12 @@ only parses: it returns the words it was given, so that `--help` starts nothing 
 model loads.
 """
 
+import argparse
 import errno
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import fire
 
@@ -53,18 +54,17 @@ def parse(usage: str, flags: dict[str, Any], argv: Sequence[str] | None = None) 
 def _fire(words: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional words and the flags that `fire` finds in `words`, with YAML's null, true and false."""
     found: list[Any] = []
+    fire.Fire(lambda *stray, **given: found.extend((stray, given)), command=words)
+    stray, given = found
     names = {"null": None, "true": True, "false": False}
+    return stray, {key: names.get(value, value) if isinstance(value, str) else value for key, value in given.items()}
 
-    def value(given: Any) -> Any:
-        if isinstance(given, str):
-            return names.get(given, given)
-        return list(given) if isinstance(given, tuple) else given
 
-    def collect(*stray: Any, **given: Any) -> None:
-        found.extend((stray, {key: value(word) for key, word in given.items()}))
+class Parser(argparse.ArgumentParser):
+    """For the commands that read no configuration; a mistake is one line."""
 
-    fire.Fire(collect, command=words)
-    return found[0], found[1]
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (see --help)")
 
 
 def main(command: Callable[[], None]) -> None:

@@ -2,8 +2,7 @@
 
 import logging
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,53 +40,38 @@ def log_to(path: Path) -> None:
         log.addHandler(handler)
 
 
-class Progress:
-    """A bar when stderr is a terminal, otherwise a line now and then with rate and time left.
+class Progress(tqdm):
+    """A bar when stderr is a terminal, otherwise a line of the log now and then with rate and time left.
 
     Args:
         desc: What is under way.
         total: Units to come, or None if unknown.
         unit: What is counted, in the singular.
+        iterable: What to yield from, each item one unit.
     """
 
-    def __init__(self, desc: str, total: int | None = None, unit: str = "step") -> None:
-        self.desc, self.total, self.unit = desc, total, unit
-        self.done = 0
-        self._started = self._spoke = time.monotonic()
-        self._bar: tqdm[Any] | None = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=desc, unit=unit, unit_scale=True, disable=not is_main())
+    monitor_interval = 0  # no thread of its own: processes may be forked beside it
 
-    def update(self, count: int = 1) -> None:
-        """Count `count` more units as done."""
-        self.done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
-            self._spoke = time.monotonic()
-            log.info(self._line())
+    def __init__(self, desc: str, total: int | None = None, unit: str = "step", iterable: Any = None) -> None:
+        how: dict[str, Any] = {"unit": unit, "unit_scale": True, "miniters": 1, "disable": not is_main()}
+        if not sys.stderr.isatty():
+            form = "{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_noinv_fmt}, {remaining} left"
+            seconds = SECONDS_BETWEEN_LINES
+            how |= {"file": _Lines(), "bar_format": form, "mininterval": seconds, "delay": seconds, "leave": False}
+        super().__init__(iterable, desc, total, **how)
 
-    def _line(self) -> str:
-        rate = self.done / max(time.monotonic() - self._started, 1e-9)
-        line = f"{self.desc}: {self.done:,}"
-        if not self.total:
-            return line + f" {self.unit}s, {rate:,.1f} per second"
-        left = max(self.total - self.done, 0) / max(rate, 1e-9)
-        return line + f" of {self.total:,} {self.unit}s, {rate:,.1f} per second, {left:.0f} s left"
 
-    def __enter__(self) -> "Progress":
-        return self
+class _Lines:
+    """A file, to tqdm, whose lines go to the log."""
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    def write(self, text: str) -> None:
+        if text.strip():
+            log.info(text.strip())
+
+    def flush(self) -> None:
+        pass
 
 
 def progress(iterable: Iterable[T], desc: str, total: int | None = None, unit: str = "step") -> Iterator[T]:
     """Yield from `iterable`, counting each item as one unit of progress."""
-    if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
-    with Progress(desc, total, unit) as bar:
-        for item in iterable:
-            yield item
-            bar.update()
+    return iter(Progress(desc, total, unit, iterable))

@@ -26,10 +26,7 @@ HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 def check_model(model: ModelConfig) -> None:
     """Stop early when the model can't be had: asks for its config only, downloads no weights."""
-    if model.name in PACKAGES:
-        _packaged_file(model.name)
-    elif not _local(model.name):
-        _from_hub(model, ["config.json"])
+    _folder(model, ["config.json"])
 
 
 def resolve_model(model: ModelConfig) -> Path:
@@ -38,13 +35,32 @@ def resolve_model(model: ModelConfig) -> Path:
     Raises:
         UserError: no such package, folder or hub repository, or the hub can't be reached.
     """
-    if model.name == "smollm2":
-        return _materialise_smollm2()
-    if model.name in PACKAGES:
-        return _packaged_file(model.name).parent
-    if _local(model.name):
-        return Path(model.name)
-    return _from_hub(model, HUB_FILES)
+    return _materialise_smollm2() if model.name == "smollm2" else _folder(model, HUB_FILES)
+
+
+def _folder(model: ModelConfig, patterns: list[str]) -> Path:
+    """Return the folder of a packaged model, a local one, or one on the hub, of which these files are downloaded."""
+    name = model.name
+    if name in PACKAGES:
+        return _packaged_file(name).parent
+    if name.startswith((".", "/", "~")) or Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise UserError(f"model.name: {name} is not a model folder (no config.json in it)")
+        _check_weights(Path(name))
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(name, revision=model.revision, allow_patterns=patterns))
+    except HfHubHTTPError as error:
+        raise UserError(f"model.name: {name} cannot be downloaded from the hub ({first_line(error)})") from error
+    except ValueError as error:
+        raise UserError(f"model.name: {name} is neither a folder nor a hub id ({first_line(error)})") from error
+    except OSError as error:
+        raise UserError(
+            f"model.name: the hub can't be reached for {name}; name a local folder, or smollm2 (needs no hub)"
+        ) from error
 
 
 def load_model(model: ModelConfig, num_labels: int | None = None, **kwargs: Any) -> Any:
@@ -153,7 +169,7 @@ def linear_shapes(model: ModelConfig) -> dict[str, tuple[int, int, int]]:
         places = sorted(_cache().glob(f"{model.name}-*"))
         folder = places[-1] if places else Path(model.name)
     else:
-        folder = Path(model.name) if _local(model.name) else _from_hub(model, ["config.json"])
+        folder = _folder(model, ["config.json"])
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
         return {}
@@ -175,7 +191,7 @@ def model_fingerprint(folder: Path) -> str:
     a 70B model would take minutes on every start.
     """
     digest = hashlib.sha256()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     ignored = {"transformers_version", "dtype", "torch_dtype", "_name_or_path"}
     digest.update(json.dumps({k: v for k, v in config.items() if k not in ignored}, sort_keys=True).encode())
     for path in sorted(folder.glob("*.safetensors")):
@@ -186,15 +202,6 @@ def model_fingerprint(folder: Path) -> str:
                 file.seek(size * k // 64)
                 digest.update(file.read(64 << 10))
     return digest.hexdigest()[:16]
-
-
-def _local(name: str) -> bool:
-    if name.startswith((".", "/", "~")) or Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise UserError(f"model.name: {name} is not a model folder (no config.json in it)")
-        _check_weights(Path(name))
-        return True
-    return False
 
 
 def _check_weights(folder: Path) -> None:
@@ -208,22 +215,6 @@ def _check_weights(folder: Path) -> None:
     named = read_json(index).get("weight_map", {}).values() if index.is_file() else ()
     if stray := next((name for name in named if Path(name).name != name), None):
         raise UserError(f"{index}: names {stray}, which is not a file of its folder")
-
-
-def _from_hub(model: ModelConfig, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
-    except HfHubHTTPError as error:
-        raise UserError(f"model.name: {model.name} cannot be downloaded from the hub ({first_line(error)})") from error
-    except ValueError as error:
-        raise UserError(f"model.name: {model.name} is neither a folder nor a hub id ({first_line(error)})") from error
-    except OSError as error:
-        raise UserError(
-            f"model.name: the hub can't be reached for {model.name}; name a local folder, or smollm2 (needs no hub)"
-        ) from error
 
 
 def _packaged_file(name: str) -> Path:
@@ -250,9 +241,8 @@ def _materialise_smollm2() -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = type(loaded.config).from_dict(
-        {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-    )
+    values = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    config = type(loaded.config).from_dict(values)
     # A model that came from GGUF refuses save_pretrained; the same weights in a fresh one do not.
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())

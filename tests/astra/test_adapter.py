@@ -28,7 +28,7 @@ def starts(adapted):
     }
 
 
-@pytest.mark.parametrize("split", ["orthonormal", "balanced"])
+@pytest.mark.parametrize("split", ["orthonormal", "balanced", "rotated"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "gpt2", "bert"])
 def test_the_model_is_the_base_model_at_step_0_and_whenever_the_adapter_is_off(family, split):
     ids = tokens()
@@ -173,6 +173,14 @@ def test_a_request_that_cannot_be_met_names_what_is_wrong_and_changes_nothing(op
         attach(model, calibration(model, targets()), config(**options))
     assert {name: type(module) for name, module in model.named_modules()} == before
     assert all(p.requires_grad for p in model.parameters()) and not hasattr(model, "peft_config")
+
+
+def test_a_rotated_split_has_the_same_product_and_span_in_another_basis():
+    plain, rotated = starts(attached()), starts(attached(split="rotated"))
+    for name, (a, b) in rotated.items():
+        a0, b0 = plain[name]
+        assert relative_difference(b @ a, b0 @ a0) < 1e-5
+        assert relative_difference(b @ (b.T @ b0), b0) < 1e-5 and relative_difference(b, b0) > 0.1
 
 
 def test_a_zero_product_has_no_balanced_split_and_changes_nothing():

@@ -48,7 +48,7 @@ def test_every_tsv_form(tmp_path, task):
 
 @pytest.mark.parametrize("task", GLUE)
 def test_the_hubs_rows_give_the_same_form(task):
-    hub = glue_source(task, "validation").hub
+    hub = glue_source(task, "validation")
     row = {"label": 1, "idx": 0, **dict.fromkeys(GLUE[task].hub_texts, "words")}
     pair = "words" if len(GLUE[task].hub_texts) == 2 else None
     assert hub.convert(row) == {"text": "words", "text_pair": pair, "label": 1}

@@ -10,7 +10,6 @@ import pytest
 
 from dataset import converters
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source
-from dataset.hub import Hub
 from dataset.prepare import prepare
 from dataset.sources import load_evaluation
 from utils.errors import UserError
@@ -87,11 +86,11 @@ def server(caches, monkeypatch):
 METAMATH = converters.instruction(converters.METAMATH_TYPES)
 
 
-def source(count=26, task="metamath", split="train", convert=METAMATH):
-    return Source(task, split, Hub("me/set", convert, count, folder="metamath"))
+def source(count=26, task="metamath", role="train", convert=METAMATH):
+    return Source(task, "me/set", convert, count, role, split="train", folder="metamath")
 
 
-def test_a_download_is_filtered_counted_and_done_once(server):
+def test_a_download_is_filtered_counted_and_done_once(server, monkeypatch):
     assert list(source().records(None)) == WANTED
     assert not [path for path in server.asked if "python" in path]
     server.asked.clear()
@@ -99,10 +98,6 @@ def test_a_download_is_filtered_counted_and_done_once(server):
     source().check(None)
     assert source().origin(None) == {"me/set": f"commit {COMMIT}"}
     assert not server.asked
-
-
-def test_what_was_cached_needs_no_hub(server, monkeypatch):
-    assert list(source().records(None)) == WANTED
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert list(source().records(None)) == WANTED
 
@@ -126,7 +121,7 @@ def test_a_wrong_count_and_a_strange_row_are_errors(server):
 
 def test_what_came_from_the_hub_is_reported(server, monkeypatch):
     monkeypatch.setitem(TRAINING, "metamath", source())
-    monkeypatch.setitem(EVALUATION, "gsm8k", source(task="gsm8k", split="test"))
+    monkeypatch.setitem(EVALUATION, "gsm8k", source(task="gsm8k", role="test"))
     monkeypatch.setitem(TESTED_BY, "metamath", ("gsm8k",))
     found, origin = prepare("metamath"), {"me/set": f"commit {COMMIT}"}
     assert found["gsm8k test"] == {"records": 26, "origin": origin}
@@ -164,7 +159,7 @@ def test_a_hub_out_of_reach_is_one_line_and_soon(caches, act, offline, monkeypat
     ],
 )
 def test_the_hubs_commonsense_sets_take_the_form_of_the_mirrors(task, row):
-    record = EVALUATION[task].hub.convert(row)
+    record = EVALUATION[task].convert(row)
     assert record["answer"] == {"boolq": "true", "piqa": "solution2", "hellaswag": "ending2"}.get(
         task, "option2" if task == "winogrande" else "answer2"
     )
@@ -177,7 +172,7 @@ def test_their_prompts_are_the_mirrors_to_the_letter(mirror, task):
     """A row in the hub's form, taken apart from a prompt of the mirror, gives that prompt again."""
     for record in load_evaluation(task, mirror)[:50]:
         row = hub_row(task, record)
-        assert EVALUATION[task].hub.convert(row)["instruction"] == record["instruction"]
+        assert EVALUATION[task].convert(row)["instruction"] == record["instruction"]
 
 
 def hub_row(task, record):
@@ -205,5 +200,5 @@ def hub_row(task, record):
 
 def test_the_table_names_each_hub_set_once():
     for sources in (TRAINING.values(), [EVALUATION[name] for name in DISTINCT]):
-        seen = [(s.hub.repository, s.hub.configs, s.hub.folder, s.hub.split) for s in sources]
+        seen = [(s.repository, s.configs, s.folder, s.split) for s in sources]
         assert len(seen) == len(set(seen))

@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 from dataset.arithmetic import generate
 from dataset.templates import format_example
 from dataset.tokens import calibration_batches, collate, encode_records
+from utils.config import CalibrationConfig
 from utils.errors import UserError
 
 
@@ -83,14 +84,12 @@ def samples(batches):
 
 
 def test_calibration_chooses_by_seed_alone_and_reads_the_training_text(tokenizer, records):
-    def draw(batch_size, seed):
-        wanted = {"max_length": 256, "samples": 24, "seed": seed}
-        return calibration_batches(records, tokenizer, "alpaca", batch_size=batch_size, **wanted)
+    def draw(batch_size, seed, **extra):
+        wanted = CalibrationConfig(samples=24, max_length=256, seed=seed)
+        return calibration_batches(records, tokenizer, "alpaca", wanted, batch_size, **extra)
 
     one = samples(draw(1, 7))
-    labelled = calibration_batches(
-        records, tokenizer, "alpaca", batch_size=5, max_length=256, samples=24, seed=7, labels=True
-    )
+    labelled = draw(5, 7, labels=True)
     assert samples(labelled) == one and {"labels"} == set(labelled[0]) - set(draw(5, 7)[0])
     assert one == samples(draw(5, 7)) == samples(draw(24, 7)) != samples(draw(5, 8))
     trained = [f["input_ids"].tolist() for f in encode_records(records, tokenizer, "alpaca", 256).features]
@@ -100,8 +99,9 @@ def test_calibration_chooses_by_seed_alone_and_reads_the_training_text(tokenizer
     assert [len(sample) for sample in one] == sorted(map(len, one), reverse=True)
 
 
-def test_calibration_takes_what_there_is_and_refuses_nothing(tokenizer, records, caplog):
-    batches = calibration_batches(records[:3], tokenizer, "alpaca", batch_size=2, max_length=256, samples=9, seed=0)
+def test_calibration_takes_what_there_is_and_refuses_nothing(tokenizer, records):
+    wanted = CalibrationConfig(samples=9, max_length=256, batch_size=2)
+    batches = calibration_batches(records[:3], tokenizer, "alpaca", wanted)
     assert [batch["input_ids"].shape[0] for batch in batches] == [2, 1]
     with pytest.raises(UserError, match="training set is empty"):
-        calibration_batches([], tokenizer, "alpaca", batch_size=2, max_length=256, samples=9, seed=0)
+        calibration_batches([], tokenizer, "alpaca", wanted)

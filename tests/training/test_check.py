@@ -9,7 +9,7 @@ import torch
 
 from tests.runs import ROOT, folder_of
 from training.arguments import training_arguments
-from training.check import check, finished
+from training.check import check, check_combination, finished
 from training.checkpoints import last_complete
 from training.methods import METHODS, Method
 from training.stores import stores
@@ -63,3 +63,9 @@ def test_kernels_that_are_not_there_are_refused(config, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"train\.liger_kernel: its kernels need a GPU"):
             training_arguments(config(train__liger_kernel=True), tmp_path)
+
+
+def test_b_can_only_be_frozen_where_it_starts_somewhere(config):
+    with pytest.raises(UserError, match=r"method\.freeze_b: lora has no start of B"):
+        check_combination(config(method__name="lora", method__freeze_b=True))
+    check_combination(config(method__name="pissa", method__freeze_b=True))

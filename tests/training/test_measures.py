@@ -16,7 +16,10 @@ STARTS = [
     {"method__name": "milora"},
     {"method__name": "full"},
     {"method__name": "dora"},
+    {"method__name": "mica"},
+    {"method__name": "lora_matched"},
     {"method__name": "astra", "method__subspace": "tail"},
+    {"method__name": "astra", "method__split": "rotated"},
     {"method__name": "astra", "method__subspace": "principal", "method__split": "balanced"},
 ]
 
@@ -64,6 +67,13 @@ def test_measures_of_the_update_are_those_of_the_weights(config, monkeypatch):
     assert update["relative_norm"] == pytest.approx(float(kept["norm"]), rel=1e-5)
     assert update["inside_span"] == pytest.approx(float(kept["inside"]), rel=1e-4)
     assert 0 < update["inside_span"] < 1 and update["output_change"] > 0
+
+
+def test_without_b_the_change_stays_in_the_span_of_its_start(config):
+    this = config(method__name="astra", method__freeze_b=True, data__validation=0.25, train__forgetting=False)
+    calibrate(this)
+    training.train(this)
+    assert metrics(this)["update"]["inside_span"] == pytest.approx(1, abs=1e-6)
 
 
 def test_losses_are_kept_record_by_record_and_their_mean_is_the_loss(config):

@@ -110,3 +110,24 @@ def test_a_request_that_cannot_be_met_names_what_is_wrong(name, options, words):
 
 def test_principal_directions_want_smaller_rates():
     assert usual_rates("astra", "principal")[1] <= usual_rates("astra", "tail")[0]
+
+
+def test_a_matched_lora_takes_a_step_as_long_as_astras_in_every_layer():
+    found = []
+    for name in ("astra", "lora_matched"):
+        model = built(name)
+        starts = {layer: starting_factors(module) for layer, module in lora_layers(model)}
+        found.append({
+            layer: (len(b) * a.square().sum() + a.shape[1] * b.square().sum()).item()
+            for layer, (a, b) in starts.items()
+        })  # fmt: skip
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_mica_trains_a_alone_from_the_minor_singular_vectors():
+    model = built("mica")
+    for _, layer in lora_layers(model):
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        u = torch.linalg.svd(as_matrix(layer.get_base_layer()).double())[0][:, : min(layer.base_layer.weight.shape)]
+        assert a.requires_grad and not b.requires_grad and not a.any()
+        assert (u[:, -4:].T @ b.double()).square().sum().item() == pytest.approx(4, rel=1e-4)

@@ -44,14 +44,10 @@ def test_published_differs_from_ours_in_what_docs_reproducing_lists() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
-def test_a_sweep_of_ranks_keeps_the_scaling(path: Path) -> None:
-    runs = expand_sweep(load_config(path, {"sweep.method.rank": [4, 8, 64]}))
-    assert {run.method.scaled_alpha / run.method.rank for run in runs} == {1}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_is_valid(path: Path) -> None:
-    assert all(name in names() or name.startswith("lm_eval/") for name in load_config(path).eval.tasks)
+def test_every_config_is_valid_and_a_sweep_of_ranks_keeps_the_scaling(path: Path) -> None:
+    config = load_config(path, {"sweep.method.rank": [4, 8, 64]})
+    assert all(name in names() or name.startswith("lm_eval/") for name in config.eval.tasks)
+    assert {run.method.scaled_alpha / run.method.rank for run in expand_sweep(config)} == {1}
 
 
 @pytest.mark.parametrize(
@@ -98,11 +94,8 @@ def test_a_sweep_is_a_grid_of_runs_with_a_folder_each(tmp_path: Path) -> None:
     assert [(run.method.rank, run.train.seed) for run in runs] == [(r, s) for r in (8, 16) for s in (1, 2, 3)]
     assert len({run.run for run in runs}) == 6
     assert not any(run.sweep for run in runs)
-
-
-def test_a_config_without_a_sweep_is_one_run(tmp_path: Path) -> None:
-    (run,) = expand_sweep(load_config(config_file(tmp_path, "method: {rank: 8}")))
-    assert run.run == "astra-tail-r8"
+    (alone,) = expand_sweep(load_config(config_file(tmp_path, "method: {rank: 8}")))
+    assert alone.run == "astra-tail-r8"
 
 
 def test_every_key_is_described() -> None:

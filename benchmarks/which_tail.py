@@ -1,0 +1,157 @@
+"""The runs of configs/which-tail.yaml as small files, one per run, and what they say together.
+
+    python benchmarks/which_tail.py --config configs/which-tail.yaml              # keep the runs that have ended
+    python benchmarks/which_tail.py --config configs/which-tail.yaml --restore    # go on elsewhere: lay them out again
+
+Keeps each ended run in benchmarks/results/which-tail/ (its figures, its losses per held-out record, its settings) and
+writes benchmarks/results/which-tail.json from those files alone, which is printed as the last line. Restored runs have
+all that a ladder asks of a run, but no adapter.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from utils.cli import main, parse  # noqa: E402
+from utils.comparison import arms, choices, run_config, seeds  # noqa: E402
+from utils.config import Config  # noqa: E402
+from utils.files import read_json, write_json  # noqa: E402
+from utils.ladder import Choice, Runs, choose, nearest, value  # noqa: E402
+from utils.runs import commit, run_folder  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+KEPT = RESULTS / "which-tail"
+LOCAL = "data.dir"  # where the data is differs between machines; what it is stands in data.fingerprint
+
+
+def keep(config: Config) -> None:
+    """Write a file for every run of the comparison that has ended."""
+    for arm in arms(config):
+        for folder in sorted(Path(config.output_dir).glob(f"arm={arm},*")):
+            diverged, metrics = folder / "diverged.json", folder / "metrics.json"
+            if not (diverged.is_file() or metrics.is_file()):
+                continue
+            figures = read_json(diverged if diverged.is_file() else metrics)
+            figures["settings"].pop(LOCAL, None)
+            record = {"arm": arm, "diverged": diverged.is_file(), "figures": figures}
+            record["commit"] = read_json(folder / "environment.json")["commit"]
+            if metrics.is_file():
+                losses = read_json(folder / "losses.json")
+                record["losses"] = {split: [round(x, 6) for x in values] for split, values in losses.items()}
+            settings = figures["settings"]
+            name = f"{arm}-{settings['train.relative_step']:g}-{settings['train.seed']}"
+            write_json(KEPT / f"{name}.json", record)
+
+
+def restore(config: Config) -> None:
+    """Lay out the kept runs as the comparison expects them."""
+    for record in records():
+        settings = record["figures"]["settings"]
+        rung = nearest(settings["train.relative_step"])
+        folder = run_folder(run_config(config, arms(config)[record["arm"]], rung, settings["train.seed"]))
+        settings[LOCAL] = config.data.dir
+        if not record["diverged"]:
+            write_json(folder / "losses.json", record["losses"])
+        write_json(folder / ("diverged.json" if record["diverged"] else "metrics.json"), record["figures"])
+
+
+def records() -> list[dict[str, Any]]:
+    """All kept runs."""
+    return [read_json(path) for path in sorted(KEPT.glob("*.json"))]
+
+
+def summary(config: Config) -> dict[str, Any]:
+    """What the kept runs say; figures of an arm are those at its best rung, over seeds."""
+    kept = records()
+    first = seeds(config)[0]
+    found: dict[str, Any] = {}
+    chosen: dict[str, Choice] = {}
+    for arm in dict.fromkeys(record["arm"] for record in kept):
+        own = [record for record in kept if record["arm"] == arm]
+        runs: dict[int, dict[int, Any]] = {}
+        for record in own:
+            settings = record["figures"]["settings"]
+            losses = None if record["diverged"] else np.asarray(record["losses"]["validation"])
+            runs.setdefault(nearest(settings["train.relative_step"]), {})[settings["train.seed"]] = losses
+        chosen[arm] = choice = choose(runs, first)
+        found[arm] = {"runs": len(own), "diverged": choice.diverged, "rungs": [value(rung) for rung in choice.tried]}
+        if choice.best is not None:
+            found[arm] |= at_best(own, runs, choice)
+    best = [entry for entry in found.values() if "best_rate" in entry]
+    return {
+        "model": "smollm2, float32", "data": "GSM8K train, whole records of at most 160 tokens",
+        "arms": found,
+        "seeds": sorted({record["figures"]["settings"]["train.seed"] for record in kept}),
+        "first_step_alignment": {
+            key: float(np.std(np.log10([entry[f"best_{what}"] for entry in best]), ddof=1)) if len(best) > 1 else None
+            for key, what in (("by_rate", "rate"), ("by_step", "step"))
+        },
+        "forgetting_at_equal_loss": forgetting_at_equal_loss(kept),
+        "commit": commit(),
+    }  # fmt: skip
+
+
+def at_best(own: list[dict[str, Any]], runs: Runs, choice: Choice) -> dict[str, Any]:
+    """The figures of an arm's runs at its best rung."""
+    assert choice.best is not None
+    step = value(choice.best)
+    alive = [
+        r["figures"] for r in own if not r["diverged"] and r["figures"]["settings"]["train.relative_step"] == step
+    ]
+    losses = [figures["reporting_loss"] for figures in alive]
+    forgetting = [figures["forgetting"]["rise"] for figures in alive if figures["forgetting"]]
+    return {
+        "best_step": step,
+        "best_rate": alive[0]["learning_rate"],
+        "inside_ladder": choice.inside,
+        "loss": {"mean": float(np.mean(losses)), "sd": float(np.std(losses, ddof=1)) if len(losses) > 1 else None},
+        "accuracy": None,
+        "forgetting": float(np.mean(forgetting)) if forgetting else None,
+        "update_norm": float(np.mean([figures["update"]["relative_norm"] for figures in alive])),
+        "output_change": float(np.mean([figures["update"]["output_change"] for figures in alive])),
+        "by_step": {
+            f"{value(rung):g}": float(np.mean([x.mean() for x in per_seed.values() if x is not None]))
+            for rung, per_seed in sorted(runs.items())
+            if any(x is not None for x in per_seed.values())
+        },
+    }
+
+
+def forgetting_at_equal_loss(kept: list[dict[str, Any]], reference: str = "lora") -> dict[str, list[float | None]]:
+    """Per arm the forgetting at the losses that the reference reached, interpolated; None where it never was there."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in kept:
+        figures = record["figures"]
+        if not record["diverged"] and figures["forgetting"]:
+            points.setdefault(record["arm"], []).append((figures["reporting_loss"], figures["forgetting"]["rise"]))
+    wanted = sorted(loss for loss, _ in points.get(reference, []))
+    found: dict[str, list[float | None]] = {}
+    for arm, own in points.items():
+        own.sort()
+        losses, rises = zip(*own, strict=True)
+        found[arm] = [
+            float(np.interp(loss, losses, rises)) if losses[0] <= loss <= losses[-1] else None for loss in wanted
+        ]
+    return found
+
+
+def command() -> None:
+    config, flags = parse(str(__doc__), {"restore": False})
+    if flags["restore"]:
+        restore(config)
+        for arm, choice in choices(config).items():
+            print(f"{arm}: {len(choice.tried)} rungs", file=sys.stderr)
+        return
+    keep(config)
+    result = summary(config)
+    write_json(RESULTS / "which-tail.json", result)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(command)
