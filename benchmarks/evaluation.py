@@ -46,7 +46,7 @@ def config(engine: str, batch_size: int = 16) -> EvalConfig:
 def measure(engine: Engine, prompts: dict[int, str], tokens: int) -> tuple[float, float, dict[int, str]]:
     """Return generated tokens, seconds and texts of one pass over the prompts."""
     started = time.perf_counter()
-    outputs = dict(engine.generate({n: Prompt(text, Sampling(tokens, STOP)) for n, text in prompts.items()}))
+    outputs: Any = dict(engine.run({n: Prompt(text, Sampling(tokens, STOP)) for n, text in prompts.items()}))
     seconds = time.perf_counter() - started
     made = sum(output.tokens for (output,) in outputs.values())
     return made, seconds, {number: output.text for number, (output,) in outputs.items()}
@@ -97,7 +97,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "prompts": len(prompts),
         "new_tokens": given.new_tokens,
         **{package: engine_version(package) for package in ("vllm", "transformers")},
-        **(programs(Path(given.data_dir)) if given.data_dir else {}),
+        **(programs(Path(given.data_dir), given.programs) if given.data_dir else {}),
     }
 
 
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as python -m eval picks")
     parser.add_argument("--data-dir", help="local mirror with gsm8k/test.jsonl")
+    parser.add_argument("--programs", type=int, default=2000, help="at most this many of each kind, to try it out")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=160)
     parser.add_argument("--batch-sizes", type=lambda text: list(map(int, text.split(","))), default=[64, 32, 16])

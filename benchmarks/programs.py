@@ -61,12 +61,12 @@ def hostile() -> dict[str, int]:
     return {"hostile_programs": len(programs), "escapes": escapes}
 
 
-def regrade(mirror: Path) -> float:
+def regrade(mirror: Path, count: int) -> float:
     """Return the seconds that three graders take for 500 answers of GSM8K and 500 of MATH, half of them wrong."""
     seconds = 0.0
     for name in ("gsm8k", "math"):
         task: Any = get_task(name)
-        problems = load_evaluation(name, str(mirror))[:500]
+        problems = load_evaluation(name, str(mirror))[: min(500, count)]
         answers = [task.gold(problem) for problem in problems]
         given = [answers[k if k % 2 else k - 1] for k in range(len(answers))]
         texts = [[f"So it goes.\nThe answer is: {answer}"] for answer in given]
@@ -77,9 +77,9 @@ def regrade(mirror: Path) -> float:
     return seconds
 
 
-def programs(mirror: Path) -> dict[str, Any]:
-    """Measure everything and return the figures."""
-    solutions = canonical(mirror)
+def programs(mirror: Path, count: int = 2000) -> dict[str, Any]:
+    """Measure everything, on the first `count` of each kind, and return the figures."""
+    solutions = canonical(mirror)[:count]
     started = time.perf_counter()
     passed = sum(verdict.passed for verdict in run_all(solutions))
     seconds = time.perf_counter() - started
@@ -92,7 +92,7 @@ def programs(mirror: Path) -> dict[str, Any]:
         "correct_shapes": len(shapes),
         "correct_shapes_passed": sum(verdict.passed for verdict in run_all(shapes)),
         **hostile(),
-        "regrade_seconds": round(regrade(mirror), 1),
+        "regrade_seconds": round(regrade(mirror, count), 1),
         "sandbox": sandbox._mode(),
         "memory_by_cgroup": sandbox._cgroup_parent() is not None,
     }
@@ -101,7 +101,9 @@ def programs(mirror: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="local mirror")
-    figures = programs(parser.parse_args().data_dir)
+    parser.add_argument("--programs", type=int, default=2000, help="at most this many of each kind, to try it out")
+    given = parser.parse_args()
+    figures = programs(given.data_dir, given.programs)
     print(json.dumps({**provenance("none", "HumanEval, MBPP, GSM8K and MATH"), **figures}))
 
 

@@ -49,7 +49,7 @@ def command() -> None:
 
 
 def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
-    """Return the models that the flags ask for; without one, every trained run of the experiment.
+    """The models that the flags ask for; without one, every trained run of the experiment.
 
     Raises:
         UserError: flags that exclude each other, or nothing to score.

@@ -69,21 +69,17 @@ def read_adapter(path: str | Path) -> Adapter:
 
 
 def _why_unservable(config: dict[str, Any], rank: int) -> str | None:
-    start = config.get("init_lora_weights")
-    if config.get(QUANTIZATION):
-        return f"its base is quantised to {config[QUANTIZATION]}"
-    if config.get("use_dora"):
-        return "DoRA"
-    if isinstance(start, str) and start.lower() not in PLAIN_INITIALISATIONS:
-        return f"init_lora_weights={start}"
-    for key in ("modules_to_save", "lora_bias", "trainable_token_indices", "layer_replication"):
-        if config.get(key):
-            return key
-    if config.get("bias", "none") != "none":
-        return f"bias={config['bias']}"
-    if rank > MAX_RANK:
-        return f"rank {rank}, above vLLM's limit of {MAX_RANK}"
-    return None
+    start, bias = config.get("init_lora_weights"), config.get("bias", "none")
+    reasons = {
+        f"its base is quantised to {config.get(QUANTIZATION)}": config.get(QUANTIZATION),
+        "DoRA": config.get("use_dora"),
+        f"init_lora_weights={start}": isinstance(start, str) and start.lower() not in PLAIN_INITIALISATIONS,
+        f"bias={bias}": bias != "none",
+        f"rank {rank}, above vLLM's limit of {MAX_RANK}": rank > MAX_RANK,
+    }
+    reasons |= {key: config.get(key) for key in ("modules_to_save", "lora_bias", "layer_replication")}
+    reasons["trainable_token_indices"] = config.get("trainable_token_indices")
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def check_base(adapter: Adapter, model: ModelConfig, folder: Path) -> None:
@@ -99,8 +95,7 @@ def check_base(adapter: Adapter, model: ModelConfig, folder: Path) -> None:
         raise UserError(
             f"{adapter.path}: the adapter's base is {adapter.base or 'not stated'}, not model.name {model.name}"
         )
-    layer = _misfit(adapter.path, folder)
-    if layer is not None:
+    if layer := _misfit(adapter.path, folder):
         raise UserError(f"{adapter.path}: {layer} does not fit model.name {model.name}; its base is another model")
 
 
@@ -112,23 +107,21 @@ def _same_base(base: str, model: ModelConfig, folder: Path) -> bool:
 
 
 def _misfit(path: Path, folder: Path) -> str | None:
-    """Return the first LoRA layer whose shape differs from its base layer's, with both shapes, or None."""
+    """The first LoRA layer whose width differs from its base layer's, with both, or None.
+
+    vLLM copies a narrower adapter into its buffers without a word.
+    """
     from safetensors import safe_open
 
     shapes: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in [*sorted(folder.glob("*.safetensors")), path / "adapter_model.safetensors"]:
         with safe_open(file, "pt") as tensors:
             shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-    with safe_open(path / "adapter_model.safetensors", "pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
-            layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            base = shapes.get(f"{layer}.weight")
-            if not name.endswith(".lora_A.weight") or base is None or len(base) != 2:
-                continue
-            # GPT-2's Conv1D keeps its weight as (in, out).
-            width = tensors.get_slice(name).get_shape()[1]
-            if width not in base:
-                return f"{layer} ({width} inputs, the model's weight is {base[0]} x {base[1]})"
+    for name, shape in shapes.items():
+        layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        base = shapes.get(f"{layer}.weight")
+        if name.endswith(".lora_A.weight") and base and len(base) == 2 and shape[1] not in base:  # GPT-2: (in, out)
+            return f"{layer} ({shape[1]} inputs, the model's weight is {base[0]} x {base[1]})"
     return None
 
 
@@ -149,20 +142,18 @@ class Target:
     folder: Path
 
     def fingerprints(self) -> dict[str, str | None]:
-        """Return what tells this model from another."""
-        return {
-            "model": model_fingerprint(self.model),
-            "adapter": self.adapter.fingerprint if self.adapter else None,
-        }
+        """What tells this model from another."""
+        adapter = self.adapter.fingerprint if self.adapter else None
+        return {"model": model_fingerprint(self.model), "adapter": adapter}
 
 
 def base_target(config: Config) -> Target:
-    """Return the untouched base model; its results are shared by all runs of `output_dir`."""
+    """The untouched base model; its results are shared by all runs of `output_dir`."""
     return Target("base", resolve_model(config.model), None, Path(config.output_dir) / "base" / "eval")
 
 
 def run_target(config: Config, run: Path) -> Target:
-    """Return the model a run has trained: its `lora/` on the base model, or its `merged/`.
+    """The model a run has trained: its `lora/` on the base model, or its `merged/`.
 
     Raises:
         UserError: the run has neither (yet), or its adapter belongs to another base model.
@@ -200,16 +191,13 @@ def weights(model: Path, merged: Adapter | None, dtype: str) -> Iterator[Path]:
     if merged is None:
         yield model
         return
-    log.info("%s: the engine can't serve this adapter (%s); merging it", merged.path, merged.unservable)
-    with tempfile.TemporaryDirectory() as folder:
-        _merge(model, merged, Path(folder), dtype)
-        yield Path(folder)
-
-
-def _merge(model: Path, adapter: Adapter, folder: Path, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
-    merge_adapter(base, adapter.path).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    log.info("%s: the engine can't serve this adapter (%s); merging it", merged.path, merged.unservable)
+    with tempfile.TemporaryDirectory() as folder:
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        merge_adapter(base, merged.path).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+        del base  # the engine is about to load it again
+        yield Path(folder)

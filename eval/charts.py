@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from eval.published import curves
-from eval.results import BASE, Results, Tuned, at_best
+from eval.results import BASE, LOSS, SHARES, Results
 from utils.files import read_lines
 
 STYLES = ("-", "--", ":", "-.")
 SMOOTHED = 20  # parts of a run over which a loss curve is averaged
-Draw = Callable[[Results, dict[str, Tuned], Path], Figure | None]
+MARKERS = "xv^sD"  # of published ladders
 
 
 def rate_text(value: float) -> str:
@@ -32,232 +31,172 @@ def rate_text(value: float) -> str:
     return f"{float(digits):g}e{int(power)}"
 
 
-def save_figures(results: Results, tuned: dict[str, Tuned], folder: Path) -> dict[str, Path]:
+def save_figures(results: Results, folder: Path) -> dict[str, Path]:
     """Draw every figure that the results have data for; title -> PNG."""
     figures: dict[str, Path] = {}
-    style = _Style(results)
-    for title, name, figure in _figures(results, tuned, style):
-        figure.savefig(folder / name, dpi=130)
-        figures[title] = folder / name
+    for title, name, figure in _Charts(results).all():
+        figures[title] = folder / f"{name.replace('/', '-').replace(' ', '-')}.png"
+        figure.savefig(figures[title], dpi=130)
         plt.close(figure)
     return figures
 
 
-def embed(path: Path) -> str:
-    """A PNG as a data URI, so that a page needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-class _Style:
-    """Colour by label, line style by rank, the same in every figure."""
-
+class _Charts:
     def __init__(self, results: Results) -> None:
-        labels = list(dict.fromkeys(results.runs["label"]))
+        self.results, self.runs = results, results.runs
+        labels = list(dict.fromkeys(self.runs["label"]))
         palette = plt.get_cmap("tab10" if len(labels) <= 10 else "tab20")
         self.colours = {label: palette(k % palette.N) for k, label in enumerate(labels)}
-        ranks = sorted(results.runs["rank"].dropna().unique())
+        ranks = sorted(self.runs["rank"].dropna().unique())
         self.lines = {rank: STYLES[k % len(STYLES)] for k, rank in enumerate(ranks)}
 
-    def of(self, row: Any) -> dict[str, Any]:
+    def look(self, row: Any) -> dict[str, Any]:
         return {"color": self.colours[row["label"]], "linestyle": self.lines.get(row["rank"], "-")}
 
-
-def _figures(results: Results, tuned: dict[str, Tuned], style: _Style) -> Iterator[tuple[str, str, Figure]]:
-    runs = results.runs
-    tasks = [task for task, group in results.scores.groupby("task", sort=False) if (group["metric"] != "loss").all()]
-    ladder = runs["rate"].nunique() > 1
-    for task in tasks:
-        scores = runs.merge(
-            results.scores.loc[results.scores["task"] == task, ["run", "score", "low", "high"]], on="run"
+    def all(self) -> Iterator[tuple[str, str, Figure]]:
+        """Title, file name and figure."""
+        results, runs, ladder = self.results, self.runs, self.runs["rate"].nunique() > 1
+        tasks = [task for task in results.tasks(ranked=True) if task not in LOSS.values()]
+        for task in tasks:
+            rows = results.scores[results.scores["task"] == task]
+            metric, base = rows["metric"].iloc[0], results.of_base(task)["score"]
+            unit, label = (100, f"{metric} (%)") if SHARES.fullmatch(metric) else (1, metric)
+            scores = runs.merge(rows[["run", "score", "low", "high"]], on="run")
+            scores[["score", "low", "high"]] = unit * scores[["score", "low", "high"]].astype(float)
+            level = unit * base.iloc[0] if len(base) else None
+            if ladder and len(scores):
+                yield f"{task}: {metric} and rate", f"{task}-learning-rate", self._rates(scores, label, level)
+            best = scores[scores["run"].isin(results.best["run"])]
+            if best["rank"].nunique() > 1:
+                yield f"{task}: {metric} and rank", f"{task}-rank", self._ranks(best, label, level)
+        if {"gsm8k", "math"} <= set(tasks) and ladder and (others := curves(results.config)):
+            both = results.scores[results.scores["task"].isin(["gsm8k", "math"])].groupby("run")["score"].mean() * 100
+            scores = runs.assign(score=runs["run"].map(both), low=np.nan, high=np.nan).dropna(subset="score")
+            title = "Mean of GSM8K and MATH, and published ladders of the same model, data and batch (grey)"
+            yield title, "published-learning-rate", self._rates(scores, "accuracy (%)", None, others)
+        losses = runs.assign(score=runs["validation_loss"].astype(float), low=np.nan, high=np.nan).dropna(
+            subset="score"
         )
-        metric = results.scores.loc[results.scores["task"] == task, "metric"].iloc[0]
-        if scores.empty:
-            continue
-        base = results.scores[(results.scores["task"] == task) & (results.scores["arm"] == BASE)]["score"]
-        level = 100 * base.iloc[0] if len(base) else None
-        for column in ("score", "low", "high"):
-            scores[column] = 100 * scores[column].astype(float)
-        if ladder:
-            name = f"{task}: {metric} and rate"
-            yield (
-                name,
-                f"{task}-learning-rate.png",
-                _against_rate(results, tuned, scores, f"{metric} (%)", style, level),
-            )
-        best = scores[scores["run"].isin(at_best(results, tuned)["run"])]
-        if best["rank"].nunique() > 1:
-            yield f"{task}: {metric} and rank", f"{task}-rank.png", _against_rank(best, f"{metric} (%)", style, level)
-    if {"gsm8k", "math"} <= set(tasks) and ladder and (others := curves(results.config)):
-        both = (
-            results.scores[results.scores["task"].isin(["gsm8k", "math"])]
-            .groupby("run", as_index=False)["score"]
-            .mean()
+        if ladder and len(losses):
+            name = "loss-learning-rate"
+            yield "Validation loss and rate", name, self._rates(losses, "validation loss (nats per token)", None)
+        split = "reporting" if runs["reporting_loss"].notna().any() else "validation"
+        for number, (text, points) in enumerate(runs.dropna(subset="forgetting").groupby("forgetting_text")):
+            what = f"forgetting: rise of the loss on {text} (nats per token)"
+            if figure := self._paths(points, "forgetting", split, what):
+                yield f"Task loss and forgetting on {text}", f"loss-forgetting{number or ''}", figure
+        if figure := self._paths(runs, "update_norm", split, "|dW| / |W|"):
+            yield "Task loss and update", "loss-update", figure
+        if figure := self._curves():
+            yield "Training loss at each arm's best rate", "loss", figure
+
+    def _rates(self, scores: pd.DataFrame, label: str, level: float | None, others: Any = None) -> Figure:
+        """One panel per rank: a line per arm over its rates, its best a star, open where that is the ladder's end."""
+        ranks: list[Any] = sorted(scores["rank"].dropna().unique()) or [None]
+        size = (2.6 + 4.4 * len(ranks), 4.2)
+        figure, panels = plt.subplots(1, len(ranks), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        for rank, axes in zip(ranks, panels[0], strict=True):
+            shown = scores[(scores["rank"] == rank) | scores["rank"].isna()]
+            for name, group in shown.groupby("arm", sort=False):
+                means, arm = self._line(axes, group, "rate"), self.results.arms[str(name)]
+                if arm.rate in means.index and len(means) > 1:
+                    look = self.look(group.iloc[0])["color"]
+                    face = look if arm.edge == "" else "white"
+                    axes.plot(arm.rate, means[arm.rate], marker="*", ms=13, color=look, mfc=face, zorder=4)
+            for (method, line), marker in zip((others or {}).get(rank, {}).items(), MARKERS, strict=False):
+                name, values = f"{method} (published)", [100 * value for value in line.values()]
+                axes.plot(list(line), values, color="0.7", lw=1, marker=marker, ms=4, zorder=0, label=name)
+            rates = sorted(shown["rate"].unique())
+            axes.set_xscale("log")
+            axes.set_xticks(rates, list(map(rate_text, rates)), rotation=45, ha="right", fontsize=8)
+            axes.set_xlabel("relative step" if "step" in self.results.axis else "learning rate")
+            axes.set_title(f"rank {rank:g}" if len(ranks) > 1 else "")
+        panels[0][0].set_ylabel(label)
+        return _finished(figure, level)
+
+    def _ranks(self, scores: pd.DataFrame, label: str, level: float | None) -> Figure:
+        figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+        for name, group in scores.groupby("label", sort=False):
+            if group["rank"].isna().all():  # full fine-tuning
+                axes.axhline(group["score"].mean(), color=self.colours[str(name)], linestyle="--", label=str(name))
+            else:
+                self._line(axes, group, "rank", linestyle="-")
+        ranks = sorted(scores["rank"].dropna().unique())
+        axes.set(xlabel="rank", ylabel=label, xscale="log")
+        axes.set_xticks(ranks, [f"{rank:g}" for rank in ranks])
+        return _finished(figure, level)
+
+    def _line(self, axes: Axes, group: pd.DataFrame, x: str, **look: Any) -> pd.Series:
+        """Means with the deviation over seeds, or the interval of a single run."""
+        points = group.groupby(x).agg(
+            mean=("score", "mean"), std=("score", "std"), low=("low", "min"), high=("high", "max")
         )
-        scores = runs.merge(both.assign(score=100 * both["score"], low=np.nan, high=np.nan), on="run")
-        title = "Mean of GSM8K and MATH, and published ladders of the same model, data and batch (grey)"
-        figure = _against_rate(results, tuned, scores, "accuracy (%)", style, None, others)
-        yield title, "published-learning-rate.png", figure
-    key = "reporting_loss" if runs["reporting_loss"].notna().any() else "validation_loss"
-    if ladder and runs["validation_loss"].notna().any():
-        losses = runs.assign(score=runs["validation_loss"], low=np.nan, high=np.nan).dropna(subset=["score"])
-        figure = _against_rate(results, tuned, losses, "validation loss (nats per token)", style, None)
-        yield "Validation loss and rate", "loss-learning-rate.png", figure
-    known = runs.dropna(subset=["forgetting", key])
-    for number, (text, points) in enumerate(known.groupby("forgetting_text")):  # one figure per text
-        if len(points) > 1:
-            what = f"rise of the loss on {text} (nats per token)"
-            paths = _paths(results, tuned, points, "forgetting", key, what, style)
-            yield "Task loss and forgetting", f"loss-forgetting{number or ''}.png", paths
-    points = runs.dropna(subset=["update_norm", key])
-    if len(points) > 1:
-        paths = _paths(results, tuned, points, "update_norm", key, "|dW| / |W|", style)
-        yield "Task loss and update", "loss-update.png", paths
-    if curves_ := _curves(results, tuned, style):
-        yield "Training loss at each arm's best rate", "loss.png", curves_
-
-
-def _against_rate(
-    results: Results,
-    tuned: dict[str, Tuned],
-    scores: pd.DataFrame,
-    label: str,
-    style: _Style,
-    level: float | None,
-    others: dict[int, dict[str, dict[float, float]]] | None = None,
-) -> Figure:
-    """One panel per rank: a line per arm over its rates, mean with the deviation over seeds or the run's interval."""
-    ranks: list[Any] = sorted(scores["rank"].dropna().unique()) or [None]
-    figure, panels = plt.subplots(
-        1, len(ranks), figsize=(2.4 + 4.4 * len(ranks), 4.2), sharey=True, squeeze=False, layout="constrained"
-    )
-    for rank, axes in zip(ranks, panels[0], strict=True):
-        shown = scores[(scores["rank"] == rank) | scores["rank"].isna()]
-        for arm, group in shown.groupby("arm", sort=False):
-            _rate_line(axes, group, tuned[str(arm)], style)
-        for method, line in (others or {}).get(int(rank) if rank else 0, {}).items():
-            axes.plot(*zip(*((x, 100 * y) for x, y in line.items()), strict=True), color="0.7", lw=1, zorder=0)
-            axes.annotate(method, (max(line), 100 * line[max(line)]), color="0.5", fontsize=7)
-        if level is not None:
-            axes.axhline(level, color="0.4", lw=1, linestyle=(0, (1, 2)), label=BASE)
-        rates = sorted(shown["rate"].unique())
-        axes.set(xscale="log", xlabel="relative step" if "step" in results.axis else "learning rate")
-        axes.set_xticks(rates, [rate_text(rate) for rate in rates], rotation=45, ha="right", fontsize=8)
-        axes.xaxis.set_minor_locator(NullLocator())
-        if len(ranks) > 1:
-            axes.set_title(f"rank {rank:g}")
-        axes.grid(alpha=0.25)
-    panels[0][0].set_ylabel(label)
-    return _with_legend(figure)
-
-
-def _rate_line(axes: Axes, group: pd.DataFrame, tuned: Tuned, style: _Style) -> None:
-    means = group.groupby("rate")["score"].agg(["mean", "std", "count"])
-    low, high = means["std"].copy(), means["std"].copy()
-    for rate, row in means.iterrows():
-        if row["count"] == 1:
-            single = group[group["rate"] == rate].iloc[0]
-            known = pd.notna(single["low"])
-            low[rate] = single["score"] - single["low"] if known else 0.0
-            high[rate] = single["high"] - single["score"] if known else 0.0
-    look = style.of(group.iloc[0])
-    axes.errorbar(
-        means.index, means["mean"], yerr=np.stack([low.clip(lower=0), high.clip(lower=0)]), marker="o", ms=4,
-        capsize=2, lw=1.4, elinewidth=0.8, label=group["label"].iloc[0], **look,
-    )  # fmt: skip
-    if tuned.rate is not None and tuned.rate in means.index and len(means) > 1:
-        edge = tuned.edge in ("lowest", "highest")
-        face = "white" if edge else look["color"]  # an open star: the ladder's end, not a best rate
-        axes.plot(
-            tuned.rate, means.loc[tuned.rate, "mean"], marker="*", ms=13, color=look["color"], mfc=face, zorder=4
-        )
-
-
-def _against_rank(scores: pd.DataFrame, label: str, style: _Style, level: float | None) -> Figure:
-    figure, axes = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
-    for name, group in scores.groupby("label", sort=False):
-        means = group.groupby("rank")["score"].agg(["mean", "std"])
-        colour = style.colours[str(name)]
-        if group["rank"].isna().all():
-            axes.axhline(group["score"].mean(), color=colour, linestyle="--", label=str(name))
-            continue
+        below = points["std"].fillna(points["mean"] - points["low"]).fillna(0).clip(lower=0)
+        above = points["std"].fillna(points["high"] - points["mean"]).fillna(0).clip(lower=0)
         axes.errorbar(
-            means.index,
-            means["mean"],
-            yerr=means["std"].fillna(0),
-            marker="o",
-            capsize=2,
-            label=str(name),
-            color=colour,
-        )
-    if level is not None:
-        axes.axhline(level, color="0.4", lw=1, linestyle=(0, (1, 2)), label=BASE)
-    ranks = sorted(scores["rank"].dropna().unique())
-    axes.set(xscale="log", xlabel="rank", ylabel=label)
-    axes.set_xticks(ranks, [f"{rank:g}" for rank in ranks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(alpha=0.25)
-    return _with_legend(figure)
+            points.index, points["mean"], yerr=np.stack([below, above]), marker="o", ms=4, capsize=2, lw=1.4,
+            elinewidth=0.8, label=group["label"].iloc[0], **{**self.look(group.iloc[0]), **look},
+        )  # fmt: skip
+        return points["mean"]
+
+    def _paths(self, points: pd.DataFrame, x: str, split: str, label: str) -> Figure | None:
+        """Each arm's rates joined into a path, the last one named, its best a star; the base model is a point."""
+        y = f"{split}_loss"
+        points = points.dropna(subset=[x, y])
+        if len(points) < 2:
+            return None
+        figure, axes = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
+        for name, group in points.groupby("arm", sort=False):
+            means, look = group.groupby("rate")[[x, y]].mean(), self.look(group.iloc[0])
+            axes.plot(means[x], means[y], marker="o", ms=4, lw=1.2, label=str(name), **look)
+            end, text = means.iloc[-1], rate_text(means.index[-1])
+            place = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 7}
+            axes.annotate(text, (end[x], end[y]), color=look["color"], **place)
+            if (rate := self.results.arms[str(name)].rate) in means.index:
+                axes.plot(means.loc[rate, x], means.loc[rate, y], marker="*", ms=13, color=look["color"], zorder=4)
+        axes.set(xlabel=label, ylabel=f"{LOSS[split]} (nats per token)", xmargin=0.1)
+        known = points["base_loss"].dropna()
+        return _finished(figure, known.iloc[0] if len(known) else None, linestyle="", marker="s")
+
+    def _curves(self) -> Figure | None:
+        """Smoothed training loss, one line per arm at its best rate, with the range over seeds as a band."""
+        figure, axes = plt.subplots(figsize=(8.4, 4.2), layout="constrained")
+        for arm, group in self.results.best.groupby("arm", sort=False):
+            smooth = pd.concat([_smooth(folder) for folder in group["folder"]])
+            if len(smooth):
+                lines, look = smooth.groupby("step")["loss"], self.look(group.iloc[0])
+                axes.plot(lines.mean(), lw=1.4, label=str(arm), **look)
+                axes.fill_between(lines.mean().index, lines.min(), lines.max(), color=look["color"], alpha=0.15, lw=0)
+        if not axes.lines:
+            plt.close(figure)
+            return None
+        axes.set(xlabel="optimizer step", ylabel="loss of the response (nats per token)")
+        return _finished(figure, None)
 
 
-def _paths(
-    results: Results, tuned: dict[str, Tuned], points: pd.DataFrame, x: str, y: str, label: str, style: _Style
-) -> Figure:
-    """Each arm's rates joined into a path, from the smallest, its best rate a star; the base model is a point."""
-    figure, axes = plt.subplots(figsize=(7.6, 4.8), layout="constrained")
-    for arm, group in points.groupby("arm", sort=False):
-        means = group.groupby("rate")[[x, y]].mean().sort_index()
-        look = style.of(group.iloc[0])
-        axes.plot(means[x], means[y], marker="o", ms=4, lw=1.2, label=str(arm), **look)
-        end = (means[x].iloc[-1], means[y].iloc[-1])
-        last = rate_text(means.index[-1])
-        axes.annotate(last, end, fontsize=7, color=look["color"], textcoords="offset points", xytext=(4, 3))
-        rate = tuned[str(arm)].rate
-        if rate in means.index:
-            axes.plot(means.loc[rate, x], means.loc[rate, y], marker="*", ms=13, color=look["color"], zorder=4)
-    if "base_loss" in points and points["base_loss"].notna().any():
-        axes.plot(0, points["base_loss"].dropna().iloc[0], marker="s", ms=7, color="0.3", linestyle="", label=BASE)
-    split = "held-out" if y == "reporting_loss" else "validation"
-    axes.set(xlabel=label, ylabel=f"{split} loss (nats per token)")
-    axes.grid(alpha=0.25)
-    return _with_legend(figure)
+def _smooth(run: Path) -> pd.DataFrame:
+    """Step and mean loss of each twentieth of a run."""
+    lines = [(line["step"], line["loss"]) for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+    points = pd.DataFrame(lines, columns=["step", "loss"])
+    return points.groupby(np.arange(len(points)) * SMOOTHED // max(len(points), SMOOTHED)).mean()
 
 
-def _curves(results: Results, tuned: dict[str, Tuned], style: _Style) -> Figure | None:
-    """Smoothed training loss, one line per arm at its best rate, with the range over seeds as a band."""
-    figure, axes = plt.subplots(figsize=(7.6, 4.2), layout="constrained")
-    for arm, group in at_best(results, tuned).groupby("arm", sort=False):
-        runs = [_smooth(folder) for folder in group["folder"]]
-        runs = [run for run in runs if len(run)]
-        if not runs:
-            continue
-        shortest = min(len(run) for run in runs)
-        steps = runs[0][:shortest, 0]
-        losses = np.stack([run[:shortest, 1] for run in runs])
-        look = style.of(group.iloc[0])
-        axes.plot(steps, losses.mean(0), lw=1.4, label=str(arm), **look)
-        if len(runs) > 1:
-            axes.fill_between(steps, losses.min(0), losses.max(0), color=look["color"], alpha=0.15, lw=0)
-    if not axes.lines:
-        plt.close(figure)
-        return None
-    axes.set(xlabel="optimizer step", ylabel="loss of the response (nats per token)")
-    axes.grid(alpha=0.25)
-    return _with_legend(figure)
-
-
-def _smooth(run: Path) -> np.ndarray:
-    """(parts, 2): step and mean loss of each twentieth of a run."""
-    points = np.asarray([(line["step"], line["loss"]) for line in read_lines(run / "metrics.jsonl") if "loss" in line])
-    return (
-        np.stack([part.mean(0) for part in np.array_split(points, min(SMOOTHED, len(points)))])
-        if len(points)
-        else points
-    )
-
-
-def _with_legend(figure: Figure) -> Figure:
+def _finished(figure: Figure, level: float | None, **look: Any) -> Figure:
+    """Add the base model, a grid and a legend; a base model far from the arms is named, and does not squeeze them."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
+        low, high = axes.get_ylim()
+        if level is not None:
+            far = not low - (high - low) <= level <= high + (high - low)
+            name = f"{BASE}: {level:.3g}" + (" (off the scale)" if far else "")
+            x = [0, 0] if look else axes.get_xlim()
+            style = look or {"linestyle": ":", "scalex": False}
+            axes.plot(x, [level, level], color="0.4", lw=1, label=name, **style)
+            if far:
+                axes.set_ylim(low, high)
+        if axes.get_xscale() == "log":
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.25)
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
     return figure

@@ -16,7 +16,8 @@ from dataset.glue import GLUE, load_glue, num_labels
 from dataset.tokens import collate, encode_records
 from eval.candidates import Target
 from eval.evaluate import describe
-from eval.task_record import TaskRecord, wilson
+from eval.intervals import wilson
+from eval.task_record import TaskRecord
 from eval.tasks import Record
 from utils.config import Config
 from utils.errors import UserError
@@ -35,11 +36,7 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 
 def score_classifiers(config: Config, targets: Sequence[Target], force: bool = False) -> None:
-    """Write `<target.folder>/<task>.json` and `<task>.samples.jsonl` for every trained classifier.
-
-    Raises:
-        UserError: the base model is among the targets, or a finished record was made under other settings.
-    """
+    """Write `<target.folder>/<task>.json` and `<task>.samples.jsonl` for every trained classifier."""
     task = config.data.train
     problems = load_glue(task, "validation", config.data.dir)
     others = load_glue(task, "mismatched", config.data.dir) if task == "mnli" else []
@@ -53,7 +50,7 @@ def score_classifiers(config: Config, targets: Sequence[Target], force: bool = F
             "max_length": config.data.max_length,
             "task_version": VERSION,
         }
-        record = TaskRecord(target.folder, task, settings, {})
+        record = TaskRecord(target.folder, task, settings)
         if force:
             record.clear()
         result = record.earlier()
@@ -66,52 +63,40 @@ def score_classifiers(config: Config, targets: Sequence[Target], force: bool = F
 def _score(
     config: Config, target: Target, problems: list[Record], others: list[Record], record: TaskRecord
 ) -> dict[str, Any]:
-    glue, started = GLUE[config.data.train], time.monotonic()
+    labels, n, started = GLUE[config.data.train].labels, len(problems), time.monotonic()
     predicted = _predict(config, target, problems + others)
     gold = [problem["label"] for problem in problems + others]
     metrics = METRICS.get(config.data.train, ("accuracy",))
-    n = len(problems)
     found = {metric: score(metric, gold[:n], predicted[:n]) for metric in metrics}
     if others:
         found["accuracy_mismatched"] = score("accuracy", gold[n:], predicted[n:])
-    headline = next(iter(found))
+    samples = [
+        {
+            "problem": number,
+            "prompt": "\n".join(filter(None, (problem["text"], problem["text_pair"]))),
+            "output": labels[int(guess)] if labels else f"{guess:.4f}",
+            "gold": labels[int(problem["label"])] if labels else f"{problem['label']:.4f}",
+            "correct": guess == problem["label"] if labels else None,
+        }
+        for number, (problem, guess) in enumerate(zip(problems, predicted, strict=False))
+    ]
     result: dict[str, Any] = {
         "target": target.name,
-        "metric": headline,
-        "score": found[headline],
+        "metric": metrics[0],
+        "score": found[metrics[0]],
         "metrics": found,
         "n": n,
         "seconds": round(time.monotonic() - started, 3),
         "base_model": config.model.name,
     }
-    if headline == "accuracy":
-        result |= {"accuracy": found["accuracy"], "interval": list(wilson(found["accuracy"], n))}
-
-    def shown(label: float) -> str:
-        return glue.labels[int(label)] if glue.labels else f"{label:.4f}"
-
-    samples = [
-        {
-            "problem": number,
-            "sample": 0,
-            "prompt": "\n".join(filter(None, (problem["text"], problem["text_pair"]))),
-            "output": shown(guess),
-            "gold": shown(problem["label"]),
-            "correct": guess == problem["label"] if glue.labels else None,
-        }
-        for number, (problem, guess) in enumerate(zip(problems, predicted, strict=False))
-    ]
+    if metrics[0] == "accuracy":
+        right = sum(sample["correct"] for sample in samples)
+        result |= {"accuracy": found["accuracy"], "interval": wilson(right, n)}
     return record.complete(result, samples)
 
 
 def score(metric: str, gold: Sequence[float], predicted: Sequence[float]) -> float:
-    """Return a metric of predictions; a correlation, or an F1, that is undefined (constant predictions) is 0.
-
-    Args:
-        metric: "accuracy"; "f1" of class 1; "matthews_correlation" of two classes; "pearson" or "spearman" of scores.
-        gold: Labels, or scores.
-        predicted: Likewise.
-    """
+    """A metric of labels or scores; a correlation, or an F1, that is undefined (constant predictions) is 0."""
     a, b = np.asarray(gold, dtype=float), np.asarray(predicted, dtype=float)
     if metric == "accuracy":
         return float((a == b).mean())
@@ -128,7 +113,7 @@ def score(metric: str, gold: Sequence[float], predicted: Sequence[float]) -> flo
 
 
 def _predict(config: Config, target: Target, problems: list[Record]) -> list[float]:
-    """Return the likeliest class, or the score, of every problem."""
+    """The likeliest class, or the score, of every problem."""
     import torch
     from peft import PeftModel
 
@@ -141,15 +126,12 @@ def _predict(config: Config, target: Target, problems: list[Record]) -> list[flo
     tokenizer = load_tokenizer(config.model)
     features = encode_records(problems, tokenizer, config.data.template, config.data.max_length).features
     order = sorted(range(len(features)), key=lambda index: -len(features[index]["input_ids"]))
-    size = config.eval.batch_size
+    size, outputs = config.eval.batch_size, dict[int, Any]()
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    outputs: np.ndarray | None = None
     with torch.inference_mode():
         for batch in progress(batches, f"{target.name}, {config.data.train}", len(batches), "batch"):
             inputs = collate([features[index] for index in batch], tokenizer.pad_token_id or 0)
             del inputs["labels"]
-            logits = model(**{key: value.to(device) for key, value in inputs.items()}).logits.float().cpu().numpy()
-            outputs = np.empty((len(features), logits.shape[1]), dtype=np.float32) if outputs is None else outputs
-            outputs[batch] = logits
-    assert outputs is not None
-    return (outputs.argmax(1) if outputs.shape[1] > 1 else outputs[:, 0]).tolist()
+            logits = model(**{key: value.to(device) for key, value in inputs.items()}).logits.float().cpu()
+            outputs.update(zip(batch, logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0], strict=True))
+    return [outputs[index].item() for index in range(len(features))]

@@ -78,7 +78,7 @@ def _contains(node: ast.AST, kinds: tuple[type[ast.AST], ...]) -> bool:
 
 
 def find_program(text: str, entries: set[str]) -> str:
-    """Return the program in a generation: imports, the functions `entries`, and what they depend on; "" without them.
+    """The program in a generation: imports, the functions `entries`, and what they depend on; "" without them.
 
     Text inside `<think>` is no part of the answer. Of each definition the last complete version counts.
     """
@@ -90,7 +90,7 @@ def find_program(text: str, entries: set[str]) -> str:
 
 
 def _sources(text: str, entries: set[str]) -> list[str]:
-    """Return where the code may stand, best first: the blocks together, the text, an indented part of it."""
+    """Where the code may stand, best first: the blocks together, the text, an indented part of it."""
     text = plain(text)
     found = ["\n".join(textwrap.dedent(block) for block in blocks(text)), text]
     for name in entries:
@@ -100,13 +100,13 @@ def _sources(text: str, entries: set[str]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Return a text without thoughts and markers of code, its lines ended by newlines alone."""
+    """A text without thoughts and markers of code, its lines ended by newlines alone."""
     text = _THOUGHT.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).rpartition("</think>")[2]
     return _MARKERS.sub("\n", text)
 
 
 def blocks(text: str) -> list[str]:
-    """Return the fenced blocks, those of other languages left out, without the indentation of their fences."""
+    """The fenced blocks, those of other languages left out, without the indentation of their fences."""
     languages = ("", "python", "py", "python3")
     return [
         re.sub(rf"^{indent}", "", body, flags=re.MULTILINE)
@@ -116,7 +116,7 @@ def blocks(text: str) -> list[str]:
 
 
 def _pieces(text: str) -> list[_Piece]:
-    """Return the top-level statements of a text that may hold prose, and end in the middle of a statement."""
+    """The top-level statements of a text that may hold prose, and end in the middle of a statement."""
     starts = [match.start() for match in re.finditer(r"^(?![\s#)\]}]).", text, re.MULTILINE)] + [len(text)]
     found, at, left = [], 0, _ATTEMPTS
     while at < len(starts) - 1:
@@ -151,7 +151,7 @@ def _parse(source: str) -> ast.Module | None:
 
 
 def _program(pieces: list[_Piece], wanted: set[str]) -> str:
-    """Return the imports, and of the other statements those that the `wanted` names depend on."""
+    """The imports, and of the other statements those that the `wanted` names depend on."""
     last = {name: n for complete in (False, True) for n, piece in enumerate(pieces) if piece.defines
             for name in piece.binds if not complete or piece.complete}  # fmt: skip
     kept = [piece for n, piece in enumerate(pieces) if not piece.defines or n in last.values()]
@@ -183,7 +183,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def humaneval_program(record: Mapping[str, Any], text: str) -> Program:
-    """Return the program of a HumanEval (or HumanEval+) record: a completion of its prompt, or the function anew.
+    """The program of a HumanEval (or HumanEval+) record: a completion of its prompt, or the function anew.
 
     What the prompt defines beside the function (`poly`, `encode_cyclic`, ...) stands before the function.
     """
@@ -195,7 +195,7 @@ def humaneval_program(record: Mapping[str, Any], text: str) -> Program:
 
 
 def _completed(prompt: str, entry: str, text: str) -> str:
-    """Return the prompt with the body that a text begins with, its indentation perhaps lost; "" if it doesn't.
+    """The prompt with the body that a text begins with, its indentation perhaps lost; "" if it doesn't.
 
     What follows the body, perhaps the function anew, was not asked for.
     """
@@ -215,7 +215,7 @@ def _completed(prompt: str, entry: str, text: str) -> str:
 
 
 def mbpp_program(record: Mapping[str, Any], text: str) -> Program:
-    """Return the program of an MBPP (or MBPP+) record, whose `code` is the reference solution.
+    """The program of an MBPP (or MBPP+) record, whose `code` is the reference solution.
 
     What the tests take from the candidate is what the reference defines and they name. The reference's imports stand
     before the candidate; the set-up code uses the candidate's classes and stands after it.

@@ -6,24 +6,23 @@ Jobs on one base model share its engines; an adapter that has to be merged has e
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dataset.catalog import EVALUATION, GROUPS, left_out
 from dataset.templates import format_prompt
 from eval.candidates import Adapter, Target, weights
-from eval.engines import Engine, Prompt, Sampling, encode, engine_version, open_engine
-from eval.generation import Job, ask_directly, fill, grade, label, say_missing
+from eval.engines import Prompt, Sampling, encode, engine_version, open_engine
+from eval.generation import Job, ask_directly, fill, grade
 from eval.task_record import FORMAT, TaskRecord, changes
-from eval.tasks import DirectTask, Record, Task, check_tasks, expand, get_task, load_problems
+from eval.tasks import DirectTask, Record, Task, check_tasks, expand, get_task, load_problems, own
 from eval.tracking import check_trackers, track
 from utils.config import Config
 from utils.errors import memory_for
 from utils.files import fingerprint, write_record
 from utils.log import log
 from utils.models import usable_dtype
-from utils.runs import held, stage
+from utils.runs import held, package_version, stage
 
 Results = dict[str, dict[str, dict[str, Any]]]
 
@@ -52,19 +51,21 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False, reg
             stack.enter_context(held(target.folder.parent))
         left = []
         for job in jobs(config, targets):
+            name, record = f"{job.target.name}, {job.record.task}", job.record
             if force:
-                job.record.clear()
-            earlier = job.record.earlier()
+                record.clear()
+            earlier = record.earlier()
             if earlier and regrade:
-                job.record.keep(earlier, "engine", "engine_version", "dtype")
-            if earlier and earlier["settings"] == job.record.settings and not regrade:
-                results[job.target.name][job.record.task] = earlier
+                record.keep(earlier, "engine", "engine_version", "dtype")
+            elif earlier and earlier["settings"] == record.settings:
+                results[job.target.name][record.task] = earlier
                 log.info("%s (finished earlier)", describe(earlier))
                 continue
-            if earlier and (changed := changes(earlier["settings"], job.record.settings)):
-                log.info("%s, %s: settings changed (%s)", job.target.name, job.record.task, changed)
+            elif earlier:
+                log.info("%s: settings changed (%s)", name, changes(earlier["settings"], record.settings))
+            if missing := len(job.missing):
+                log.info("%s: %d of %d texts on file", name, len(job.prompts) - missing, len(job.prompts))
             left.append(job)
-        say_missing(left)
         for job, result in run(config, left, regrade):
             results[job.target.name][job.record.task] = result
             log.info("%s", describe(result))
@@ -75,28 +76,26 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False, reg
 
 
 def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
-    """Yield every task on every target, finished or not."""
-    dtype = _dtype(config)
+    """Every task on every target, finished or not."""
+    engine = {
+        "engine": config.eval.engine,
+        "engine_version": engine_version(config.eval.engine),
+        "dtype": _dtype(config),
+        "max_model_len": config.eval.max_model_len,
+    }
     for name in expand(config):
         task = get_task(name)
         problems = load_problems(name, config) if isinstance(task, Task) else []
         for target in targets:
-            deciding = {
-                **target.fingerprints(),
-                "engine": config.eval.engine,
-                "engine_version": engine_version(config.eval.engine),
-                "dtype": dtype,
-                "max_model_len": config.eval.max_model_len,
-            }
+            deciding = {**target.fingerprints(), **engine}
             if isinstance(task, DirectTask):
                 settings = {**deciding, **task.settings(config)}
                 yield Job(target, task, TaskRecord(target.folder, name, settings, deciding))
-                continue
-            sampling = _sampling(config, task)
-            prompts = [Prompt(text, sampling) for text in _prompts(config, task, target.model, problems)]
-            settings = {**deciding, **_settings(config, task, problems, prompts)}
-            record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
-            yield Job(target, task, record, problems, prompts)
+            else:
+                prompts = _prompts(config, task, target.model, problems)
+                settings = {**deciding, **_settings(config, task, problems, prompts)}
+                record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
+                yield Job(target, task, record, problems, prompts)
 
 
 def _suffix(config: Config) -> str:
@@ -104,8 +103,8 @@ def _suffix(config: Config) -> str:
 
 
 def _settings(config: Config, task: Task, problems: list[Record], prompts: list[Prompt]) -> dict[str, Any]:
-    """Return what may change the figures of a task with generated texts besides the model and the engine."""
-    sampling = _sampling(config, task)
+    """What may change the figures of a task with generated texts besides the model and the engine."""
+    sampling = prompts[0].sampling
     return {
         "data": fingerprint(problems),
         "source": _source(task.name, config),
@@ -121,12 +120,12 @@ def _settings(config: Config, task: Task, problems: list[Record], prompts: list[
         "seed": sampling.seed if sampling.temperature else None,
         "grader": config.eval.grader,
         "task_version": task.version,
-        **{package: _version(package) for package in task.packages},
+        **{package: package_version(package) for package in task.packages},
     }
 
 
 def _source(name: str, config: Config) -> str:
-    """Return where the problems come from; a mirror may hold fewer than the hub."""
+    """Where the problems come from; a mirror may hold fewer than the hub."""
     if config.eval.split == "validation":
         return f"{config.data.train}, {config.data.validation:g} held out"
     if name not in EVALUATION:
@@ -136,29 +135,17 @@ def _source(name: str, config: Config) -> str:
     return "mirror: " + ", ".join(EVALUATION[name].files)
 
 
-def _sampling(config: Config, task: Task) -> Sampling:
-    """Return how a task's texts are generated: the task's own ways, unless the configuration says otherwise."""
-    wanted = config.eval
-    tokens, stop = wanted.max_new_tokens, wanted.stop
-    tokens = tokens.get(task.name) if isinstance(tokens, dict) else tokens
-    stop = stop.get(task.name) if isinstance(stop, dict) else stop
-    return Sampling(
-        tokens or task.max_new_tokens,
-        task.stop if stop is None else tuple(stop),
-        wanted.n_samples,
-        wanted.temperature,
-        wanted.top_p,
-        wanted.seed,
-    )
-
-
-def _prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> list[str]:
+def _prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> list[Prompt]:
+    """A prompt per problem, in the task's own ways unless the configuration says otherwise."""
     wanted, template = config.eval, config.data.template
+    tokens, stop = own(wanted, "max_new_tokens", task.name), own(wanted, "stop", task.name)
+    limits = (tokens or task.max_new_tokens, task.stop if stop is None else tuple(stop))
+    sampling = Sampling(*limits, wanted.n_samples, wanted.temperature, wanted.top_p, wanted.seed)
     if task.completion:
-        return [problem["prompt"] for problem in problems]
+        return [Prompt(problem["prompt"], sampling) for problem in problems]
     tokenizer = _tokenizer(model) if template == "chat" else None
-    prefix, chat = wanted.response_prefix, wanted.chat_template_kwargs
-    return [format_prompt(problem["instruction"], template, tokenizer, prefix, chat) for problem in problems]
+    given = (template, tokenizer, wanted.response_prefix, wanted.chat_template_kwargs)
+    return [Prompt(format_prompt(problem["instruction"], *given), sampling) for problem in problems]
 
 
 @cache
@@ -169,72 +156,64 @@ def _tokenizer(model: Path) -> Any:
 
 
 def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Yield each job with its result, those first that need no engine."""
-    ready = [job for job in jobs if regrade or (isinstance(job.task, Task) and not job.missing)]
-    for job in ready:
-        yield job, _finish(config, job)
-    left = [job for job in jobs if job not in ready]
+    """Each job with its result, those first that need no engine."""
+    left = []
+    for job in jobs:
+        if isinstance(job.task, Task) and (regrade or not job.missing):
+            yield job, grade(config, job)
+        elif regrade:
+            yield job, ask_directly(config, job, _tokenizer(job.target.model), None, None)
+        else:
+            left.append(job)
     if not left:
         return
     dtype = _dtype(config)
     if dtype != (config.eval.dtype or config.model.dtype):
         log.info("engine: %s, as this CPU has no fast %s; set eval.dtype to insist", dtype, config.model.dtype)
     with stage(Path(config.output_dir), "evaluate"):
-        for model, merged, members in group(left, config.eval.engine):
-            adapters = {} if merged else {job.target: job.target.adapter for job in members}
+        for (model, merged), members in group(left, config.eval.engine).items():
+            served = {job: None if merged else job.target.adapter for job in members}
+            adapters = list(dict.fromkeys(adapter for adapter in served.values() if adapter))
             context = _context(config, members, model)
-            served = list(dict.fromkeys(adapter for adapter in adapters.values() if adapter))
             with (
                 memory_for(
                     f"eval.batch_size: there is no room for {config.model.name} and {config.eval.batch_size} prompts; "
                     "set fewer, or eval.dtype=bfloat16; what is generated is kept"
                 ),
                 weights(model, merged, dtype) as folder,
-                open_engine(folder, config.eval, dtype, served, context) as engine,
+                open_engine(folder, config.eval, dtype, adapters, context) as engine,
             ):
-                fill(
-                    engine, [pair for job in members for pair in job.wanted(adapters.get(job.target))], label(members)
-                )
-                for job in members:
+                wanted = [pair for job, adapter in served.items() for pair in job.wanted(adapter)]
+                names = {job.target.name for job in members}
+                fill(engine, wanted, f"{len(names)} models" if len(names) > 1 else names.pop())
+                for job, adapter in served.items():
                     if isinstance(job.task, DirectTask):
-                        yield job, _finish(config, job, engine, adapters.get(job.target))
+                        yield job, ask_directly(config, job, engine.tokenizer, engine, adapter)
             for job in members:
                 if isinstance(job.task, Task):
-                    yield job, _finish(config, job)
+                    yield job, grade(config, job)
 
 
-def group(jobs: Sequence[Job], engine: str) -> list[tuple[Path, Adapter | None, list[Job]]]:
-    """Return what each engine serves: a base model's folder, an adapter to merge into it or None, and its jobs."""
+def group(jobs: Sequence[Job], engine: str) -> dict[tuple[Path, Adapter | None], list[Job]]:
+    """What each engine serves: a base model's folder, an adapter to merge into it or None; and its jobs."""
     found: dict[tuple[Path, Adapter | None], list[Job]] = {}
     for job in jobs:
         adapter = job.target.adapter
         merged = adapter if adapter and adapter.is_merged(engine) else None
         found.setdefault((job.target.model, merged), []).append(job)
-    return [(model, merged, members) for (model, merged), members in found.items()]
-
-
-def _finish(config: Config, job: Job, engine: Engine | None = None, adapter: Adapter | None = None) -> dict[str, Any]:
-    about = {
-        "adapter": str(job.target.adapter.path) if job.target.adapter else None,
-        "base_model": config.model.name,
-    }
-    if isinstance(job.task, Task):
-        return grade(config, job, about)
-    tokenizer = engine.tokenizer if engine else _tokenizer(job.target.model)
-    return ask_directly(config, job, about, tokenizer, engine, adapter)
+    return found
 
 
 def _context(config: Config, jobs: Sequence[Job], model: Path) -> int:
-    """Return the context in tokens: what the longest prompt and answer need, within what the model was made for."""
+    """The context in tokens: what the longest prompt and answer need, within what the model was made for."""
     from transformers import AutoConfig
 
     limit = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None) or 4096
     if config.eval.max_model_len is not None:
         return min(config.eval.max_model_len, limit)
-    tokenizer = _tokenizer(model)
     needed = [job.task.context for job in jobs if isinstance(job.task, DirectTask)]
     prompts = {prompt.text: prompt.sampling.max_new_tokens for job in jobs for prompt in job.missing}
-    needed += [len(encode(tokenizer, text)) + tokens for text, tokens in prompts.items()]
+    needed += [len(encode(_tokenizer(model), text)) + tokens for text, tokens in prompts.items()]
     return min(-(-max(needed) // 64) * 64, limit)
 
 
@@ -253,14 +232,14 @@ def _write_groups(config: Config, targets: Sequence[Target], results: Results) -
             log.warning("%s: the mirror (data.dir) has no %s; the mean is of the others", group, ", ".join(missing))
         for target in targets:
             kept = [name for name in GROUPS[group] if name not in missing]
-            found = {name: results[target.name][name + _suffix(config)] for name in kept}
+            found = {name: results[target.name][name + _suffix(config)]["accuracy"] for name in kept}
             mean = {
                 "format": FORMAT,
                 "task": "_without_".join([group, *missing]) + _suffix(config),
                 "target": target.name,
-                "accuracy": sum(result["accuracy"] for result in found.values()) / len(found),
+                "accuracy": sum(found.values()) / len(found),
                 "n": len(found),
-                "tasks": {name: result["accuracy"] for name, result in found.items()},
+                "tasks": found,
                 "missing": missing,
             }
             write_record(target.folder / f"{mean['task']}.json", mean)
@@ -269,31 +248,21 @@ def _write_groups(config: Config, targets: Sequence[Target], results: Results) -
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Return one line for a result: accuracy with its interval, and the counts that qualify it."""
+    """One line for a result: accuracy with its interval, and the counts that qualify it."""
     text = f"{result['target']}, {result['task']}: "
     if "loss" in result:
         return text + f"loss {result['loss']:.4f} per token on {result['text']}"
     if "tasks" in result:
         return text + f"mean {result['accuracy']:.1%} of {result['n']} tasks"
-    if result.get("metric", "accuracy") != "accuracy":
+    if "accuracy" not in result:
         return text + f"{result['metric'].replace('_', ' ')} {result['score']:.4f} of {result['n']}"
-    text += f"{result['accuracy']:.1%}"
-    if "interval" in result:
-        text += f" [{result['interval'][0]:.1%}, {result['interval'][1]:.1%}]"
-    text += f" of {result['n']}"
-    if "lenient" in result:
-        text += f", last number {result['lenient']:.1%}"
+    low, high = result["interval"]
+    text += f"{result['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {result['n']}"
+    text += f", last number {result['lenient']:.1%}" if "lenient" in result else ""
     for kind in ("pass", "maj"):
         text += "".join(f", {kind}@{k} {found['score']:.1%}" for k, found in result.get(f"{kind}_at_k", {}).items())
-    others = {name: found for name, found in result.get("graders", {}).items() if name != result["grader"]}
-    text += "".join(f", by {name} {found['accuracy']:.1%}" for name, found in others.items())
+    for name, found in result.get("graders", {}).items():
+        text += f", by {name} {found['accuracy']:.1%}" if name != result["grader"] else ""
     counts = {"unparsable": "unreadable", "length_stops": "cut", "too_long": "too long"}
     noted = [f"{result[key]} {word}" for key, word in counts.items() if result.get(key)]
     return text + (f" ({', '.join(noted)})" if noted else "")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -5,15 +5,17 @@ math-verify (Hugging Face, SymPy underneath), numbers exactly first; a box that 
 `grade_all` gives each answer a limited time: SymPy can take for ever, and math-verify's own limit fails in threads.
 """
 
+import itertools
 import logging
 import multiprocessing
 import os
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
 
 from eval.numbers import numbers_equal, parse_number
@@ -25,6 +27,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s${]+))")
 _BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|,?\s*(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})[\s$]*")
 _BASE = re.compile(r"[0-9A-F]_\{?([0-9]+)\}?$")
 _WORDS = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}")
+_IMAGINARY = re.compile(r"(?<![a-zA-Z\\])i(?![a-zA-Z])|\\sqrt\s*\{\s*-")
 _PLAIN = [  # what people write, and LaTeX
     (r"√\s*\(([^()]*)\)|√\s*(\w+)|(?<![\\a-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1\2\3}"), (r"\$\$", "$"), ("−", "-"),
     ("∞", r"\\infty "), ("π|(?<![a-zA-Z\\\\])pi(?![a-zA-Z])", r"\\pi "), ("≤", r"\\le "), ("≥", r"\\ge "),
@@ -33,7 +36,7 @@ _PLAIN = [  # what people write, and LaTeX
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed{...}` (or `\fbox`, or `\boxed 5`) that has any; None without.
+    r"""The content of the last `\boxed{...}` (or `\fbox`, or `\boxed 5`) that has any; None without.
 
     Boxes with nothing but a comma, "and" or "or" between them are one answer: `\boxed{2}, \boxed{3}` is "2, 3".
     """
@@ -52,7 +55,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _closing(text: str, start: int) -> int | None:
-    """Return where the braces opened before `start` end; None if they don't."""
+    """Where the braces opened before `start` end; None if they don't."""
     depth = 1
     for brace in re.compile(r"[{}]").finditer(text, start):
         depth += 1 if brace.group() == "{" else -1
@@ -62,7 +65,7 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def extract_math(text: str) -> str | None:
-    r"""Return the answer of a text: the last `\boxed{}`, or what follows the last "answer is", whichever is later.
+    r"""The answer of a text: the last `\boxed{}`, or what follows the last "answer is", whichever is later.
 
     An "answer is" with no answer after it ("so the answer is correct") does not hide a box before it. All the
     formulas of "$2$ or $3$" are the answer.
@@ -79,7 +82,7 @@ def extract_math(text: str) -> str | None:
 
 
 def _stated(tail: str) -> str | None:
-    """Return the answer at the beginning of what follows "answer is": the formulas there, else its first sentence."""
+    """The answer at the beginning of what follows "answer is": the formulas there, else its first sentence."""
     line = _first_line(tail.replace("$$", "$").strip())
     formulas = _FORMULAS.match(line)
     if formulas and ("$" in formulas.group() or "\\" in formulas.group()):
@@ -93,7 +96,7 @@ def _stated(tail: str) -> str | None:
 
 
 def _first_line(text: str) -> str:
-    """Return the first line, with those after it that its formula or environment goes on over."""
+    """The first line, with those after it that its formula or environment goes on over."""
     line, taken = text.partition("\n")[0], ""
     for piece in text.split("\n")[:50]:
         taken += piece + "\n"
@@ -105,7 +108,7 @@ def _first_line(text: str) -> str:
 
 
 def math_equal(prediction: str | None, gold: str) -> bool:
-    r"""Return whether two mathematical answers are equivalent (math-verify; plain numbers exactly).
+    r"""Whether two mathematical answers are equivalent (math-verify; plain numbers exactly).
 
     Each is an answer in LaTeX or plain text, or a text that states it. There is no time limit: see `grade_all`.
     """
@@ -127,7 +130,7 @@ def math_equal(prediction: str | None, gold: str) -> bool:
 
 
 def _latex(text: str) -> str:
-    """Return an answer with what people write in place of LaTeX, and what math-verify can't read, in LaTeX."""
+    """An answer with what people write in place of LaTeX, and what math-verify can't read, in LaTeX."""
     for old, new in _PLAIN:
         text = re.sub(old, new, text)
     if re.search(r"\\(?:sin|cos|tan|sec|csc|cot)", text):
@@ -151,8 +154,18 @@ def _verify(prediction: str, gold: str) -> bool:
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its limit is off
     prediction, gold = (text if text.startswith(("$", "\\(", "\\[")) else f"${text}$" for text in (prediction, gold))
-    parsed = parse(gold, parsing_timeout=None), parse(prediction, parsing_timeout=None)
+    parsed = [parse(text, parsing_timeout=None) for text in (gold, prediction)]
+    if _IMAGINARY.search(gold + prediction):
+        parsed = [[_imaginary(part) for part in parts] for parts in parsed]
     return all(parsed) and bool(verify(*parsed, timeout_seconds=None, allow_set_relation_comp=True))
+
+
+def _imaginary(part: Any) -> Any:
+    """An expression in which i is the imaginary unit; math-verify reads a variable, and leaves roots as they are."""
+    from sympy import I
+
+    unit = {symbol: I for symbol in getattr(part, "free_symbols", ()) if symbol.name == "i"}
+    return part if isinstance(part, str) else part.subs(unit).doit()
 
 
 @dataclass(frozen=True)
@@ -172,45 +185,39 @@ def grade_all(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["math_verify"])
-    grades = [Grade(False)] * len(pairs)
-    waiting = list(reversed(range(len(pairs))))
-    idle: list[tuple[Connection, Any]] = []
-    busy: dict[Connection, tuple[Any, int, float]] = {}
-    try:
-        while waiting or busy:
-            while waiting and len(busy) < (workers or len(os.sched_getaffinity(0))):
-                link, process = idle.pop() if idle else _start(context, grader)
-                busy[link] = (process, number := waiting.pop(), time.monotonic() + timeout)
-                link.send(pairs[number])
-            ready = wait(list(busy), max(0.0, min(limit for _, _, limit in busy.values()) - time.monotonic()))
-            for link in [link for link in busy if link in ready or time.monotonic() >= busy[link][2]]:
-                process, number, _ = busy.pop(link)
-                try:
-                    grades[number] = link.recv() if link in ready else Grade(False, "timeout")
-                except EOFError:
-                    grades[number] = Grade(False, "error: the grader died")
-                (idle.append if link in ready and process.is_alive() else _end)((link, process))
-    finally:
-        for pair in [*idle, *((link, process) for link, (process, _, _) in busy.items())]:
-            _end(pair)
+    grades, left, count = [Grade(False)] * len(pairs), iter(range(len(pairs))), workers or len(os.sched_getaffinity(0))
+
+    def work(_: int) -> None:
+        for first in left:  # shared: each thread takes the next answer, and starts a process when it has none
+            with _process(context, grader) as link:
+                for number in itertools.chain([first], left):
+                    try:
+                        link.send(pairs[number])
+                        grades[number] = link.recv() if link.poll(timeout) else Grade(False, "timeout")
+                    except (EOFError, OSError):
+                        grades[number] = Grade(False, "error: the grader died")
+                    if grades[number].flag in ("timeout", "error: the grader died"):
+                        break
+
+    with ThreadPoolExecutor(count) as threads:
+        list(threads.map(work, range(min(count, len(pairs)))))
     return grades
 
 
-def _start(context: Any, grader: Callable[[str, str], bool]) -> tuple[Connection, Any]:
+@contextmanager
+def _process(context: Any, grader: Callable[[str, str], bool]) -> Iterator[Connection]:
     link, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, grader), daemon=True)
     process.start()
     theirs.close()
-    if not link.poll(120) or link.recv() != "ready":  # importing SymPy on a busy machine
-        raise RuntimeError("a grading process could not be started")
-    return link, process
-
-
-def _end(pair: tuple[Connection, Any]) -> None:
-    link, process = pair
-    link.close()
-    process.kill()
-    process.join()
+    try:
+        if not link.poll(120) or link.recv() != "ready":  # importing SymPy on a busy machine
+            raise RuntimeError("a grading process could not be started")
+        yield link
+    finally:
+        link.close()
+        process.kill()
+        process.join()
 
 
 def _serve(link: Connection, grader: Callable[[str, str], bool]) -> None:
@@ -220,12 +227,10 @@ def _serve(link: Connection, grader: Callable[[str, str], bool]) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30 if hard < 0 else min(hard, 4 << 30), hard))
     link.send("ready")
-    while True:
-        try:
+    with suppress(EOFError):
+        while True:
             pair = link.recv()
-        except EOFError:
-            return
-        try:
-            link.send(Grade(grader(*pair)))
-        except Exception as error:  # one unreadable answer must not end the evaluation: it is flagged in the record
-            link.send(Grade(False, f"error: {type(error).__name__}"))
+            try:
+                link.send(Grade(grader(*pair)))
+            except Exception as error:  # one unreadable answer must not end the evaluation
+                link.send(Grade(False, f"error: {type(error).__name__}"))

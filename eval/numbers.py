@@ -91,7 +91,7 @@ def _is_variable(text: str) -> bool:
 
 
 def extract_number(text: str, marker: str = MARKER) -> str | None:
-    """Return the number after the last `marker`, on that line, as written; None without. This is the strict reading.
+    """The number after the last `marker`, on that line, as written; None without. This is the strict reading.
 
     Of "5 + 3 = 8" it takes the last side that is a number, and of "18 dollars, as ..." what stands before the reason.
     Any other sentence must hold one number only: "3 or 4", "10:30" and "5 feet 3 inches" are no answer.
@@ -116,13 +116,13 @@ def _stands_alone(match: re.Match[str]) -> bool:
 
 
 def last_number(text: str) -> str | None:
-    """Return the last number of a text, as written, wherever it stands. This is the lenient reading."""
+    """The last number of a text, as written, wherever it stands. This is the lenient reading."""
     matches = [match.group().strip() for match in _WITHIN.finditer(_plain(text))]
     return matches[-1] if matches else None
 
 
 def numbers_equal(prediction: str | None, gold: str) -> bool:
-    """Return whether two texts denote exactly the same number; what can't be read equals nothing.
+    """Whether two texts denote exactly the same number; what can't be read equals nothing.
 
     Each is a number with or without decoration, or ends in "The answer is: N" or "#### N".
     """

@@ -17,13 +17,15 @@ NAMES = {"LoRA": "lora", "DoRA": "dora", "PiSSA": "pissa", "MiLoRA": "milora", "
 
 def published(config: dict[str, Any]) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Title, note and table of what others report of the training set of an experiment (its flat settings)."""
-    train = config["data.train"]
     rows = pd.DataFrame(read_json(FOLDER / "figures.json"))
-    rows = rows[rows["train"] == train].drop(columns="train")
+    rows = rows[rows["train"] == config["data.train"]].drop(columns="train").dropna(axis="columns", how="all")
     if len(rows):
-        shown = rows.dropna(axis="columns", how="all").fillna("").rename(columns={"accuracy": "accuracy (%)"})
         note = "Other models and protocols than this experiment's, in percent as each source states it."
-        yield "Published by others, not measured here", note, shown
+        yield (
+            "Published by others, not measured here",
+            note,
+            rows.fillna("").rename(columns={"accuracy": "accuracy (%)"}),
+        )
     ladders = read_json(FOLDER / "learning-rate-matters.json")
     best = [
         {
@@ -32,7 +34,7 @@ def published(config: dict[str, Any]) -> Iterator[tuple[str, str, pd.DataFrame]]
             "at 2e-5": row["accuracy"]["2e-05"],
         }
         for row in ladders["rows"]
-        if row["task"] == TASKS.get(train)
+        if row["task"] == TASKS.get(config["data.train"])
     ]  # fmt: skip
     if best:
         note = f"{ladders['source']}. {ladders['note']}"
@@ -41,12 +43,10 @@ def published(config: dict[str, Any]) -> Iterator[tuple[str, str, pd.DataFrame]]
 
 def curves(config: dict[str, Any]) -> dict[int, dict[str, dict[float, float]]]:
     """Rank -> method -> rate -> accuracy, a share, of published ladders of the same model, data and batch size."""
-    same = str(config["model.name"]).rpartition("/")[2] == "Llama-2-7b-hf" and config.get("data.limit") == 100_000
-    if not same or config["data.train"] not in TASKS:
-        return {}
+    same = str(config["model.name"]).rpartition("/")[2] == "Llama-2-7b-hf" and config["data.limit"] == 100_000
     found: dict[int, dict[str, dict[float, float]]] = {}
-    for row in read_json(FOLDER / "learning-rate-matters.json")["rows"]:
-        if row["task"] == TASKS[config["data.train"]] and row["batch_size"] == config["train.global_batch_size"]:
+    for row in read_json(FOLDER / "learning-rate-matters.json")["rows"] if same else ():
+        if row["task"] == TASKS.get(config["data.train"]) and row["batch_size"] == config["train.global_batch_size"]:
             ladder = {float(rate): score / 100 for rate, score in row["accuracy"].items()}
             found.setdefault(row["rank"], {})[NAMES[row["method"]]] = ladder
     return found

@@ -139,7 +139,7 @@ def _mode() -> str:
 
 
 def _bubblewrap(mode: str) -> list[str]:
-    """Return the bubblewrap command up to the program: what the sandbox sees and may do."""
+    """The bubblewrap command up to the program: what the sandbox sees and may do."""
     command = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session", "--unshare-pid"]
     command += ["--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
     if mode == "root":
@@ -222,7 +222,7 @@ def _run(program: Program, command: list[str], wall: float) -> Verdict:
 
 
 def _watch(process: subprocess.Popen, wall: float) -> tuple[bytes, str]:
-    """Return what a program prints, and why it was stopped; "" if it ended by itself."""
+    """What a program prints, and why it was stopped; "" if it ended by itself."""
     assert process.stdout is not None
     printed, looked, deadline, ready = b"", time.monotonic(), time.monotonic() + START_SECONDS, False
     while (now := time.monotonic()) < deadline:
@@ -270,7 +270,7 @@ def _verdict(output: bytes, stopped: str, status: int, token: bytes) -> Verdict:
 
 @functools.cache
 def _cgroup_parent() -> Path | None:
-    """Return the cgroup below which this process may make others that bound memory; None if there is none."""
+    """The cgroup below which this process may make others that bound memory; None if there is none."""
     paths = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
     own = Path("/sys/fs/cgroup" + paths.get("", "/none"))  # version 2; a group with processes hands nothing down
     controls = [(folder, folder / "cgroup.subtree_control") for folder in (own, *own.parents)]

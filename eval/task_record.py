@@ -6,58 +6,36 @@ verdicts, in the problems' order) and `<task>.json` (the figures).
 """
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from astra.manifest import sealed, unsealed
 from eval.engines import Answer, Output, Request, Score
 from utils.errors import UserError
-from utils.files import AGAIN, atomic_write, read_record, write_record
+from utils.files import AGAIN, read_lines, read_record, write_record, write_text
 
 Settings = dict[str, Any]
 FORMAT = 2  # of results and texts; files of another form are refused
-RESAMPLES = 2_000
-
-
-def wilson(accuracy: float, n: int) -> tuple[float, float]:
-    """Return the 95% Wilson score interval of a proportion of n independent trials (Wilson, 1927); (0, 1) for none."""
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    centre = (accuracy + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def bootstrap(values: Sequence[float] | np.ndarray, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Return the 95% percentile bootstrap interval of the mean of values, one per problem (seed 0)."""
-    drawn, rng = np.asarray(values, dtype=float), np.random.default_rng(0)
-    # One row at a time: all at once would take gigabytes on the 5,000 problems of MATH.
-    means = [drawn[rng.integers(0, len(drawn), len(drawn))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def interval(values: Sequence[float]) -> list[float]:
-    """Return the 95% interval of the mean of values, one per problem: Wilson's for 0 and 1 alone, else the bootstrap.
-
-    Several samples of one problem are not independent trials: the problems are.
-    """
-    if all(value in (0, 1) for value in values):
-        return list(wilson(sum(values) / max(len(values), 1), len(values)))
-    return list(bootstrap(values))
 
 
 def changes(old: Settings, new: Settings) -> str:
-    """Return what differs between two sets of settings, such as `limit: 40 -> 100`."""
+    """What differs between two sets of settings, such as `limit: 40 -> 100`."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys)
+
+
+def _check_format(path: Path, found: dict[str, Any]) -> None:
+    if found.get("format") != FORMAT:
+        raise UserError(f"{path}: written by another version; redo it with --force")
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 @dataclass
@@ -80,49 +58,18 @@ class Texts:
 
     @cached_property
     def made(self) -> dict[str, tuple[Answer, float]]:
-        """Answers by `Request.key`, each with the seconds it took.
-
-        Raises:
-            UserError: the file has another form.
-        """
+        """Answers by `Request.key`, each with the seconds it took."""
         found, ours = {}, False
         for line in self._lines():
             if "settings" in line:
-                if line["format"] != FORMAT:
-                    raise UserError(f"{self.path}: written by another version; redo it with --force")
+                _check_format(self.path, line)
                 ours = line["settings"] == self.settings
                 self.engine = line["engine"] if ours else self.engine
             elif ours:
-                found[line["key"]] = (_answer(line["made"]), line["seconds"])
+                made = line["made"]
+                answer = [Output(**one) for one in made] if isinstance(made, list) else Score(**made)
+                found[line["key"]] = (answer, line["seconds"])
         return found
-
-    def add(self, request: Request, answer: Answer, seconds: float, engine: Settings) -> None:
-        """Append an engine's answer; it is on its way to the disk when this returns.
-
-        Raises:
-            UserError: the file can't be written.
-        """
-        self.made[request.key] = answer, seconds
-        if not self._begun:
-            self._begun, self.engine = True, engine
-            self._mend()
-            self._append({"format": FORMAT, "settings": self.settings, "engine": engine})
-        made = [asdict(output) for output in answer] if isinstance(answer, list) else asdict(answer)
-        self._append(sealed({"key": request.key, "seconds": round(seconds, 4), "made": made}))
-
-    def _append(self, value: Any) -> None:
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                _write_line(file, value)
-        except OSError as error:
-            raise UserError(f"{self.path}: can't be written ({error.strerror})") from error
-
-    def _mend(self) -> None:
-        """Make the folder, and cut off what a killed process left of the last line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_file():
-            with open(self.path, "rb+") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
 
     def _lines(self) -> Iterator[Any]:
         if not self.path.is_file():
@@ -135,9 +82,27 @@ class Texts:
             except (AttributeError, ValueError) as error:
                 raise UserError(f"{self.path}:{number}: damaged ({error}); {AGAIN}") from error
 
+    def add(self, request: Request, answer: Answer, seconds: float, engine: Settings) -> None:
+        """Append an engine's answer; it is on its way to the disk when this returns."""
+        self.made[request.key] = answer, seconds
+        made = [asdict(output) for output in answer] if isinstance(answer, list) else asdict(answer)
+        line = _line(sealed({"key": request.key, "seconds": round(seconds, 4), "made": made}))
+        try:
+            if not self._begun:
+                self._begun, self.engine = True, engine
+                self._mend()
+                line = _line({"format": FORMAT, "settings": self.settings, "engine": engine}) + line
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise UserError(f"{self.path}: can't be written ({error.strerror})") from error
 
-def _answer(made: Any) -> Answer:
-    return [Output(**output) for output in made] if isinstance(made, list) else Score(**made)
+    def _mend(self) -> None:
+        """Make the folder, and cut off what a killed process left of the last line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            with open(self.path, "rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
 
 
 @dataclass
@@ -154,33 +119,22 @@ class TaskRecord:
     folder: Path
     task: str
     settings: Settings
-    deciding: Settings
+    deciding: Settings = field(default_factory=dict)
 
-    @property
-    def result_path(self) -> Path:
-        return self._path("json")
-
-    @property
-    def samples_path(self) -> Path:
-        return self._path("samples.jsonl")
+    def path(self, ending: str) -> Path:
+        return self.folder / f"{self.task.replace('/', '-')}.{ending}"
 
     @cached_property
     def texts(self) -> Texts:
-        return Texts(self._path("texts.jsonl"), self.deciding)
-
-    def _path(self, ending: str) -> Path:
-        return self.folder / f"{self.task.replace('/', '-')}.{ending}"
+        return Texts(self.path("texts.jsonl"), self.deciding)
 
     def earlier(self) -> dict[str, Any] | None:
-        """Return the result that is there, whatever its settings, or None.
-
-        Raises:
-            UserError: it has another form, or is damaged.
-        """
-        earlier = read_record(self.result_path) if self.result_path.exists() else None
-        if self._path("partial.jsonl").is_file() or (earlier is not None and earlier.get("format") != FORMAT):
-            raise UserError(f"{self.result_path}: written by another version; redo it with --force")
-        return earlier
+        """The result that is there, whatever its settings, or None."""
+        if not self.path("json").exists():
+            return None
+        result = read_record(self.path("json"))
+        _check_format(self.path("json"), result)
+        return result
 
     def keep(self, earlier: dict[str, Any], *keys: str) -> None:
         """Take settings from an earlier result: what made its texts may not be on this machine."""
@@ -189,51 +143,33 @@ class TaskRecord:
 
     def clear(self) -> None:
         """Remove what is there."""
-        for ending in ("json", "samples.jsonl", "texts.jsonl", "partial.jsonl"):
-            self._path(ending).unlink(missing_ok=True)
+        for ending in ("json", "samples.jsonl", "texts.jsonl"):
+            self.path(ending).unlink(missing_ok=True)
         self.__dict__.pop("texts", None)
 
     def complete(self, result: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Write the samples, then the result, each atomically, and return the result as written."""
-        with atomic_write(self.samples_path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            for sample in samples:
-                _write_line(file, sample)
+        write_text(self.path("samples.jsonl"), "".join(map(_line, samples)))
         result = {"format": FORMAT, "task": self.task, **result, "settings": self.settings}
-        write_record(self.result_path, result, [self.samples_path])
+        write_record(self.path("json"), result, [self.path("samples.jsonl")])
         return result
 
 
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Read a samples file.
-
-    Raises:
-        UserError: it is missing, or a line is not JSON.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    samples = []
-    for number, line in enumerate(lines, 1):
-        try:
-            samples.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
-    return samples
+def shares(samples: Path) -> pd.Series:
+    """Each problem's share of right answers, by its number; empty where they are neither right nor wrong."""
+    frame = pd.DataFrame(read_lines(samples), columns=["problem", "correct"])
+    return frame.groupby("problem")["correct"].mean() if frame["correct"].notna().all() else pd.Series(dtype=float)
 
 
 def find_samples(place: Path, task: str | None = None) -> dict[str, Path]:
-    """Return the samples files of a run folder, an `eval` folder or a samples file, by task.
+    """The samples files of a run folder, an `eval` folder or a samples file, by task.
 
     Raises:
         UserError: there are none, or none of `task`.
     """
-    if place.is_file():
-        found = {place.name.removesuffix(".samples.jsonl"): place}
-    else:
-        folders = [folder for folder in (place / "eval", place) if folder.is_dir()]
-        paths = [path for folder in folders[:1] for path in sorted(folder.glob("*.samples.jsonl"))]
-        found = {path.name.removesuffix(".samples.jsonl"): path for path in paths}
+    folder = place / "eval" if (place / "eval").is_dir() else place
+    paths = [place] if place.is_file() else sorted(folder.glob("*.samples.jsonl"))
+    found = {path.name.removesuffix(".samples.jsonl"): path for path in paths}
     for path in found.values():
         result = path.with_name(path.name.removesuffix(".samples.jsonl") + ".json")
         if result.exists():
@@ -243,7 +179,3 @@ def find_samples(place: Path, task: str | None = None) -> dict[str, Path]:
     if task is not None and task not in found:
         raise UserError(f"{place}: no samples of {task!r}; there are: {', '.join(found)}")
     return found if task is None else {task: found[task]}
-
-
-def _write_line(file: Any, value: Any) -> None:
-    file.write(json.dumps(value, ensure_ascii=False) + "\n")

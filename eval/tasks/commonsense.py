@@ -19,7 +19,7 @@ _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
 
 
 def options(instruction: str) -> list[str]:
-    """Return the names that an answer may have, from the instruction's `Answer format: answer1/answer2`."""
+    """The names that an answer may have, from the instruction's `Answer format: answer1/answer2`."""
     found = _FORMAT.search(instruction)
     if found is None:
         raise ValueError(f"no `Answer format:` at the end of {instruction[-80:]!r}")

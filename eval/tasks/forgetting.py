@@ -32,7 +32,7 @@ def run(ask: Ask, tokenizer: Any, config: Config) -> tuple[dict[str, Any], list[
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Return what identifies the text and how it is cut."""
+    """What identifies the text and how it is cut."""
     return {"data": load_general_text(config.data.general_text).fingerprint, "windows": WINDOWS, "window": WINDOW}
 
 

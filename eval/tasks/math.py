@@ -12,7 +12,7 @@ from utils.config import EvalConfig
 
 
 def gold(record: Record) -> str:
-    """Return the answer in the solution's box."""
+    """The answer in the solution's box."""
     return extract_math(record["answer"]) or record["answer"]
 
 

@@ -10,7 +10,7 @@ from eval.tasks._code import code_task
 
 
 def program(record: Record, text: str) -> Program:
-    """Return the program of a generation; the reference solution says which names the tests need."""
+    """The program of a generation; the reference solution says which names the tests need."""
     return mbpp_program({**record, "code": blocks(record["output"])[0]}, text)
 
 

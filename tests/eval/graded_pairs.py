@@ -301,6 +301,10 @@ MATH = [
     ("0.333", "0.\\overline{3}", False),
     ("pi", "\\pi", True),
     ("spin", "\\text{spin}", True),
+    ("\\sqrt{-1}", "i", True),
+    ("\\sqrt{-9}", "3", False),
+    ("e^{i\\pi}", "-1", True),
+    ("1+2i", "1+\\sqrt{-4}", True),
 ]
 
 METAMATH_GSM8K = [

@@ -17,12 +17,11 @@ from transformers import AutoTokenizer
 from dataset.sources import load_splits
 from eval.candidates import adapter_target, base_target, run_target
 from eval.evaluate import evaluate, jobs
-from eval.task_record import read_samples
 from eval.tasks import Judged, get_task
 from tests.eval.engine_fixtures import save_adapter, tiny_llama
 from utils.config import load_config
 from utils.errors import UserError
-from utils.files import read_record
+from utils.files import read_lines, read_record
 from utils.runs import held
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +72,7 @@ def test_a_record_holds_what_an_audit_needs(config_file):
         assert result["length_stops"] == 6 and result["unparsable"] == 6 and result["too_long"] == 0
         assert result["tokens"] == 72 and result["seconds"] > 0 and result["tokens_per_second"] > 0
         assert result["engine"]["version"] and result["settings"]["max_new_tokens"] == 12
-        samples = read_samples(folder / "eval" / "arithmetic.samples.jsonl")
+        samples = read_lines(folder / "eval" / "arithmetic.samples.jsonl")
         assert [sample["problem"] for sample in samples] == list(range(6))
         for sample in samples:
             assert "### Instruction:" in sample["prompt"] and sample["tokens"] == 12
@@ -184,7 +183,7 @@ def test_several_samples_give_pass_at_k_and_the_vote(config_file):
     found = score(config_file, base=False, n_samples=2, temperature=0.7, top_p=0.9)["mine"]["arithmetic"]
     assert [entry["score"] for entry in found["pass_at_k"].values()] == [0.0, 0.0]
     assert found["maj_at_k"]["2"]["score"] == 0 and found["unparsable"] == 12 and found["unparsable_share"] == 1
-    samples = read_samples(texts(config_file).with_name("arithmetic.samples.jsonl"))
+    samples = read_lines(texts(config_file).with_name("arithmetic.samples.jsonl"))
     assert [(sample["problem"], sample["sample"]) for sample in samples[:3]] == [(0, 0), (0, 1), (1, 0)]
 
 
@@ -216,7 +215,7 @@ def test_what_is_held_out_of_training_can_be_scored(config_file):
     found = evaluate(config, [run])["mine"]["arithmetic-validation"]
     held = load_splits(config.data)[1]
     assert found["n"] == len(held) == 8 and found["settings"]["source"] == "arithmetic, 0.2 held out"
-    samples = read_samples(texts(config_file).with_name("arithmetic-validation.samples.jsonl"))
+    samples = read_lines(texts(config_file).with_name("arithmetic-validation.samples.jsonl"))
     assert [sample["gold"] for sample in samples] == [record["answer"] for record in held]
     with pytest.raises(UserError, match="eval.split: validation needs records held out"):
         evaluate(load_config(config_file, {"eval.split": "validation"}), [run])
@@ -232,7 +231,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(config_file, engine, l
     settings = {"base": False, "engine": engine, "limit": limit}
     whole = score(config_file, **settings)["mine"]["arithmetic"]
     folder = config_file.parent / "out" / "mine" / "eval"
-    expected = read_samples(folder / "arithmetic.samples.jsonl")
+    expected = read_lines(folder / "arithmetic.samples.jsonl")
     for path in folder.iterdir():
         path.unlink()
     words = ("--config", config_file, f"--eval.engine={engine}", f"--eval.limit={limit}", "--eval.batch_size=2")
@@ -248,7 +247,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(config_file, engine, l
     if not (folder / "arithmetic.json").exists():  # a fast machine may have finished before the kill
         assert 2 <= texts(config_file).read_text().count("\n") - 1 < limit
     again = score(config_file, **settings)["mine"]["arithmetic"]
-    assert read_samples(folder / "arithmetic.samples.jsonl") == expected
+    assert read_lines(folder / "arithmetic.samples.jsonl") == expected
     changing = {"seconds": 0, "seconds_grading": 0, "tokens_per_second": 0}
     assert {**again, **changing} == {**whole, **changing}
 

@@ -8,10 +8,10 @@ import yaml
 from eval.candidates import base_target
 from eval.evaluate import evaluate
 from eval.show import render
-from eval.task_record import read_samples
 from tests.eval.engine_fixtures import tiny_llama
 from utils.config import Config, load_config
 from utils.errors import UserError
+from utils.files import read_lines
 
 pytest.importorskip("lm_eval")
 DOCS = [
@@ -80,7 +80,7 @@ def test_likelihoods_texts_and_whole_texts_are_served(config_file, monkeypatch):
     choice, text, rolling = (found[f"lm_eval/{name}"] for name in TASKS)
     assert choice["metric"] == "acc" and choice["n"] == 5 and choice["requests"] == 10
     assert {"acc,none", "acc_norm,none", "acc_stderr,none"} <= choice["metrics"]["sums_choice"].keys()
-    samples = read_samples(folder / "lm_eval-sums_choice.samples.jsonl")
+    samples = read_lines(folder / "lm_eval-sums_choice.samples.jsonl")
     assert [sample["logprobs"][0] >= sample["logprobs"][1] for sample in samples] == [
         sample["correct"] for sample in samples
     ]
@@ -98,7 +98,7 @@ def test_a_set_of_tasks_is_known_by_its_mean(config_file):
     found, made = score(config_file, tasks=["lm_eval/sums_both"], limit=2)
     result = found["lm_eval/sums_both"]
     assert result["n"] == 4 and result["score"] == result["metrics"]["first"]["acc,none"]
-    numbers = [sample["problem"] for sample in read_samples(made / "lm_eval-sums_both.samples.jsonl")]
+    numbers = [sample["problem"] for sample in read_lines(made / "lm_eval-sums_both.samples.jsonl")]
     assert numbers == [0, 1, 2, 3]
 
 
@@ -106,7 +106,7 @@ def test_examples_stand_before_the_question(config_file):
     found, folder = score(config_file, tasks=["lm_eval/sums_text"], num_fewshot=2, limit=3)
     assert found["lm_eval/sums_text"]["n"] == 3
     assert found["lm_eval/sums_text"]["lm_eval"]["num_fewshot"] == {"sums_text": 2}
-    sample = read_samples(folder / "lm_eval-sums_text.samples.jsonl")[0]
+    sample = read_lines(folder / "lm_eval-sums_text.samples.jsonl")[0]
     assert sample["prompt"].count("What is") == 3 and sample["prompt"].endswith("What is 1 + 1?")
 
 

@@ -14,10 +14,10 @@ from eval.candidates import read_adapter, run_target
 from eval.engines import Pair, Prompt, Sampling, open_engine
 from eval.engines.pool import EnginePool, _chunks, parallel_size, shares
 from eval.evaluate import evaluate
-from eval.task_record import read_samples
 from tests.eval.engine_fixtures import PROMPTS, save_adapter, tiny_llama
 from utils.config import EvalConfig, load_config
 from utils.errors import UserError
+from utils.files import read_lines
 
 GREEDY = Sampling(max_new_tokens=12)
 
@@ -80,7 +80,7 @@ def score(path, engines):
     config = load_config(path, {"eval.engines": engines})
     out = Path(config.output_dir)
     found = evaluate(config, [run_target(config, out / f"run{seed}") for seed in (1, 2)])
-    return found, [read_samples(out / f"run{seed}" / "eval" / "arithmetic.samples.jsonl") for seed in (1, 2)]
+    return found, [read_lines(out / f"run{seed}" / "eval" / "arithmetic.samples.jsonl") for seed in (1, 2)]
 
 
 def test_a_killed_engine_is_told_and_what_it_made_is_kept(config_file, monkeypatch):

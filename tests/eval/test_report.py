@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
+from eval.intervals import difference, smallest_difference
 from eval.report import write_report
-from eval.results import collect, difference, smallest_difference, tune
+from eval.results import collect
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_json
@@ -25,10 +26,12 @@ from utils.settings import flat_settings
 
 def make_run(
     folder: Path, name: str, rate: float, seed: int, accuracy: float, validation: float, method: str = "astra",
-    forgetting: float = 0.1, n: int = 50, records: int = 0, task: str = "gsm8k", **settings: Any,
+    forgetting: float = 0.1, n: int = 50, records: int = 0, task: str = "gsm8k", arm: str = "",
+    **settings: Any,
 ) -> Path:  # fmt: skip
     run = folder / name
-    config = {"output_dir": str(folder), "run": name, "method": {"name": method, "rank": 8, **settings}}
+    config: dict[str, Any] = {"output_dir": str(folder), "run": name, "arm": arm or None}
+    config["method"] = {"name": method, "rank": 8, **settings}
     write_config(Config.model_validate({**config, "train": {"learning_rate": rate, "seed": seed}}), run)
     add_score(run, task, accuracy, n)
     metrics = {
@@ -77,13 +80,15 @@ def test_seeds_are_averaged_at_the_rate_that_validation_chose(folder: Path) -> N
     results = section(text, "Results")
     assert "45.0 ± 7.1" in results and "30.0 [20.0, 40.0]" in results
     assert "90.0" not in results, "the rate with the higher test accuracy has the worse validation loss"
-    tuned = tune(collect([folder]))
+    tuned = collect([folder]).arms
     assert (tuned["astra (tail)"].rate, tuned["astra (tail)"].seeds) == (1e-4, (1, 2))
 
 
 def test_a_best_rate_at_the_end_of_its_ladder_is_said_not_to_be_tuned(folder: Path) -> None:
     text = write_report(folder)
-    assert "**Not tuned**, as the best rate is an end of the ladder: astra (tail) (lowest of 2)" in text
+    assert (
+        "**Not tuned**, as no clearly worse rate was tried on one side of the best: astra (tail) (lowest of 2)" in text
+    )
     assert "1e-4 (edge)" in section(text, "Results")
 
 
@@ -94,6 +99,24 @@ def test_runs_that_differ_in_any_setting_are_not_seeds_of_one(folder: Path) -> N
     assert arms["low-1"] == arms["low-2"] == arms["high-1"]
     assert len({arms["low-1"], arms["balanced"], arms["scaled"]}) == 3
     assert "split balanced" in arms["balanced"] and "alpha 16" in arms["scaled"]
+
+
+def test_arms_of_a_comparison_have_their_names_and_their_ladders(tmp_path: Path) -> None:
+    for arm, losses in (("plain", (0.7, 0.5, 0.6)), ("decayed", (0.8, 0.6, 0.4))):
+        for rate, loss in zip((1e-4, 3e-4, 1e-3), losses, strict=True):
+            make_run(tmp_path / "e", f"{arm}-{rate}", rate, 1, 1 - loss, loss, "lora", records=40, arm=arm)
+    ladders = section(write_report(tmp_path / "e"), "How each arm was tuned").splitlines()
+    assert "| plain | 3 | 1e-4, 3e-4, 1e-3 | 3e-4 |  | yes |  |" in ladders
+    assert "| decayed | 3 | 1e-4, 3e-4, 1e-3 | 1e-3 |  | no: highest |  |" in ladders
+
+
+def test_only_shares_are_shown_as_percent(folder: Path) -> None:
+    for run, perplexity in (("low-1", 25.5), ("low-2", 24.5), ("lora-1", 31.25)):
+        result = {"task": "lm_eval/wiki", "metric": "word_perplexity", "score": perplexity, "higher_is_better": False}
+        write_json(folder / run / "eval" / "lm_eval-wiki.json", {**result, "interval": [20, 40], "n": 62})
+    text = write_report(folder)
+    assert "31.25 [20, 40]" in section(text, "Results") and "25 ± 0.7071" in section(text, "Results")
+    assert "lm_eval/wiki word perplexity: best is astra (tail) (25)" in text, "the lowest is best"
 
 
 def test_what_was_trained_is_shown_not_what_the_config_says_now(folder: Path) -> None:
@@ -108,8 +131,8 @@ def test_every_task_has_its_column_and_its_place_in_the_summary(folder: Path) ->
     for run in ("low-1", "low-2", "lora-1"):
         add_score(folder / run, "math", 0.2)
     write_json(folder / "low-1" / "eval" / "forgetting.json", {"task": "forgetting", "loss": 3.25, "n": 4})
-    heading = next(line for line in write_report(folder).splitlines() if line.startswith("| arm | rate | gsm8k"))
-    assert all(f"| {name} |" in heading for name in ("math", "forgetting", "forgetting (rise)"))
+    heading = next(line for line in write_report(folder).splitlines() if line.startswith("| arm | rate | gsm8k (%)"))
+    assert all(f"| {name} |" in heading for name in ("math (%)", "forgetting loss", "forgetting (rise)"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["tasks"]) == {"gsm8k", "math", "forgetting"}
     assert summary["arms"]["astra (tail)"]["edge"] == "lowest"
@@ -123,9 +146,9 @@ def test_two_general_texts_never_share_a_column(folder: Path) -> None:
     metrics["forgetting"] = {"rise": 7.5, "standard_error": 0.25, "text": "two", "fingerprint": "0two"}
     write_json(folder / "lora-1/metrics.json", metrics)
     text = write_report(folder)
-    heading = next(line for line in text.splitlines() if line.startswith("| arm | rate | gsm8k"))
-    assert "| forgetting on one 0one |" in heading and "| forgetting on two 0two |" in heading
-    assert "| forgetting (rise on a manual 0123) |" in heading and "| forgetting (rise on two 0two) |" in heading
+    heading = next(line for line in text.splitlines() if line.startswith("| arm | rate | gsm8k (%)"))
+    assert "| forgetting on one 0one loss |" in heading and "| forgetting on two 0two loss |" in heading
+    assert "| forgetting (rise) on a manual 0123 |" in heading and "| forgetting (rise) on two 0two |" in heading
     assert "+7.5000 ± 0.2500" in section(text, "Results") and "on a manual 0123 and two 0two" in text
     arms = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["arms"]
     assert arms["lora"]["forgetting_text"] == "two 0two" and arms["lora"]["forgetting"] == 7.5
@@ -134,12 +157,12 @@ def test_two_general_texts_never_share_a_column(folder: Path) -> None:
 def test_an_arm_is_the_best_only_where_the_others_are_significantly_worse(tmp_path: Path) -> None:
     for name, method, accuracy in (("a", "astra", 0.60), ("b", "lora", 0.59), ("c", "pissa", 0.20)):
         for seed in (1, 2):
-            make_run(tmp_path / "e", f"{name}-{seed}", 1e-3, seed, accuracy, 0.5, method, n=200)
+            make_run(tmp_path / "e", f"{name}-{seed}", 1e-3, seed, accuracy + 0.01 * seed, 0.5, method, n=200)
     text = write_report(tmp_path / "e")
     rows = {line.split(" | ")[0].strip("| "): line for line in section(text, "Results").splitlines()}
-    assert "**60.0" in rows["astra (tail)"]
-    assert "†" not in rows["pissa"] and "20.0" in rows["pissa"]
-    assert "gsm8k: best is astra (tail)" in text and "2 seeds could have shown a difference" in text
+    assert "**61.5" in rows["astra (tail)"]
+    assert "†" not in rows["pissa"] and "21.5" in rows["pissa"]
+    assert "gsm8k (%): best is astra (tail)" in text and "2 seeds could have shown a difference" in text
 
 
 def test_differences_are_paired_over_problems_and_over_seeds() -> None:
@@ -172,8 +195,8 @@ def test_diverged_runs_count_as_worse_and_are_shown(tmp_path: Path) -> None:
     shutil.rmtree(worst / "eval")
     write_json(worst / "diverged.json", {"step": 3})
     text = write_report(folder)
-    tuned = tune(collect([folder]))["astra (tail)"]
-    assert (tuned.rate, tuned.edge, tuned.diverged) == (3e-4, "", 1)
+    tuned = collect([folder]).arms["astra (tail)"]
+    assert (tuned.rate, tuned.edge, tuned.diverged) == (3e-4, "", (1e-3,))
     assert "Diverged: astra (tail) 1 of 3 runs" in text
 
 

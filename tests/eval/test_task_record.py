@@ -2,11 +2,13 @@
 
 import pytest
 
-from eval.compare import compare, compare_files, mcnemar, settings_differ
+from eval.compare import compare, settings_differ
 from eval.engines import Output, Pair, Prompt, Sampling, Score
-from eval.show import command, render, select
-from eval.task_record import TaskRecord, Texts, changes, find_samples, interval, read_samples, wilson
+from eval.intervals import interval, mcnemar, wilson
+from eval.show import command, render
+from eval.task_record import TaskRecord, Texts, changes, find_samples
 from utils.errors import UserError
+from utils.files import read_lines
 
 SETTINGS = {"model": "abc"}
 ABOUT = {"name": "fake"}
@@ -22,17 +24,11 @@ def output(text):
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "n", "low", "high"),
-    [
-        (0.5, 10, 0.2366, 0.7634),
-        (0.0, 8, 0.0, 0.3244),
-        (1.0, 8, 0.6756, 1.0),
-        (0.49, 1319, 0.4631, 0.5170),
-        (0, 0, 0, 1),
-    ],
+    ("right", "n", "low", "high"),
+    [(5, 10, 0.2366, 0.7634), (0, 8, 0.0, 0.3244), (8, 8, 0.6756, 1.0), (646, 1319, 0.4629, 0.5168), (0, 0, 0, 1)],
 )
-def test_wilson_intervals(accuracy, n, low, high):
-    assert wilson(accuracy, n) == pytest.approx((low, high), abs=1e-4)
+def test_wilson_intervals(right, n, low, high):
+    assert wilson(right, n) == pytest.approx([low, high], abs=1e-4)
 
 
 def test_what_was_made_is_read_back(tmp_path):
@@ -67,8 +63,7 @@ def test_another_form_is_refused(tmp_path):
     (tmp_path / "gsm8k.texts.jsonl").write_text('{"format": 99, "settings": {}, "engine": {}}\n')
     with pytest.raises(UserError, match=r"gsm8k\.texts\.jsonl: written by another version; redo it with --force"):
         _ = record(tmp_path).texts.made
-    (tmp_path / "gsm8k.texts.jsonl").unlink()
-    (tmp_path / "gsm8k.partial.jsonl").write_text("{}\n")
+    (tmp_path / "gsm8k.json").write_text("{}")
     with pytest.raises(UserError, match=r"gsm8k\.json: written by another version"):
         record(tmp_path).earlier()
 
@@ -84,11 +79,11 @@ def test_a_result_says_what_it_was_made_under(tmp_path):
 
 
 def test_a_slash_in_a_name_makes_no_folder(tmp_path):
-    assert record(tmp_path, task="lm_eval/mmlu").result_path == tmp_path / "lm_eval-mmlu.json"
+    assert record(tmp_path, task="lm_eval/mmlu").path("json") == tmp_path / "lm_eval-mmlu.json"
 
 
 def test_intervals_are_over_problems():
-    assert interval([1, 0, 0, 1]) == list(wilson(0.5, 4))
+    assert interval([1, 0, 0, 1]) == wilson(2, 4)
     low, high = interval([0.5] * 80 + [0.25, 0.75] * 10)
     assert 0.45 < low < 0.5 < high < 0.55, "narrower than if each problem were one trial"
     assert interval([0.5, 0.25]) == interval([0.5, 0.25]) and interval([]) == [0, 1]
@@ -98,18 +93,11 @@ def test_changes_name_added_and_removed_settings():
     assert changes({"a": 1, "b": 2}, {"b": 3, "c": 4}) == "a: 1 -> None, b: 2 -> 3, c: None -> 4"
 
 
-def test_a_malformed_samples_file_names_its_line(tmp_path):
-    path = tmp_path / "x.samples.jsonl"
-    path.write_text('{"problem": 0}\n{oops\n')
-    with pytest.raises(UserError, match=r"x\.samples\.jsonl:2: not JSON"):
-        read_samples(path)
-
-
 def test_samples_are_read_back_whatever_they_hold(tmp_path):
     done = record(tmp_path)
     samples = [{"problem": 0, "output": "a\u2028b\u2029c\x85d\x0b\ne"}, {"problem": 1, "output": ""}]
     done.complete({}, samples)
-    assert read_samples(done.samples_path) == samples
+    assert read_lines(done.path("samples.jsonl")) == samples
 
 
 def test_mcnemar_counts_only_where_the_two_disagree():
@@ -118,31 +106,27 @@ def test_mcnemar_counts_only_where_the_two_disagree():
     assert mcnemar(5, 5) == 1.0
 
 
-def test_compare_is_paired():
-    first, second = [1.0] * 50 + [0.0] * 50, [1.0] * 60 + [0.0] * 40
-    found = compare(first, second)
-    assert (found["a"], found["b"], found["only_a"], found["only_b"]) == (0.5, 0.6, 0, 10)
-    assert found["difference"] == pytest.approx(0.1)
-    assert 0.03 < found["interval"][0] < 0.1 < found["interval"][1] < 0.18
-    assert found["p"] == pytest.approx(2 / 1024)
-    assert compare(first, first)["interval"] == [0, 0]
-    assert compare(first, second) == found
-    assert "p" not in compare([0.5], [1.0])
-
-
 def finish(folder, correct, data="d", **settings):
     done = TaskRecord(folder / "eval", "gsm8k", {"data": data, **settings}, {})
     samples = [{"problem": k, "sample": 0, "correct": value, "output": f"o{k}"} for k, value in enumerate(correct)]
     done.complete({}, samples)
-    return done.samples_path
+    return done.path("samples.jsonl")
 
 
-def test_comparing_files_refuses_other_problems(tmp_path):
+def test_comparing_is_paired(tmp_path):
+    right = [k < 50 for k in range(100)]
+    line = compare(finish(tmp_path / "a", right), finish(tmp_path / "b", [k < 60 for k in range(100)]))
+    assert line.startswith("A 50.0%, B 60.0% of 100; B - A = +10.0 points [+")
+    assert line.endswith("only A right 0, only B 10, McNemar p = 0.00195")
+    assert "+0.0 points [+0.0, +0.0]" in compare(finish(tmp_path / "a", right), finish(tmp_path / "c", right))
+
+
+def test_comparing_refuses_other_problems(tmp_path):
     first = finish(tmp_path / "a", [True, False, True])
-    assert compare_files(first, finish(tmp_path / "b", [True, True, True]))["difference"] == pytest.approx(1 / 3)
+    assert "B - A = +33.3 points" in compare(first, finish(tmp_path / "b", [True, True, True]))
     for other in (finish(tmp_path / "c", [True]), finish(tmp_path / "d", [True, False, True], data="other")):
         with pytest.raises(UserError, match="not the same problems"):
-            compare_files(first, other)
+            compare(first, other)
 
 
 def test_comparing_says_which_settings_differ(tmp_path):
@@ -151,12 +135,17 @@ def test_comparing_says_which_settings_differ(tmp_path):
     assert settings_differ(first, finish(tmp_path / "c", [True], grader="metamath")) == "grader: exact -> metamath"
 
 
-def test_samples_without_a_verdict_are_not_compared_and_not_shown_as_wrong(tmp_path):
+def test_samples_without_a_verdict_are_not_compared_and_not_shown_as_wrong(tmp_path, monkeypatch, capsys):
     scores = finish(tmp_path, [None, None])
     with pytest.raises(UserError, match="not right or wrong"):
-        compare_files(scores, scores)
-    assert list(select(read_samples(scores), True, False, 5)) == []
-    assert len(list(select(read_samples(scores), False, False, 5))) == 2
+        compare(scores, scores)
+    assert shown(monkeypatch, capsys, tmp_path, "--wrong") == "" and "#1" in shown(monkeypatch, capsys, tmp_path)
+
+
+def shown(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["show", *map(str, words)])
+    command()
+    return capsys.readouterr().out
 
 
 def test_samples_are_found_by_run_folder_eval_folder_or_file(tmp_path):
@@ -169,34 +158,23 @@ def test_samples_are_found_by_run_folder_eval_folder_or_file(tmp_path):
         find_samples(tmp_path / "nothing")
 
 
-def test_samples_are_selected_and_rendered():
-    samples = [
-        {
-            "problem": k,
-            "correct": k % 2 == 0,
-            "prompt": "How many?",
-            "output": f"It is {k}.",
-            "gold": "0",
-            "extracted": k,
-        }
-        for k in range(6)
-    ]
-    assert [sample["problem"] for sample in select(samples, True, False, 2)] == [1, 3]
-    assert [sample["problem"] for sample in select(samples, False, True, 9)] == [0, 2, 4]
-    assert len(list(select(samples, False, False, 5))) == 5
-    text = render("gsm8k", samples[1])
-    for part in ("gsm8k #1", "WRONG", "| How many?", "> It is 1.", "gold: 0"):
+def test_samples_are_selected_and_rendered(tmp_path, monkeypatch, capsys):
+    path = finish(tmp_path, [k % 2 == 0 for k in range(6)])
+    wrong = shown(monkeypatch, capsys, path, "--wrong", "--limit", 2)
+    assert [f"#{k}" in wrong for k in range(6)] == [False, True, False, True, False, False]
+    right = shown(monkeypatch, capsys, path, "--right")
+    assert [f"#{k}" in right for k in range(6)] == [True, False] * 3
+    text = render("gsm8k", {**read_lines(path)[1], "prompt": "How many?", "gold": "0"})
+    for part in ("gsm8k #1", "WRONG", "| How many?", "> o1", "gold: 0"):
         assert part in text
 
 
 def test_what_one_run_solves_and_the_other_does_not(tmp_path, capsys, monkeypatch):
     finish(tmp_path / "a", [True, False, True, False])
     finish(tmp_path / "b", [True, True, False, False])
-    monkeypatch.setattr("sys.argv", ["show", "--flipped", str(tmp_path / "a"), str(tmp_path / "b")])
-    command()
-    shown = capsys.readouterr().out
-    assert "gsm8k: A alone is right 1 times, B alone 1 times" in shown
-    assert "#1  only B is right" in shown and "#2  only A is right" in shown and "#0" not in shown
+    text = shown(monkeypatch, capsys, "--flipped", tmp_path / "a", tmp_path / "b")
+    assert "gsm8k: A alone is right 1 times, B alone 1 times" in text
+    assert "#1  only B is right" in text and "#2  only A is right" in text and "#0" not in text
 
 
 def test_no_text_steers_a_terminal():
