@@ -1,6 +1,5 @@
 """Forgetting: one text, paired windows, the same before and after, in one go and resumed."""
 
-import json
 import logging
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from tests.runs import Crash, crash_at, metrics
 from training.check import check
 from training.forgetting import Forgetting, window_losses
 from utils.errors import UserError
+from utils.files import read_record
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def base_file(this):
 def test_the_base_model_is_measured_once_for_all_runs(asked, monkeypatch):
     with crashing(monkeypatch):
         training.train(asked())
-    kept = json.loads(base_file(asked()).read_text())
+    kept = read_record(base_file(asked()))["losses"]
     monkeypatch.setattr("training.forgetting.PeftModel.disable_adapter", None)
     training.train(asked())
     training.train(asked(method__rank=4, run="another"))
