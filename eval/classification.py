@@ -90,7 +90,7 @@ def _score(
         "base_model": config.model.name,
     }
     if metrics[0] == "accuracy":
-        right = sum(sample["correct"] for sample in samples)
+        right = sum(bool(sample["correct"]) for sample in samples)
         result |= {"accuracy": found["accuracy"], "interval": wilson(right, n)}
     return record.complete(result, samples)
 

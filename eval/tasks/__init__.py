@@ -200,5 +200,5 @@ def load_problems(name: str, config: Config) -> list[Record]:
     kept = [record for record in held if record.get("type", "").startswith(VALIDATED[name])]
     if not kept:
         raise UserError(f"eval.split: none of the {len(held)} validation records of {config.data.train} is of {name}")
-    answers = [record.get("answer", record["output"]).rpartition("The answer is:")[2].strip() for record in kept]
+    answers = [(record.get("answer") or record["output"]).rpartition("The answer is:")[2].strip() for record in kept]
     return [{**record, "answer": answer} for record, answer in zip(kept, answers, strict=True)][: config.eval.limit]

@@ -192,7 +192,8 @@ def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
             for request in requests:
                 ids = self.tok_encode(request.args[0], add_special_tokens=False)
                 parts = get_rolling_token_windows(ids, self.prefix_token_id, width, 1)
-                windows.append([Pair(*map(tuple, make_disjoint_window(part))) for part in parts])
+                pairs = [make_disjoint_window(part) for part in parts]
+                windows.append([Pair(tuple(before), tuple(scored)) for before, scored in pairs])
             scores: Any = iter(ask([pair for pairs in windows for pair in pairs]))
             return [sum(next(scores).logprob for _ in pairs) for pairs in windows]
 
