@@ -111,7 +111,7 @@ def readers(config: Config) -> dict[str, Callable[[Config], Any]]:
     from eval.candidates import base_target, run_target
     from eval.evaluate import evaluate
     from eval.report import write_report
-    from eval.results import correct
+    from eval.results import right
     from training.check import finished
     from training.stores import require_store
 
@@ -128,7 +128,7 @@ def readers(config: Config) -> dict[str, Callable[[Config], Any]]:
         evaluate(config, [base_target(config), run_target(config, run_folder(config))], regrade=True)
 
     def report(config: Config) -> None:
-        correct.cache_clear()
+        right.cache_clear()
         write_report(Path(config.output_dir))
 
     return {

@@ -306,12 +306,12 @@ def standing(results: Results, task: str) -> tuple[str, dict[str, bool]]:
 def _answers(rows: pd.DataFrame, task: str) -> NDArray[np.float64] | None:
     """(seeds, problems or records) of an arm; None where a run kept none, or not of the same."""
     split = next((split for split, name in LOSS.items() if name == task), None)
-    found = [record_losses(folder, split) if split else _right(folder, task) for folder in rows["folder"]]
+    found = [record_losses(folder, split) if split else right(folder, task) for folder in rows["folder"]]
     return np.stack(found) if len({len(values) for values in found}) == 1 and len(found[0]) else None
 
 
 @cache
-def _right(run: Path, task: str) -> NDArray[np.float64]:
+def right(run: Path, task: str) -> NDArray[np.float64]:
     """Each problem's share of right answers, float64 (problems,), in the problems' order; empty if not kept."""
     path = run / "eval" / f"{task.replace('/', '-')}.samples.jsonl"
     return (shares(path) if path.is_file() else pd.Series(dtype=float)).to_numpy(dtype=np.float64)
