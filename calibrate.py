@@ -5,7 +5,6 @@ python calibrate.py --config configs/demo.yaml
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -17,15 +16,16 @@ from utils.cli import main, parse
 from utils.config import Config
 from utils.distributed import barrier, device, is_main, process_group, rank, world_size
 from utils.errors import UserError
-from utils.files import MANIFEST, discard_temporary
+from utils.files import MANIFEST, discard_temporary, fingerprint
 from utils.log import Progress, log, log_to
 from utils.runs import held, stage
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from torch import Tensor, nn
+    from torch import nn
 
     from astra import Calibration
+    from dataset.records import Record
 
 USAGE = """
 Compute the spectra and eigenvectors that the runs of a config start from: <output_dir>/calibration/<fingerprint>/.
@@ -70,12 +70,9 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
     """
     from astra import Calibration
     from dataset.sources import load_training
-    from dataset.tokens import calibration_batches
-    from utils.models import load_tokenizer
 
-    records, tokenizer = load_training(config.data), load_tokenizer(config.model)
-    batches = calibration_batches(records, tokenizer, config.data.template, config.calibration)
-    settings = {**store_settings(config), **fingerprints(config, batches)}
+    records = load_training(config.data)
+    settings = {**store_settings(config), **fingerprints(config, records)}
     if force:
         shutil.rmtree(folder / PROGRESS, ignore_errors=True)
     elif (folder / MANIFEST).exists():
@@ -89,7 +86,7 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
         subspaces = tuple(dict.fromkeys((*old.subspaces, *need.subspaces)))
         need = Need(max(need.rank, old.max_rank), subspaces, need.trained)
     with stage(Path(config.output_dir), "calibrate"):
-        result = run_calibration(folder, config, need, settings, batches[rank() :: world_size()])
+        result = run_calibration(folder, config, need, settings, records)
         if is_main():
             result.save(folder)
             (folder / FIGURE).unlink(missing_ok=True)  # of what stood here before
@@ -97,28 +94,32 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
     barrier()
 
 
-def fingerprints(config: Config, batches: list[dict[str, Tensor]]) -> dict[str, str]:
-    """What the settings stand for: the model's weights, and the tokens themselves, however they are batched."""
-    from utils.models import model_fingerprint, resolve_model
+def fingerprints(config: Config, records: list[Record]) -> dict[str, str]:
+    """What the settings stand for: the model's weights, its tokenizer, and the records to choose samples from."""
+    from utils.models import model_fingerprint, resolve_model, tokenizer_fingerprint
 
-    digest = hashlib.sha256()
-    for batch in batches:
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            digest.update(ids[mask.bool()].numpy().tobytes() + b";")
-    model = model_fingerprint(resolve_model(config.model))
-    return {"model.fingerprint": model, "data.fingerprint": digest.hexdigest()[:16]}
+    folder = resolve_model(config.model)
+    return {
+        "model.fingerprint": model_fingerprint(folder),
+        "tokenizer.fingerprint": tokenizer_fingerprint(folder),
+        "data.fingerprint": fingerprint(records),
+    }
 
 
 def run_calibration(
-    folder: Path, config: Config, need: Need, settings: dict[str, Any], batches: list[dict[str, Tensor]]
+    folder: Path, config: Config, need: Need, settings: dict[str, Any], records: list[Record]
 ) -> Calibration:
     """Calibrate on this process's share of the batches, continuing what a killed run left."""
     from peft import LoraConfig
 
     from astra import calibrate
+    from dataset.tokens import calibration_batches
+    from utils.models import load_tokenizer
 
     method, wanted = config.method, config.calibration
     targets = LoraConfig(target_modules=method.target_modules, exclude_modules=method.exclude_modules)
+    tokenizer = load_tokenizer(config.model)
+    batches = calibration_batches(records, tokenizer, config.data.template, config.calibration)
     model = load(config)
     check_rank(model, targets, need.trained)
     with Progress("calibration, layer by layer", unit="batch") as bar:
@@ -128,8 +129,8 @@ def run_calibration(
             bar.update()
 
         return calibrate(
-            model, batches, targets, need.rank, need.subspaces, spectrum=wanted.spectrum, seed=wanted.seed,
-            settings=settings, folder=folder / PROGRESS, on_batch=step,
+            model, batches[rank() :: world_size()], targets, need.rank, need.subspaces, spectrum=wanted.spectrum,
+            seed=wanted.seed, settings=settings, folder=folder / PROGRESS, on_batch=step,
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from astra.manifest import sha256_file
 from utils.config import ModelConfig
 from utils.errors import UserError, first_line
 from utils.files import atomic_write, read_json, write_json
@@ -215,6 +216,16 @@ def _check_weights(folder: Path) -> None:
     named = read_json(index).get("weight_map", {}).values() if index.is_file() else ()
     if stray := next((name for name in named if Path(name).name != name), None):
         raise UserError(f"{index}: names {stray}, which is not a file of its folder")
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """Return 16 hexadecimal digits that stand for a model's tokenizer: all its files but weights and configs."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        others = path.name in ("config.json", "generation_config.json") or path.name.endswith(".index.json")
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and not others:
+            digest.update(f"{path.name}:{sha256_file(path)}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _packaged_file(name: str) -> Path:
