@@ -1,6 +1,5 @@
 """Training runs for the tests: what they read back from a run folder, how they crash, how processes start."""
 
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from tests.astra.tiny import relative_difference
 from training import export
 from training import trainer as fitting
 from utils.config import Config
-from utils.files import read_lines
+from utils.files import read_lines, read_record
 from utils.models import load_model
 from utils.quantize import quantize_base
 
@@ -44,7 +43,7 @@ def folder_of(config: Config) -> Path:
 
 
 def metrics(config: Config) -> dict:
-    return json.loads((folder_of(config) / "metrics.json").read_text())
+    return read_record(folder_of(config) / "metrics.json")
 
 
 def train_and_reload(config: Config) -> float:

@@ -1,13 +1,12 @@
 """What a run measures of its training: the size of its steps, the change of its weights, losses record by record."""
 
-import json
-
 import pytest
 import torch
 
 import train as training
 from tests.runs import calibrate, folder_of, losses, metrics
 from training.trainer import Diverged
+from utils.files import read_record
 
 STARTS = [
     {"method__name": "lora"},
@@ -79,7 +78,7 @@ def test_without_b_the_change_stays_in_the_span_of_its_start(config):
 def test_losses_are_kept_record_by_record_and_their_mean_is_the_loss(config):
     this = config(data__validation=0.25, data__reporting=0.25, train__forgetting=False, train__save_steps=6)
     training.train(this)
-    kept, found = json.loads((folder_of(this) / "losses.json").read_text()), metrics(this)
+    kept, found = read_record(folder_of(this) / "losses.json"), metrics(this)
     assert {split: len(values) for split, values in kept.items()} == {"validation": 6, "reporting": 6}
     assert sum(kept["validation"]) / 6 == pytest.approx(found["validation_loss"], rel=1e-5)
     assert sum(kept["reporting"]) / 6 == pytest.approx(found["reporting_loss"], rel=1e-9)
@@ -90,7 +89,7 @@ def test_a_run_that_diverges_says_so_and_leaves_no_result(config):
     this = config(method__name="full", train__learning_rate=1e30, train__max_grad_norm=1e9, train__forgetting=False)
     with pytest.raises(Diverged, match="not a number at step"):
         training.train(this)
-    record = json.loads((folder_of(this) / "diverged.json").read_text())
+    record = read_record(folder_of(this) / "diverged.json")
     assert record["settings"]["train.learning_rate"] == 1e30
     assert not (folder_of(this) / "metrics.json").exists()
 
