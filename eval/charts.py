@@ -151,7 +151,8 @@ class _Charts:
             axes.plot(means[x], means[y], marker="o", ms=4, lw=1.2, label=str(name), **look)
             end, text = means.iloc[-1], rate_text(means.index[-1])
             place: dict[str, Any] = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 7}
-            axes.annotate(text, (end[x], end[y]), color=look["color"], **place)
+            if points["arm"].nunique() <= 4:  # the names of more would cover each other
+                axes.annotate(text, (end[x], end[y]), color=look["color"], **place)
             if (rate := self.results.arms[str(name)].rate) in means.index:
                 axes.plot(means.loc[rate, x], means.loc[rate, y], marker="*", ms=13, color=look["color"], zorder=4)
         axes.set(xlabel=label, ylabel=f"{LOSS[split]} (nats per token)", xmargin=0.1)

@@ -4,28 +4,20 @@ Reads `<output_dir>/<run>/` (`config.yaml`, `metrics.json`, `metrics.jsonl`, `lo
 `<output_dir>/base/`, and writes `results.md`, `results.csv`, a self-contained `report.html` and `summary.json`.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from eval.charts import rate_text, save_figures
-from eval.intervals import smallest_difference
-from eval.published import published
-from eval.results import BASE, LOSS, SHARES, Results, collect, stage_costs, standing
 from utils.cli import main, parse
 from utils.files import write_json, write_text
-from utils.runs import commit
+
+if TYPE_CHECKING:  # pandas and Matplotlib take seconds to import
+    from eval.tables import Part
 
 USAGE = """
 Write results.md, results.csv, report.html and summary.json for all runs of an experiment, or of several side by side.
@@ -34,24 +26,6 @@ Write results.md, results.csv, report.html and summary.json for all runs of an e
   python -m eval.report outputs/a outputs/b            into outputs/a+b
   python -m eval.report --config configs/metamath.yaml [overrides]
 """
-ALIKE = "†"  # not significantly worse than the best
-AXES = {
-    "train.relative_step": "the relative step, |dW| of the first step over |W|",
-    "train.learning_rate": "the learning rate",
-}
-MEASURES = {
-    "update_norm": "|dW|/|W|", "output_change": "change of outputs", "inside_span": "share inside span(Q)",
-    "relative_step": "first step", "learning_rate": "learning rate",
-}  # fmt: skip
-
-
-@dataclass
-class Part:
-    """One section of the report: words, and perhaps a table of texts."""
-
-    title: str
-    note: str
-    table: pd.DataFrame | None = None
 
 
 def write_report(folders: Path | Sequence[Path], target: Path | None = None) -> str:
@@ -64,296 +38,27 @@ def write_report(folders: Path | Sequence[Path], target: Path | None = None) -> 
     Raises:
         UserError: no run in a folder.
     """
+    from eval import charts, tables
+    from eval.results import collect
+
     folders = [folders] if isinstance(folders, Path) else list(folders)
     results = collect(folders)
     target = target or folders[0].with_name("+".join(folder.name for folder in folders))
     target.mkdir(parents=True, exist_ok=True)
-    parts = list(sections(results))
-    figures = save_figures(results, target)
+    parts = list(tables.sections(results))
+    figures = charts.save_figures(results, target)
     for path in (path for folder in folders for path in sorted(folder.glob("calibration/*/spectrum.png"))):
         figures["Spectra of the output activations"] = Path(shutil.copy(path, target / "spectrum.png"))
     title = f"{target.name}: {results.config['model.name']}"
     text = "\n\n".join([f"# {title}", *map(_markdown, parts)]) + "\n"
     write_text(target / "results.md", text)
     write_text(target / "report.html", _page(title, parts, figures))
-    write_text(target / "results.csv", tidy(results).to_csv(index=False))
-    write_json(target / "summary.json", summary(results))
+    write_text(target / "results.csv", tables.tidy(results).to_csv(index=False))
+    write_json(target / "summary.json", tables.summary(results))
     return text
 
 
-def sections(results: Results) -> Iterator[Part]:
-    """The parts of the report, findings first."""
-    yield Part("Findings", "\n".join(f"- {line}" for line in findings(results)))
-    yield Part("Results", _results_note(results), main_table(results))
-    if any(len(arm.tried) > 1 for arm in results.arms.values()):
-        yield Part("How each arm was tuned", f"The rate is {AXES[results.axis]}.", ladder_table(results))
-    for task in results.tasks():
-        if not (details := details_table(results, task)).empty:
-            yield Part(f"{task}, in detail", "In percent, at each arm's best rate, mean over seeds.", details)
-    if not (measured := measures_table(results)).empty:
-        yield Part("What training did to the weights", "At each arm's best rate, mean over seeds.", measured)
-    if not (costs := cost_table(results)).empty:
-        yield Part("Costs", "Whole processes, start-up included; mean over runs.", costs)
-    failed = results.runs.loc[results.runs["error"].notna(), ["run", "error"]]
-    if not failed.empty:
-        yield Part("Runs without a result", "", failed.rename(columns={"error": "reason"}))
-    for heading, note, table in published(results.config):
-        yield Part(heading, note, table)
-
-
-def findings(results: Results) -> Iterator[str]:
-    """What was run and what it shows, a sentence each."""
-    config, runs, arms = results.config, results.runs, results.arms.values()
-    count = f"{runs['error'].isna().sum()} of {len(runs)} runs of {len(arms)} arm{'s' if len(arms) > 1 else ''} ended"
-    what = f"on {config['model.name']} ({config['model.dtype']}), trained on {config['data.train']}"
-    yield f"{count}, {what}; commit {commit() or 'unknown'}, {date.today().isoformat()}."
-    if config["model.name"] == "smollm2":
-        yield "The base weights carry the rounding of a 4-bit file, and the model is small."
-    for task in results.tasks():
-        yield from _how_scored(results, task)
-    for task in results.tasks(ranked=True):
-        yield from _best_arms(results, task)
-    if open_ended := [f"{arm.name} ({arm.edge} of {len(arm.tried)})" for arm in arms if arm.edge not in ("", "one")]:
-        yield f"**Not tuned**, as no clearly worse rate was tried on one side of the best: {', '.join(open_ended)}."
-    counts = runs["arm"].value_counts()
-    if diverged := [f"{arm.name} {len(arm.diverged)} of {counts[arm.name]} runs" for arm in arms if arm.diverged]:
-        yield f"Diverged: {', '.join(diverged)}."
-    if texts := sorted(set(runs["forgetting_text"].dropna())):
-        yield (
-            f"Forgetting is the rise of the loss on {' and '.join(texts)}, in nats per token; ± is the standard error "
-            "over paired windows of one run, or the deviation over seeds."
-        )
-
-
-def _how_scored(results: Results, task: str) -> Iterator[str]:
-    """Grader, decoding and engine of a task, as far as its records say."""
-    row = results.scores[results.scores["task"] == task].iloc[-1]
-    result = row["result"]
-    settings, missing = result.get("settings", {}), result.get("missing")
-    words = [f"{row['n']:,.0f} {'tasks' if 'tasks' in result else 'problems'}"] if pd.notna(row["n"]) else []
-    words += [f"from {settings['source']}"] if settings.get("source") else []
-    words += [f"grader {result['grader']}"] if result.get("grader") else []
-    if "temperature" in settings:
-        sampled = f"{settings['n_samples']} samples at temperature {settings['temperature']:g}"
-        words.append(sampled if settings["temperature"] else "greedy")
-    words += [f"{settings['engine']} {settings['engine_version']}"] if settings.get("engine") else []
-    words += [settings["dtype"]] if settings.get("dtype") else []
-    words += [f"**without {', '.join(missing)}**, which the mirror does not have"] if missing else []
-    if words:
-        yield f"{task}: {', '.join(words)}."
-
-
-def _best_arms(results: Results, task: str) -> Iterator[str]:
-    """Which arm is best on a task, and which can't be told from it."""
-    rows = results.at_best(task)
-    metric, scores = rows["metric"].iloc[0] if len(rows) else "", rows.groupby("arm", sort=False)["score"]
-    if len(scores) < 2:
-        return
-    best, verdicts = standing(results, task)
-    alike = [arm for arm, same in verdicts.items() if same and arm != best]
-    line = f"{_heading(task, metric)}: best is {best} ({_shown(scores.mean()[best], metric)})"
-    line += f"; can't be told from it: {', '.join(alike)}" if alike else ""
-    line += "; every other arm is significantly worse" if verdicts and not alike else ""
-    seeds = int(scores.count().min())
-    smallest = smallest_difference(list(scores.std().dropna()), seeds)
-    line += f"; {seeds} seeds could have shown a difference of {_shown(smallest, metric)}" if smallest else ""
-    yield line + ("." if verdicts else "; no single answers are on file: no test was made.")
-
-
-def _shown(value: float, metric: str) -> str:
-    if SHARES.fullmatch(metric):
-        return f"{100 * value:.1f}"
-    return {"loss": f"{value:.4f}", "rise": f"{value:+.4f}"}.get(metric, f"{value:.4g}")
-
-
-def _heading(task: str, metric: str) -> str:
-    name = task if metric in ("accuracy", "rise") or task in LOSS.values() else f"{task} {metric}"
-    return f"{name} (%)" if SHARES.fullmatch(metric) else name
-
-
-def _rate(value: float | None) -> str:
-    return "" if value is None or pd.isna(value) else rate_text(value)
-
-
-def _results_note(results: Results) -> str:
-    several, config = any(len(arm.tried) > 1 for arm in results.arms.values()), results.config
-    split = "validation"
-    if config["model.task_type"] == "SEQ_CLS" and not config["data.validation"]:
-        split = "the validation split, which is also what is scored, as is usual for GLUE"
-    validated = results.runs["validation_loss"].notna().any()
-    text = f"Each arm at the rate that was best on {split}. " if several and validated else ""
-    if several and not validated:
-        text = "Nothing was held out (data.validation), so no rate was chosen: means are over all rates. "
-    text += "± is the standard deviation over seeds; [] a 95% interval over problems, of one run."
-    if len(results.arms) > 1:
-        text += f" Bold: the best. {ALIKE}: not significantly worse (95%, paired bootstrap over problems and seeds)."
-    return text
-
-
-def main_table(results: Results) -> pd.DataFrame:
-    """Arms by tasks at each arm's best rate: mean, its interval or deviation, best bold, a mark for what is alike."""
-    rows = {BASE: {"arm": BASE, "rate": ""}}
-    rows |= {arm: {"arm": arm, "rate": _arm_rate(results, arm)} for arm in results.arms}
-    for task in results.tasks():
-        compared = task in results.tasks(ranked=True) and results.at_best(task)["arm"].nunique() > 1
-        best, verdicts = standing(results, task) if compared else ("", {})
-        for arm, group in [(BASE, results.of_base(task)), *results.at_best(task).groupby("arm", sort=False)]:
-            if len(group):
-                cell, heading = _cell(group), _heading(task, group["metric"].iloc[0])
-                mark = f" {ALIKE}" if verdicts.get(str(arm)) else ""
-                rows[str(arm)][heading] = f"**{cell}**" if arm == best else cell + mark
-    for arm, runs in results.best.groupby("arm", sort=False):
-        rows[str(arm)]["seeds"] = str(runs["seed"].nunique())
-    table = pd.DataFrame([row for row in rows.values() if len(row) > 2]).fillna("")
-    ranked = results.tasks(ranked=True)[:1]
-    order = results.at_best(ranked[0]) if ranked else results.scores[:0]
-    means = (order["score"] * order["better"]).groupby(order["arm"]).mean().to_dict() | {BASE: float("inf")}
-    at = table["arm"].map(lambda arm: -means.get(arm, -float("inf"))).argsort(kind="stable")
-    return table.iloc[at, [*(k for k, name in enumerate(table) if name != "seeds" and table[name].any()), -1]]
-
-
-def _arm_rate(results: Results, name: str) -> str:
-    arm = results.arms[name]
-    rate = "all" if arm.rate is None and len(arm.tried) > 1 else _rate(arm.rate)
-    return rate + (" (edge)" if arm.edge not in ("", "one") else "")
-
-
-def _cell(rows: pd.DataFrame) -> str:
-    first, values = rows.iloc[0], rows["score"]
-    metric, text = first["metric"], _shown(values.mean(), first["metric"])
-    spread = values.std() if len(rows) > 1 else first["error"]
-    if pd.notna(spread):
-        return f"{text} ± {_shown(spread, metric).lstrip('+')}"
-    if pd.notna(first["low"]):
-        text += f" [{_shown(first['low'], metric)}, {_shown(first['high'], metric)}]"
-    return text
-
-
-def ladder_table(results: Results) -> pd.DataFrame:
-    """What was tried, per arm."""
-    rows = [
-        {
-            "arm": arm.name, "rungs": str(len(arm.tried)), "tried": ", ".join(map(_rate, arm.tried)),
-            "best": _rate(arm.rate), "tied with it": ", ".join(_rate(rate) for rate in arm.tied if rate != arm.rate),
-            "inside the ladder": ("yes" if arm.rate else "-") if not arm.edge else f"no: {arm.edge}",
-            "diverged": ", ".join(map(_rate, arm.diverged)),
-        }
-        for arm in results.arms.values()
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def details_table(results: Results, task: str) -> pd.DataFrame:
-    """Other readings of a task: lenient, maj@k, pass@k, other graders, by level, cut and unreadable answers."""
-    rows = pd.concat([results.of_base(task), results.at_best(task)])
-    readings = pd.DataFrame([{"arm": row.arm, **dict(_readings(row.result))} for row in rows.itertuples()])
-    return _means(readings, "{:.1f}") if readings.shape[1] > 1 else pd.DataFrame()
-
-
-def _means(values: pd.DataFrame, form: str) -> pd.DataFrame:
-    """The mean of every column per arm, as texts."""
-    means = values.groupby("arm", sort=False).mean().dropna(axis="columns", how="all")
-    return means.map(lambda value: "" if pd.isna(value) else form.format(value)).reset_index()
-
-
-def _readings(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Every other share of a result, in percent."""
-    names = {"lenient": "last number", "acc_norm": "acc_norm", "length_share": "cut", "unparsable_share": "unreadable"}
-    yield from ((name, 100 * result[key]) for key, name in names.items() if key in result)
-    for kind in ("pass", "maj"):
-        yield from ((f"{kind}@{k}", 100 * found["score"]) for k, found in result.get(f"{kind}_at_k", {}).items())
-    if len(graders := result.get("graders", {})) > 1:
-        yield from ((f"grader {name}", 100 * found["accuracy"]) for name, found in graders.items())
-    for groups in result.get("by", {}).values():
-        yield from ((group, 100 * found["accuracy"]) for group, found in groups.items())
-
-
-def measures_table(results: Results) -> pd.DataFrame:
-    """|dW|/|W| and what else was measured of the trained weights, per arm."""
-    measured = results.best[["arm", *MEASURES]].infer_objects().rename(columns=MEASURES)
-    return _means(measured, "{:.3g}") if results.best["update_norm"].notna().any() else pd.DataFrame()
-
-
-def cost_table(results: Results) -> pd.DataFrame:
-    """Seconds of every stage, memory and size, per arm."""
-    costs = stage_costs(results)
-    if costs.empty:
-        return costs
-    table = costs.pivot_table(index="arm", columns="stage", values="seconds", sort=False).add_suffix(" (s)")
-    memory, runs = costs.groupby("arm").max(numeric_only=True), results.runs.groupby("arm")
-    columns = {
-        "peak memory (GiB)": (memory.get("peak_memory_bytes"), 2**30, "{:.2f}"),
-        "peak GPU memory (GiB)": (memory.get("peak_gpu_memory_bytes"), 2**30, "{:.2f}"),
-        "trainable": (runs["trainable_parameters"].mean(), 1, "{:,.0f}"),
-        "served rank": (runs["served_rank"].mean(), 1, "{:.0f}"),
-        "adapter (MB)": (runs["adapter_bytes"].mean(), 1e6, "{:.1f}"),
-    }
-    forms = dict.fromkeys(table, "{:,.0f}") | {name: form for name, (_, _, form) in columns.items()}
-    for name, (values, unit, _) in columns.items():
-        if values is not None:
-            table[name] = values / unit
-    table = table.dropna(axis="columns", how="all")
-    for name in table:
-        table[name] = table[name].map(lambda value, form=forms[name]: "" if pd.isna(value) else form.format(value))
-    return table.reset_index().rename_axis(columns=None)
-
-
-def summary(results: Results) -> dict[str, Any]:
-    """Every task's figures before and after, what the arms' tuning found, costs, and where the adapters lie."""
-    ended = results.best[results.best["error"].isna()]
-    tasks: dict[str, Any] = {}
-    for row in results.scores.itertuples():
-        if row.result.get("task") and (row.arm == BASE or row.run in set(ended["run"])):
-            figures = {name: _plain(getattr(row, name)) for name in ("score", "low", "high", "n")}
-            figures |= {name: row.result.get(name) for name in ("lenient", "lenient_interval", "length_stops")}
-            tasks.setdefault(row.task, {}).setdefault(row.arm, []).append(figures)
-    arms, costs = {}, stage_costs(results)
-    kept = ["validation_loss", "reporting_loss", "forgetting", "update_norm", "trainable_parameters"]
-    for name, arm in results.arms.items():
-        own = ended[ended["arm"] == name]
-        means = {key: _plain(value) for key, value in own[kept].astype(float).mean().items()}
-        texts = sorted(set(own["forgetting_text"].dropna()))
-        means |= {"forgetting": None} if len(texts) > 1 else {}  # no mean over two texts
-        arms[name] = {
-            "rate": arm.rate, "tried": list(arm.tried), "edge": arm.edge, "seeds": list(arm.seeds),
-            "diverged": len(arm.diverged), "loras": [str(folder / "lora") for folder in own["folder"]],
-            **means, "forgetting_text": " and ".join(texts) or None,
-        }  # fmt: skip
-    return {
-        "model": results.config["model.name"],
-        "commit": commit(),
-        "axis": results.axis,
-        "tasks": tasks,
-        "arms": arms,
-        "seconds": costs.groupby("stage")["seconds"].sum().to_dict(),
-        "peak_memory_bytes": _plain(costs["peak_memory_bytes"].max()) if len(costs) else None,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A cell as JSON holds it."""
-    return None if value is None or pd.isna(value) else getattr(value, "item", lambda: value)()
-
-
-def tidy(results: Results) -> pd.DataFrame:
-    """One row per run and task, one value per cell, with all settings of the run and of the task."""
-    scores = results.scores[results.scores["result"].map(lambda result: "task" in result)]
-    told = pd.json_normalize([{"result": row} for row in scores["result"]]).set_index(scores.index)
-    told = told.drop(columns=[name for name in told if told[name].map(lambda cell: isinstance(cell, list)).any()])
-    scores = scores.drop(columns=["arm", "folder", "result", "error", "better"]).join(told)
-    settings = pd.DataFrame([{**found, "run": run} for run, found in results.settings.items()]).drop(columns="arm")
-    for name in settings:
-        settings[name] = settings[name].map(lambda cell: " ".join(map(str, cell)) if isinstance(cell, list) else cell)
-    joined = (
-        results.runs.drop(columns=["folder"])
-        .merge(scores, on="run", how="outer")
-        .merge(settings, on="run", how="left")
-    )
-    joined["arm"] = joined["arm"].where(joined["run"] != BASE, BASE)
-    return joined.assign(commit=commit())
-
-
-def _markdown(part: Part) -> str:
+def _markdown(part: "Part") -> str:
     lines = [f"## {part.title}", *([part.note] if part.note else [])]
     if part.table is not None:
         rows = [list(part.table), ["---"] * part.table.shape[1], *part.table.astype(str).to_numpy().tolist()]
@@ -361,7 +66,7 @@ def _markdown(part: Part) -> str:
     return "\n\n".join(lines)
 
 
-def _page(title: str, parts: Sequence[Part], figures: dict[str, Path]) -> str:
+def _page(title: str, parts: Sequence["Part"], figures: dict[str, Path]) -> str:
     """The report as one HTML page that asks for no other file; figures stand after the results."""
     drawn = []
     for name, path in figures.items():
@@ -372,7 +77,7 @@ def _page(title: str, parts: Sequence[Part], figures: dict[str, Path]) -> str:
     return PAGE.format(title=html.escape(title), body="\n".join(body))
 
 
-def _section(part: Part) -> str:
+def _section(part: "Part") -> str:
     note = html.escape(part.note)
     items = "".join(f"<li>{line.removeprefix('- ')}</li>" for line in note.splitlines())
     text = f"<h2>{html.escape(part.title)}</h2>" + (f"<ul>{items}</ul>" if note[:2] == "- " else f"<p>{note}</p>")

@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from astra.manifest import sealed, unsealed
 from eval.engines import Answer, Output, Request, Score
 from utils.errors import UserError
 from utils.files import AGAIN, read_lines, read_record, write_record, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Settings = dict[str, Any]
 FORMAT = 2  # of results and texts; files of another form are refused
@@ -155,8 +156,10 @@ class TaskRecord:
         return result
 
 
-def shares(samples: Path) -> pd.Series:
+def shares(samples: Path) -> "pd.Series":
     """Each problem's share of right answers, by its number; empty where they are neither right nor wrong."""
+    import pandas as pd  # slow to import
+
     frame = pd.DataFrame(read_lines(samples), columns=["problem", "correct"])
     return frame.groupby("problem")["correct"].mean() if frame["correct"].notna().all() else pd.Series(dtype=float)
 
