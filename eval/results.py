@@ -252,9 +252,14 @@ def _scores(row: dict[str, Any], split: str) -> Iterator[dict[str, Any]]:
 
 def _tell_apart(scores: pd.DataFrame) -> None:
     """Losses on two general texts are two tasks."""
-    texts = scores["result"].map(lambda result: _text_name(result) if result else None)
-    several = texts.groupby(scores["task"]).transform("nunique") > 1
-    scores.loc[several & texts.notna(), "task"] += " on " + texts
+    names = [_text_name(result) if result else None for result in scores["result"]]
+    texts: dict[str, set[str]] = {}
+    for task, name in zip(scores["task"], names, strict=True):
+        texts.setdefault(task, set()).update({name} if name else ())
+    scores["task"] = [
+        f"{task} on {name}" if name and len(texts[task]) > 1 else task
+        for task, name in zip(scores["task"], names, strict=True)
+    ]
 
 
 def _tune(name: str, runs: pd.DataFrame) -> Arm:

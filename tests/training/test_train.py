@@ -146,7 +146,8 @@ def test_an_incomplete_or_altered_checkpoint_does_not_count(config, monkeypatch)
     settings = json.loads((newest / "manifest.json").read_text())["settings"]
     assert last_complete(newest.parent, settings).name == "checkpoint-2"
     (newest.parent / "checkpoint-2" / "manifest.json").unlink()
-    assert last_complete(newest.parent, settings) is None
+    with pytest.raises(UserError, match=r"trainable\.safetensors: damaged"):  # and no whole one to go on from
+        last_complete(newest.parent, settings)
 
 
 def test_a_checkpoint_of_other_settings_names_the_one_that_differs(config, monkeypatch):
