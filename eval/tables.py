@@ -296,7 +296,7 @@ def _plain(value: Any) -> Any:
 
 def tidy(results: Results) -> pd.DataFrame:
     """One row per run and task, one value per cell, with all settings of the run and of the task."""
-    scores = results.scores[results.scores["result"].map(lambda result: "task" in result)]
+    scores = results.scores[results.scores["result"].map(lambda result: "task" in result).astype(bool)]
     told = pd.json_normalize([{"result": row} for row in scores["result"]]).set_index(scores.index)
     told = told.drop(columns=[name for name in told if told[name].map(lambda cell: isinstance(cell, list)).any()])
     scores = scores.drop(columns=["arm", "folder", "result", "error", "better"]).join(told)
