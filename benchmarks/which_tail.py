@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.cli import main, parse  # noqa: E402
 from utils.comparison import arms, choices, run_config, seeds  # noqa: E402
 from utils.config import Config  # noqa: E402
-from utils.files import read_json, write_json  # noqa: E402
+from utils.files import read_json, read_record, write_json, write_record  # noqa: E402
 from utils.ladder import Choice, Runs, choose, nearest, value  # noqa: E402
 from utils.runs import commit, run_folder  # noqa: E402
 
@@ -34,14 +34,14 @@ def keep(config: Config) -> None:
     for arm in arms(config):
         for folder in sorted(Path(config.output_dir).glob(f"arm={arm},*")):
             diverged, metrics = folder / "diverged.json", folder / "metrics.json"
-            if not (diverged.is_file() or metrics.is_file()):
-                continue
-            figures = read_json(diverged if diverged.is_file() else metrics)
+            if not (folder / "environment.json").is_file() or not (diverged.is_file() or metrics.is_file()):
+                continue  # a run that was restored, or has not ended
+            figures = read_record(diverged if diverged.is_file() else metrics)
             figures["settings"].pop(LOCAL, None)
             record = {"arm": arm, "diverged": diverged.is_file(), "figures": figures}
             record["commit"] = read_json(folder / "environment.json")["commit"]
             if metrics.is_file():
-                losses = read_json(folder / "losses.json")
+                losses = read_record(folder / "losses.json")
                 record["losses"] = {split: [round(x, 6) for x in values] for split, values in losses.items()}
             settings = figures["settings"]
             name = f"{arm}-{settings['train.relative_step']:g}-{settings['train.seed']}"
@@ -56,8 +56,8 @@ def restore(config: Config) -> None:
         folder = run_folder(run_config(config, arms(config)[record["arm"]], rung, settings["train.seed"]))
         settings[LOCAL] = config.data.dir
         if not record["diverged"]:
-            write_json(folder / "losses.json", record["losses"])
-        write_json(folder / ("diverged.json" if record["diverged"] else "metrics.json"), record["figures"])
+            write_record(folder / "losses.json", record["losses"])
+        write_record(folder / ("diverged.json" if record["diverged"] else "metrics.json"), record["figures"])
 
 
 def records() -> list[dict[str, Any]]:
