@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.provenance import provenance  # noqa: E402
 from utils.files import read_lines  # noqa: E402
+from utils.runs import commit  # noqa: E402
 
 SECONDS_TO_STOP = 30
 
@@ -139,6 +140,7 @@ def kills(config: Path, work: Path, count: int, terms: int) -> list[dict[str, An
             "seconds": round(delay, 2),
             "of": round(seconds, 1),
             "wrong": wrong,
+            "commit": commit(),
         }
         with open(notes, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
