@@ -59,7 +59,7 @@ def load_splits(data: DataConfig) -> Splits:
     if not data.reporting:
         return Splits(train, held, [])
     share = data.reporting / (data.validation + data.reporting)
-    return Splits(train, *split_validation(held, share, data.seed))
+    return Splits(train, *split_validation(held, share, data.seed, "reporting"))
 
 
 def _named_or_own(data: DataConfig) -> list[Record]:
@@ -77,9 +77,11 @@ def _named_or_own(data: DataConfig) -> list[Record]:
     return records
 
 
-def split_validation(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+def split_validation(
+    records: list[Record], fraction: float, seed: int, key: str = "validation"
+) -> tuple[list[Record], list[Record]]:
     """Hold a random `fraction` of the records out; both parts keep their order."""
-    count = _held_out(len(records), fraction, "validation")
+    count = _held_out(len(records), fraction, key)
     held = set(random.Random(seed).sample(range(len(records)), count))
     return (
         [record for i, record in enumerate(records) if i not in held],
