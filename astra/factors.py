@@ -84,6 +84,7 @@ class Factor(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        """x times the transposed `weight`, in autocast's data type where it is on."""
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
