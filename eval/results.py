@@ -269,7 +269,8 @@ def _tune(name: str, runs: pd.DataFrame) -> Arm:
     if ended["validation_loss"].isna().all():
         tried = tuple(sorted(runs["rate"].dropna().unique()))
         alone = len(tried) == 1 and not diverged
-        return Arm(name, tried[0] if alone else None, tried, "one" if alone else "", (), (), diverged)
+        seeds = tuple(sorted(runs["seed"])) if alone else ()
+        return Arm(name, tried[0] if alone else None, tried, "one" if alone else "", (), seeds, diverged)
     tried = tuple(sorted(ended["rate"].unique()))
     kept: dict[int, dict[int, ladder.Losses]] = {}
     for row in ended.itertuples():
