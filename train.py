@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from eval.tasks import check_scored_in_training
 from training.check import check, finished, run_settings
 from training.methods import METHODS
 from training.stores import require_store
@@ -53,6 +54,7 @@ def command() -> None:
             write_config(config, folder)  # from here on the report knows the run, and why it has no result
             log_to(folder / "log.txt")
         check(config)
+        check_scored_in_training(config)
         train(config, flags["force"])
 
 
@@ -81,6 +83,7 @@ def train(config: Config, force: bool = False) -> None:
         UserError: whatever the user can put right, in one line.
         SystemExit: 143 after SIGTERM, with a checkpoint written.
     """
+    from eval.in_training import Scorer
     from training.announce import announce, model_card, run_figures, warn_of_pitfalls  # these take seconds to import
     from training.arguments import training_arguments
     from training.checkpoints import checkpoint_to_resume, start_checkpoints
@@ -119,7 +122,8 @@ def train(config: Config, force: bool = False) -> None:
     # Fit, at the rate that was set or that the relative step asks for.
     step = first_rate(config, model)
     args.learning_rate = step["learning_rate"]
-    trainer = make_trainer(config, folder, args, model, tokenizer, examples, settings)
+    scorer = Scorer(config, tokenizer) if config.train.eval_tasks else None
+    trainer = make_trainer(config, folder, args, model, tokenizer, examples, settings, scorer)
     trainer.add_callback(FirstStep(config, step))
     announce(config, model, examples, step)
     setup_seconds = time.monotonic() - started

@@ -8,11 +8,12 @@ import contextlib
 import importlib
 import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from astra.errors import AstraError  # noqa: E402
 from utils.cli import main  # noqa: E402
 from utils.config import Config  # noqa: E402
 from utils.errors import UserError  # noqa: E402
+from utils.files import read_record  # noqa: E402
 from utils.runs import run_folder  # noqa: E402
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
@@ -33,8 +35,12 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "flipped": lambda path: _flip(path),
     "emptied": lambda path: os.truncate(path, 0),
     "a folder": lambda path: _make_folder(path),
+    "unreadable": lambda path: path.chmod(0),  # and `stranger` keeps root from reading it nevertheless
 }
-STAGES = ("calibrate", "train", "eval.__main__", "eval.report")
+STAGES = ("dataset.prepare", "calibrate", "train", "eval.__main__", "eval.report")
+
+
+NOBODY = 65534
 
 
 @dataclass
@@ -56,6 +62,26 @@ def _flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def stranger(out: Path, locked: Path) -> Iterator[None]:
+    """Be `nobody`, who owns a folder but for one file in it: permissions stop everyone but root."""
+    if os.geteuid():
+        yield
+        return
+    for path in [out, *out.rglob("*")]:
+        os.chown(path, NOBODY if path != locked else 0, -1)
+    modes = {path: path.stat().st_mode for path in out.parents}
+    for path, mode in modes.items():
+        path.chmod(mode | 0o011)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        for path, mode in modes.items():
+            path.chmod(mode)
 
 
 def make_finished(folder: Path) -> tuple[Config, Path]:
@@ -172,7 +198,8 @@ def _one(found: Damage, config: Config, path: Path, kind: str, command: Callable
         found.damaged += 1
         case = f"{path.relative_to(config.output_dir)} {kind}"
         try:
-            command(config)
+            with stranger(Path(config.output_dir), path) if kind == "unreadable" else contextlib.nullcontext():
+                command(config)
             found.missed.append(f"{case}: nothing said")
         except (UserError, AstraError) as error:
             if path.name in str(error) and "\n" not in str(error).strip():
@@ -186,6 +213,56 @@ def _one(found: Damage, config: Config, path: Path, kind: str, command: Callable
     finally:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         kept.rename(path)
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return open, (str(self.trace), "w")
+
+
+def pickles(config: Config) -> dict[Path, Callable[[], Any]]:
+    """Where a pickle could lie in a run and in an adapter's folder, and what reads there."""
+    from eval.candidates import read_adapter
+    from training.check import finished
+    from training.checkpoints import last_complete
+
+    run = run_folder(config)
+    step, settings = run / "checkpoints" / "checkpoint-2", read_record(run / "metrics.json")["settings"]
+
+    def resume() -> Any:
+        return last_complete(step.parent, settings)
+
+    return {
+        run / "optimizer.pt": lambda: finished(config, run),
+        run / "lora" / "adapter_model.bin": lambda: read_adapter(run / "lora"),
+        **{step / name: resume for name in ("rng_state_1.pth", "pytorch_model.bin", "model.pt", "optimizer.bin")},
+    }
+
+
+def loaded_pickles(config: Config) -> list[str]:
+    """Place a pickle in every such place, in turn; those that were loaded, or not refused by the file's name."""
+    wrong, trace = [], Path(config.output_dir) / "unpickled"
+    for place, read in pickles(config).items():
+        place.write_bytes(pickle.dumps(Bomb(trace)))
+        try:
+            read()
+            wrong.append(f"{place.name}: nothing said")
+        except UserError as error:
+            if f"{place.name}: a pickle can run anything" not in str(error):
+                wrong.append(f"{place.name}: {error}")
+        except Exception as error:
+            wrong.append(f"{place.name}: {type(error).__name__}: {error}")
+        finally:
+            place.unlink()
+        if trace.exists():
+            trace.unlink()
+            wrong.append(f"{place.name}: loaded")
+    return wrong
 
 
 def starved(config: Config, kind: str) -> list[str]:
@@ -219,6 +296,7 @@ def starved(config: Config, kind: str) -> list[str]:
 def _made_by(stage: str, out: Path, config: Config) -> list[Path]:
     run = out / str(config.run)
     return {
+        "dataset.prepare": [out / "data.json"],
         "calibrate": [out / "calibration"],
         "train": [run / "metrics.json", run / "lora", run / "checkpoints"],
         "eval.__main__": [run / "eval", out / "base" / "eval"],

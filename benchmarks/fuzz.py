@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +19,8 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from astra.errors import AstraError  # noqa: E402
 from dataset.sources import check_training, load_splits  # noqa: E402
@@ -89,6 +91,36 @@ def _each(count: int, strategy: st.SearchStrategy[Any], one: Callable[[Any], Non
 
 def fuzz_configs(count: int) -> Tally:
     """Mutated YAML files and command lines through `parse` and the preflight check; nothing else may be written."""
+
+    def check(path: Path, argv: list[str]) -> None:
+        config, _ = parse("usage", {"force": False}, ["--config", str(path), *argv])
+        preflight(config)
+        for run in expand_sweep(config):
+            assert run_folder(run).parent == Path(config.output_dir), f"a run in {run_folder(run)}"
+
+    return _mutate(count, check)
+
+
+def fuzz_commands(count: int) -> Tally:
+    """The same through the command line that checks an experiment, a process each: status 0, or 2 and one line."""
+
+    def check(path: Path, argv: list[str]) -> None:
+        words = [sys.executable, "-m", "scripts.preflight", "--config", str(path), *argv]
+        try:
+            ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        except (ValueError, UnicodeError):  # no word of a command line can hold this
+            return
+        said = [line for line in ended.stderr.splitlines() if "error: " in line]
+        assert "Traceback" not in ended.stderr and ended.returncode in (0, 2), ended.stderr
+        if ended.returncode == 2:
+            assert len(said) == 1, ended.stderr
+            raise UserError(said[0].partition("error: ")[2])
+
+    return _mutate(count, check)
+
+
+def _mutate(count: int, check: Callable[[Path, list[str]], None]) -> Tally:
+    """Call `check` with mutated files of a config and words of a command line."""
     tally = Tally()
     key = st.sampled_from(
         [*KEYS, "train.learning_rte", "trian", "sweep.method.rank", "sweep.arm", "extends", "a.b.c", ""]
@@ -131,13 +163,7 @@ def fuzz_configs(count: int) -> Tally:
             (folder / "config.yaml").write_bytes(head + text)
             shown = f"{kind} {mutation!r}"[:300]
 
-            def check() -> None:
-                config, _ = parse("usage", {"force": False}, ["--config", str(folder / "config.yaml"), *argv])
-                preflight(config)
-                for run in expand_sweep(config):
-                    assert run_folder(run).parent == Path(config.output_dir), f"a run in {run_folder(run)}"
-
-            tally.run(shown, check)
+            tally.run(shown, lambda: check(folder / "config.yaml", argv))
             if strangers := {path.name for path in folder.iterdir()} - {"config.yaml", "out"}:
                 tally.tracebacks.append(f"{shown}: wrote {sorted(strangers)}")
                 for name in strangers:
@@ -218,7 +244,7 @@ def fuzz_records(count: int) -> Tally:
 
 
 if __name__ == "__main__":
-    for fuzz, wanted in zip((fuzz_configs, fuzz_records), map(int, sys.argv[1:]), strict=False):
+    for fuzz, wanted in zip((fuzz_configs, fuzz_records, fuzz_commands), map(int, sys.argv[1:]), strict=False):
         outcome = fuzz(wanted)
         print(
             fuzz.__name__, outcome.cases, outcome.refused, len(outcome.tracebacks), *outcome.tracebacks[:40], sep="\n"

@@ -1,15 +1,17 @@
 """Try to break an experiment, and count: kills, lost processes, damaged files, odd configurations and records.
 
-    python benchmarks/reliability.py --json --kills=40 --terms=10 --ranks --files --configs=2000 --records=2000
+    python benchmarks/reliability.py --json --kills=40 --terms=10 --ranks --files --memory \\
+        --configs=2000 --commands=50 --records=2000
 
-What is not asked for is not run: its figures are those of the file --out, or null. A trial of the kills is written to
-<work>/trials.jsonl as it ends: started again with the same folder, the campaign goes on with the next. The last line
-is one JSON object; in it
+What is not asked for is not run: its figures are those of the file --out, or null. A trial of the kills is noted as it
+ends: started again with the same folder, or the same --out, the campaign goes on with the next; Ctrl-C ends it early. The
+last line is one JSON object; in it
 
     kills, kills_survived        trials, and those that the same command then brought to the undisturbed result
     rank_failures, .._stopped    one of two processes killed or raising, and the other stopped within 30 s naming it
     files_damaged, damage_detected   files times kinds of damage, and those that the next reader named
-    configs_fuzzed, records_fuzzed, tracebacks   cases, and all that neither passed nor was refused in one line
+    configs_fuzzed, commands_fuzzed, records_fuzzed, tracebacks   cases, the second through the command lines
+                                 themselves, and all that neither passed nor was refused in one line
     unsafe_loads                 pickles that were loaded of those placed where a run or an adapter is read
     memory_estimate_error        largest error of the memory that --dry-run states, relative to what was measured
 """
@@ -18,11 +20,16 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +40,43 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.provenance import provenance  # noqa: E402
-from utils.files import read_lines  # noqa: E402
+from utils.files import read_lines, read_record  # noqa: E402
 from utils.runs import commit  # noqa: E402
 
 SECONDS_TO_STOP = 30
 
 
-def command(config: Path, out: Path) -> subprocess.Popen[bytes]:
-    """Start an experiment from its config, its messages in `<out>.log`."""
+WATCH = """
+import os, signal
+def watched(rename):
+    def renamed(source, target, **options):
+        rename(source, target, **options)
+        if not str(target).startswith(os.environ["OUT"]):
+            return
+        with open(os.environ["RENAMES"], "a+") as log:
+            log.write(f"{target}\\n")
+            log.seek(0)
+            if sum(1 for _ in log) == int(os.environ["KILL_AFTER"]):
+                os.kill(os.getppid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
+    return renamed
+os.replace, os.rename = watched(os.replace), watched(os.rename)
+"""  # every Python process imports it first: it notes what is renamed in the folder, and can end there
+
+
+def command(config: Path, out: Path, renames: Path, kill_after: int = 0) -> subprocess.Popen[bytes]:
+    """Start an experiment from its config, its messages in `<out>.log`; `renames` lists what it wrote."""
     words = ["bash", "scripts/demo/run.sh", f"--config={config}", f"--output_dir={out}"]
-    variables = {**os.environ, "ASTRA_VENV": sys.prefix}
+    watch = out.parent / "watch"
+    watch.mkdir(exist_ok=True)
+    (watch / "sitecustomize.py").write_text(WATCH, encoding="utf-8")
+    renames.write_text("", encoding="utf-8")
+    told = {"OUT": str(out), "RENAMES": str(renames), "KILL_AFTER": str(kill_after), "PYTHONPATH": str(watch)}
     with open(out.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(words, cwd=ROOT, env=variables, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            words, cwd=ROOT, env={**os.environ, "ASTRA_VENV": sys.prefix, **told}, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
 
 
 def result(out: Path) -> dict[str, Any]:
@@ -92,60 +124,89 @@ def end(process: subprocess.Popen[bytes], sent: signal.Signals) -> None:
     psutil.wait_procs(told)
 
 
-def finished_stages(out: Path) -> dict[str, int]:
-    """When the results of the stages that are complete were written."""
-    names = ("calibration/*/manifest.json", "*/metrics.json", "*/eval/*.json")
-    return {str(path): path.stat().st_mtime_ns for name in names for path in out.glob(name)}
+# What is written once and never again: a layer's decomposition, the results of the stages.
+ONCE = re.compile(r"calibration/[^/]+/(\.progress/.*safetensors|manifest\.json)|[^/]+/metrics\.json|[^/]+/eval/[^/]+\.json")
 
 
-def kill_trial(config: Path, work: Path, whole: dict[str, Any], delay: float, sent: signal.Signals) -> str | None:
-    """Stop an experiment after some seconds and start it again; what is wrong with its end, or None."""
-    out = work / "killed"
-    shutil.rmtree(out, ignore_errors=True)
-    process = command(config, out)
-    try:
-        process.wait(timeout=delay)
-    except subprocess.TimeoutExpired:
-        end(process, sent)
-    before = finished_stages(out)
-    if status := command(config, out).wait():
-        return f"ended with {status}: {out.with_suffix('.log').read_text(errors='replace').splitlines()[-1:]}"
-    after = finished_stages(out)
-    repeated = [path for path, written in before.items() if after.get(path) != written]
-    return f"{repeated[0]} was made again" if repeated else differs(result(out), whole)
+@dataclass(frozen=True)
+class Whole:
+    """An undisturbed run: its seconds, how many files it put in place, and its result."""
+
+    seconds: float
+    renames: int
+    result: dict[str, Any]
 
 
-def kills(config: Path, work: Path, count: int, terms: int) -> list[dict[str, Any]]:
-    """Kill experiments at moments spread over their length, and let them end; resumes at the first trial not noted."""
+def undisturbed(config: Path, work: Path) -> Whole:
+    """Make the run that all others are compared with, once."""
     work.mkdir(parents=True, exist_ok=True)
-    whole, notes = work / "whole", work / "trials.jsonl"
-    timing = work / "seconds.json"
+    out, timing = work / "whole", work / "whole.json"
     if not timing.is_file():
-        shutil.rmtree(whole, ignore_errors=True)
-        started = time.monotonic()
-        if command(config, whole).wait():
-            raise SystemExit(f"the undisturbed run failed: see {whole.with_suffix('.log')}")
-        timing.write_text(json.dumps(time.monotonic() - started), encoding="utf-8")
-    seconds, expected = json.loads(timing.read_text(encoding="utf-8")), result(whole)
-    done = {line["trial"] for line in read_lines(notes)}
-    for trial in range(count + terms):
-        if trial in done:
-            continue
-        sent, number, of = (signal.SIGKILL, trial, count) if trial < count else (signal.SIGTERM, trial - count, terms)
-        delay = (number + random.Random(trial).random()) / of * seconds
-        wrong = kill_trial(config, work, expected, delay, sent)
-        line = {
-            "trial": trial,
-            "signal": sent.name,
-            "seconds": round(delay, 2),
-            "of": round(seconds, 1),
-            "wrong": wrong,
-            "commit": commit(),
-        }
-        with open(notes, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
-    return [line for line in read_lines(notes) if line["trial"] < count + terms]
+        shutil.rmtree(out, ignore_errors=True)
+        started, renames = time.monotonic(), work / "whole.renames"
+        if command(config, out, renames).wait():
+            raise SystemExit(f"the undisturbed run failed: see {out.with_suffix('.log')}")
+        count = len(renames.read_text(encoding="utf-8").splitlines())
+        timing.write_text(json.dumps([time.monotonic() - started, count]), encoding="utf-8")
+    return Whole(*json.loads(timing.read_text(encoding="utf-8")), result(out))
+
+
+def kill_trial(config: Path, work: Path, whole: Whole, moment: float, sent: str) -> str | None:
+    """Stop an experiment at some share of its seconds, or of its renames, and start it again.
+
+    Args:
+        sent: "SIGKILL" or "SIGTERM" after so many seconds; "rename": SIGKILL right after a file was put in place.
+
+    Returns:
+        What is wrong with its end, or None.
+    """
+    out, logs = work / "killed", [work / "first.renames", work / "second.renames"]
+    shutil.rmtree(out, ignore_errors=True)
+    after = 1 + int(moment * whole.renames) if sent == "rename" else 0
+    process = command(config, out, logs[0], after)
+    try:
+        process.wait(timeout=None if after else moment * whole.seconds)
+    except subprocess.TimeoutExpired:
+        end(process, signal.Signals[sent])
+    if status := command(config, out, logs[1]).wait():
+        return f"ended with {status}: {out.with_suffix('.log').read_text(errors='replace').splitlines()[-1:]}"
+    first, second = ({path for path in log.read_text(encoding="utf-8").splitlines()} for log in logs)
+    again = sorted(path for path in first & second if ONCE.fullmatch(os.path.relpath(path, out)))
+    return f"{again[0]} was made again" if again else differs(result(out), whole.result)
+
+
+def kills(config: Path, work: Path, count: int, terms: int, known: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Kill experiments at moments spread over their length, and let them end; Ctrl-C ends the campaign early.
+
+    Every fourth SIGKILL comes right after a file was put in place. A trial is noted as it ends; `known` are those of an
+    earlier campaign, which goes on with the others.
+    """
+    whole, notes = undisturbed(config, work), work / "trials.jsonl"
+    trials = {line["trial"]: line for line in [*known, *read_lines(notes)]}
+    with suppress(KeyboardInterrupt):
+        for trial in random.Random(0).sample(range(count + terms), count + terms):
+            if trial in trials:
+                continue
+            number, of = (trial, count) if trial < count else (trial - count, terms)
+            sent = "SIGTERM" if trial >= count else "rename" if trial % 4 == 3 else "SIGKILL"
+            moment = (number + random.Random(trial).random()) / of
+            wrong = kill_trial(config, work, whole, moment, sent)
+            about = {"seconds": round(whole.seconds, 1), "wrong": wrong, "commit": commit()}
+            trials[trial] = {"trial": trial, "signal": sent, "moment": round(moment, 3), **about}
+            with open(notes, "a", encoding="utf-8") as file:
+                file.write(json.dumps(trials[trial]) + "\n")
+            print(json.dumps(trials[trial]), flush=True)
+    return [trials[trial] for trial in sorted(trials) if trial < count + terms]
+
+
+def memory_error(config: Path, work: Path) -> float:
+    """The largest error of the memory that --dry-run states, relative to what the undisturbed run's stages took."""
+    whole = undisturbed(config, work) and work / "whole"
+    words = [sys.executable, "-m", "scripts.preflight", "--config", str(config), f"--output_dir={whole}", "--costs"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+    stated = {stage: float(size) * 2**30 for stage, size in re.findall(r"(\w+) ([0-9.]+) GiB", said)}
+    taken = {path.stem: read_record(path)["peak_memory_bytes"] for path in whole.glob("**/stages/*.json")}
+    return max(abs(stated[stage] / taken[stage] - 1) for stage in ("calibrate", "train"))
 
 
 DRIVER = """
@@ -194,10 +255,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="accepted for uniformity; the last line always is JSON")
     parser.add_argument("--config", type=Path, default=Path("configs/reliability.yaml"))
     parser.add_argument("--work", type=Path, default=Path("outputs/reliability-campaign"))
-    for name in ("kills", "terms", "configs", "records"):
+    for name in ("kills", "terms", "configs", "commands", "records"):
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--ranks", action="store_true", help="lose a process in calibration and in training")
-    parser.add_argument("--files", action="store_true", help="damage every file in every way")
+    parser.add_argument("--files", action="store_true", help="damage every file in every way, and place pickles")
+    parser.add_argument("--memory", action="store_true", help="compare the memory that is stated with what is taken")
     parser.add_argument("--out", type=Path, help="also write the JSON object to this file, and docs/reliability.md")
     given = parser.parse_args()
     found = json.loads(given.out.read_text(encoding="utf-8")) if given.out and given.out.is_file() else {}
@@ -214,11 +276,11 @@ def page(found: dict[str, Any]) -> str:
         ("killed at a random moment and started again with the same command", "kills", "kills_survived"),
         ("one of two processes killed, or raising, in calibration and in training", "rank_failures",
          "rank_failures_stopped"),
-        ("a file that a later command reads truncated, one bit flipped, emptied, or made a folder", "files_damaged",
+        ("a file that a later command reads truncated, one bit flipped, emptied, made a folder or unreadable", "files_damaged",
          "damage_detected"),
     ]  # fmt: skip
     lines = [f"| {what} | {found[tried]} | {found[good]} |" for what, tried, good in rows if found[tried] is not None]
-    for name in ("configs", "records"):
+    for name in ("configs", "commands", "records"):
         if (count := found[f"{name}_fuzzed"]) is not None:
             lines.append(f"| mutated {name}, each to pass or to be refused in one line | {count} | |")
     left = [what for what, tried, _ in rows if found[tried] is None]
@@ -233,20 +295,27 @@ def page(found: dict[str, Any]) -> str:
         f"Tracebacks among the mutated ones: {found['tracebacks']}. Kills came as "
         f"{', '.join(f'{count} {name}' for name, count in found.get('kills_by_signal', {}).items()) or 'nothing'}.",
         "", "| part | command | commit | machine |", "|---|---|---|---|", *ran, "",
-        f"Not run: {'; '.join(left) or 'nothing of the above'}. The error of the stated memory has not been measured.",
+        f"Pickles loaded of those placed in a run and an adapter folder: {_known(found['unsafe_loads'], 'd')}. Memory "
+        f"that `--dry-run` states, against what the stages took: off by {_known(found['memory_estimate_error'], '.0%')}"
+        " at most.", "",
+        f"Not run: {'; '.join(left) or 'nothing of the above'}.",
         "", "What went wrong:" if wrong else "Nothing went wrong.", *wrong, "",
     ])  # fmt: skip
 
 
+def _known(value: float | None, form: str) -> str:
+    return "not measured" if value is None else f"{value:{form}}"
+
+
 def campaign(given: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
     """Run what was asked for and return the figures, those of `before` where a part was not asked for."""
-    from benchmarks.damage import damage_files, make_finished
-    from benchmarks.fuzz import fuzz_configs, fuzz_records
+    from benchmarks.damage import damage_files, loaded_pickles, make_finished
+    from benchmarks.fuzz import fuzz_commands, fuzz_configs, fuzz_records
 
     work = given.work.absolute()
     keys = (
         "kills", "kills_survived", "rank_failures", "rank_failures_stopped", "files_damaged", "damage_detected",
-        "configs_fuzzed", "records_fuzzed", "tracebacks", "unsafe_loads", "memory_estimate_error",
+        "configs_fuzzed", "commands_fuzzed", "records_fuzzed", "tracebacks", "unsafe_loads", "memory_estimate_error",
     )  # fmt: skip
     found: dict[str, Any] = {**dict.fromkeys(keys), "parts": {}, **before}
 
@@ -255,13 +324,17 @@ def campaign(given: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any
         found["parts"][part] = {**provenance(given.config.name, "arithmetic"), "wrong": wrong}
 
     if given.kills or given.terms:
-        trials = kills(given.config, work, given.kills, given.terms)
-        signals = {name: sum(trial["signal"] == name for trial in trials) for name in ("SIGKILL", "SIGTERM")}
+        known = found["parts"].get("kills", {}).get("trials", ())
+        trials = kills(given.config, work, given.kills, given.terms, known)
+        signals = Counter(trial["signal"] for trial in trials)
         survived = sum(trial["wrong"] is None for trial in trials)
         wrong = [str(trial) for trial in trials if trial["wrong"]]
-        commits = sorted({str(trial.get("commit")) for trial in trials})
-        note("kills", wrong, kills=len(trials), kills_survived=survived, kills_by_signal=signals)
-        found["parts"]["kills"]["commit"] = ", ".join(commits)  # of the trials, whenever the campaign is resumed
+        commits = sorted({str(trial["commit"]) for trial in trials})
+        note("kills", wrong, kills=len(trials), kills_survived=survived, kills_by_signal=dict(signals))
+        # The commits are those of the trials, whenever the campaign is resumed.
+        found["parts"]["kills"] |= {"commit": ", ".join(commits), "trials": trials}
+    if given.memory:
+        note("memory", [], memory_estimate_error=memory_error(given.config, work))
     if given.ranks or given.files:
         config, path = make_finished(work / "finished")
     if given.ranks:
@@ -283,11 +356,13 @@ def campaign(given: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any
     if given.files:
         damage = damage_files(config)
         note("files", damage.missed, files_damaged=damage.damaged, damage_detected=damage.detected)
-    for name, fuzz in (("configs", fuzz_configs), ("records", fuzz_records)):
+        loaded = loaded_pickles(config)
+        note("pickles", loaded, unsafe_loads=len(loaded))
+    for name, fuzz in (("configs", fuzz_configs), ("commands", fuzz_commands), ("records", fuzz_records)):
         if count := getattr(given, name):
             tally = fuzz(count)
             note(name, tally.tracebacks, **{f"{name}_fuzzed": tally.cases})
-    odd = [len(found["parts"][part]["wrong"]) for part in ("configs", "records") if part in found["parts"]]
+    odd = [len(found["parts"][part]["wrong"]) for part in ("configs", "commands", "records") if part in found["parts"]]
     return {**found, "tracebacks": sum(odd) if odd else None}
 
 

@@ -74,12 +74,11 @@ class _Charts:
             scores = runs.assign(score=runs["run"].map(both), low=np.nan, high=np.nan).dropna(subset="score")
             title = "Mean of GSM8K and MATH, and published ladders of the same model, data and batch (grey)"
             yield title, "published-learning-rate", self._rates(scores, "accuracy (%)", None, others)
-        losses = runs.assign(score=runs["validation_loss"].astype(float), low=np.nan, high=np.nan).dropna(
-            subset="score"
-        )
-        if ladder and len(losses):
-            name = "loss-learning-rate"
-            yield "Validation loss and rate", name, self._rates(losses, "validation loss (nats per token)", None)
+        for what, unit in (("loss", "nats per token"), ("accuracy", "share")):
+            found = runs.assign(score=runs[f"validation_{what}"].astype(float), low=np.nan, high=np.nan)
+            if ladder and len(found := found.dropna(subset="score")):
+                figure = self._rates(found, f"validation {what} ({unit})", None)
+                yield f"Validation {what} and rate", f"{what}-learning-rate", figure
         split = "reporting" if runs["reporting_loss"].notna().any() else "validation"
         for number, (text, points) in enumerate(runs.dropna(subset="forgetting").groupby("forgetting_text")):
             what = f"forgetting: rise of the loss on {text} (nats per token)"

@@ -92,7 +92,7 @@ def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
                 settings = {**deciding, **task.settings(config)}
                 yield Job(target, task, TaskRecord(target.folder, name, settings, deciding))
             else:
-                prompts = _prompts(config, task, target.model, problems)
+                prompts = prompts(config, task, target.model, problems)
                 settings = {**deciding, **_settings(config, task, problems, prompts)}
                 record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
                 yield Job(target, task, record, problems, prompts)
@@ -135,7 +135,7 @@ def _source(name: str, config: Config) -> str:
     return "mirror: " + ", ".join(EVALUATION[name].files)
 
 
-def _prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> list[Prompt]:
+def prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> list[Prompt]:
     """A prompt per problem, in the task's own ways unless the configuration says otherwise."""
     wanted, template = config.eval, config.data.template
     tokens, stop = own(wanted, "max_new_tokens", task.name), own(wanted, "stop", task.name)
@@ -174,14 +174,16 @@ def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Jo
         for (model, merged), members in group(left, config.eval.engine).items():
             served = {job: None if merged else job.target.adapter for job in members}
             adapters = list(dict.fromkeys(adapter for adapter in served.values() if adapter))
-            context = _context(config, members, model)
+            asked = [prompt for job in members for prompt in job.missing]
+            needed = [job.task.context for job in members if isinstance(job.task, DirectTask)]
+            room = context(config, model, asked, max(needed, default=0))
             with (
                 memory_for(
                     f"eval.batch_size: there is no room for {config.model.name} and {config.eval.batch_size} prompts; "
                     "set fewer, or eval.dtype=bfloat16; what is generated is kept"
                 ),
                 weights(model, merged, dtype) as folder,
-                open_engine(folder, config.eval, dtype, adapters, context) as engine,
+                open_engine(folder, config.eval, dtype, adapters, room) as engine,
             ):
                 wanted = [pair for job, adapter in served.items() for pair in job.wanted(adapter)]
                 names = {job.target.name for job in members}
@@ -204,17 +206,16 @@ def group(jobs: Sequence[Job], engine: str) -> dict[tuple[Path, Adapter | None],
     return found
 
 
-def _context(config: Config, jobs: Sequence[Job], model: Path) -> int:
+def context(config: Config, model: Path, asked: Sequence[Prompt], least: int = 0) -> int:
     """The context in tokens: what the longest prompt and answer need, within what the model was made for."""
     from transformers import AutoConfig
 
     limit = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None) or 4096
     if config.eval.max_model_len is not None:
         return min(config.eval.max_model_len, limit)
-    needed = [job.task.context for job in jobs if isinstance(job.task, DirectTask)]
-    prompts = {prompt.text: prompt.sampling.max_new_tokens for job in jobs for prompt in job.missing}
-    needed += [len(encode(_tokenizer(model), text)) + tokens for text, tokens in prompts.items()]
-    return min(-(-max(needed) // 64) * 64, limit)
+    texts = {prompt.text: prompt.sampling.max_new_tokens for prompt in asked}
+    needed = max([least, *(len(encode(_tokenizer(model), text)) + tokens for text, tokens in texts.items())])
+    return min(-(-needed // 64) * 64, limit)
 
 
 def _dtype(config: Config) -> str:

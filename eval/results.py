@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from eval.intervals import difference
 from eval.task_record import shares
 from utils import ladder
+from utils.comparison import deciding
 from utils.config import ARM, CHOOSERS
 from utils.errors import UserError, first_line
 from utils.files import read_record
@@ -124,7 +125,8 @@ def collect(folders: Sequence[Path]) -> Results:
     columns = ["run", "arm", "folder", "task", "metric", "score", "low", "high", "error", "n", "better", "result"]
     scores = pd.DataFrame([score for row in scored for score in _scores(row, split)], columns=columns)
     _tell_apart(scores)
-    arms = {str(arm): _tune(str(arm), group) for arm, group in runs.groupby("arm", sort=False)}
+    select = next(iter(found.values())).get("compare.select", "validation_loss")
+    arms = {str(arm): _tune(str(arm), group, select) for arm, group in runs.groupby("arm", sort=False)}
     settings = dict(zip(runs["run"], found.values(), strict=True))
     return Results(runs, scores, settings, axis, arms, list(folders))
 
@@ -201,7 +203,7 @@ def _figures(run: Path) -> dict[str, Any]:
     metrics, diverged = _read(run / "metrics.json"), (run / "diverged.json").is_file()
     forgetting, export, update = (metrics.get(key) or {} for key in ("forgetting", "export", "update"))
     kept = (
-        "validation_loss", "reporting_loss", "base_loss", "learning_rate", "relative_step", "trainable_parameters",
+        "validation_loss", "validation_accuracy", "reporting_loss", "base_loss", "learning_rate", "relative_step", "trainable_parameters",
         "peak_memory_bytes", "train_seconds", "final_loss",
     )  # fmt: skip
     return {
@@ -262,8 +264,8 @@ def _tell_apart(scores: pd.DataFrame) -> None:
     ]
 
 
-def _tune(name: str, runs: pd.DataFrame) -> Arm:
-    """Choose the rate of an arm on validation."""
+def _tune(name: str, runs: pd.DataFrame, select: str) -> Arm:
+    """Choose the rate of an arm on validation, as `compare.select` says."""
     ended = runs[runs["validation_loss"].notna() | runs["diverged"]]
     diverged = tuple(sorted(runs.loc[runs["diverged"], "rate"]))
     if ended["validation_loss"].isna().all():
@@ -274,7 +276,7 @@ def _tune(name: str, runs: pd.DataFrame) -> Arm:
     tried = tuple(sorted(ended["rate"].unique()))
     kept: dict[int, dict[int, ladder.Losses]] = {}
     for row in ended.itertuples():
-        losses = None if row.diverged else record_losses(row.folder, "validation")
+        losses = None if row.diverged else deciding(_read(row.folder / "losses.json"), select)
         kept.setdefault(tried.index(row.rate), {})[row.seed] = losses
     lengths = {len(losses) for seeds in kept.values() for losses in seeds.values() if losses is not None}
     if len(lengths) == 1 and lengths != {0}:

@@ -131,7 +131,7 @@ def _rate(value: float | None) -> str:
 
 def _results_note(results: Results) -> str:
     several, config = any(len(arm.tried) > 1 for arm in results.arms.values()), results.config
-    split = "validation"
+    split = "the accuracy on validation" if config.get("compare.select") == "accuracy" else "validation"
     if config["model.task_type"] == "SEQ_CLS" and not config["data.validation"]:
         split = "the validation split, which is also what is scored, as is usual for GLUE"
     validated = results.runs["validation_loss"].notna().any()

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${ASTRA_VENV:-$PWD/.venv}
 export PATH="$venv/bin:$PATH"
-dry_run=0 jobs=1 failed=0 force=() lock=
+dry_run=0 jobs=1 failed=0 force=() costs=() lock=
 trap 'stop 130' INT
 trap 'stop 143' TERM HUP
 
@@ -91,6 +91,7 @@ done
 [ "$jobs" = 1 ] || config=("${config[@]:0:2}" "--eval.engines=$jobs" "${config[@]:2}")
 [ "$dry_run" = 1 ] || bash scripts/setup.sh
 [ -x "$venv/bin/python" ] || refuse "--dry-run: call scripts/setup.sh first, it has a lot to install"
-plan=$(python -m scripts.preflight "${config[@]}") # checks every stage, and writes a config for each run of the sweep
+[ "$dry_run" = 0 ] || costs=(--costs)
+plan=$(python -m scripts.preflight "${config[@]}" "${costs[@]}") # checks every stage, and writes a config for each run of the sweep
 [ "$dry_run" = 1 ] || hold "${plan%%$'\n'*}"
 plan=$(tail -n +2 <<<"$plan")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from eval.tasks import check_tasks
+from eval.tasks import check_scored_in_training, check_tasks
 from training.check import check
 from training.methods import METHODS
 from utils.cli import main, parse
@@ -28,16 +28,19 @@ and their paths.
 
   python -m scripts.preflight --config configs/metamath.yaml --sweep.method.rank=[8,16]
   python -m scripts.preflight --config configs/compare.yaml --next     only the runs that a ladder asks for next
+  python -m scripts.preflight --config configs/metamath.yaml --costs   also what the stages need in memory and on disk
 
 method.name is one of {", ".join(METHODS)}.
 """
 SPARE_DISK = 2 << 30
+MARGIN = 1.25  # an estimate may be that much too high
 
 
 def preflight(config: Config) -> None:
     """Raise a `UserError` for the first thing that would stop one of the stages of an experiment's runs."""
     check(config)
     check_tasks(config)
+    check_scored_in_training(config)
     check_packages(config)
     check_room(config)
 
@@ -65,17 +68,37 @@ def check_room(config: Config) -> None:
             f"model.name: {config.model.name} takes {size / 2**30:.0f} GiB in {config.model.dtype} "
             f"and this machine has {memory / 2**30:.0f} GiB of memory"
         )
-    if size:
-        log.info(
-            "memory: %.2f GiB of weights in each process, %.2f GiB of what trains, its gradients and AdamW's states; "
-            "activations come on top. disk: %.2f GiB per run",
-            size / 2**30, 16 * trained / 2**30, 28 * trained / 2**30,
-        )  # fmt: skip
     if 28 * trained > free:
         raise UserError(
             f"output_dir: {config.output_dir} has {free / 2**30:.1f} GiB free, and a run's checkpoints and adapter "
             f"take {28 * trained / 2**30:.1f}; name another place, or a smaller method.rank"
         )
+
+
+def state_costs(config: Config) -> None:
+    """Say what each stage takes in memory, and a run on disk; refuse what can't fit. No weights are needed.
+
+    It is that of the run that trains the most. DeepSpeed's shares are not known here: what it trains is not refused.
+    """
+    if config.model.task_type != "CAUSAL_LM":
+        return
+    from training.memory import needed_bytes, room
+
+    largest = max(expand_sweep(config), key=trained_parameters)
+    needed, here = needed_bytes(largest), room()
+    stages = ", ".join(f"{stage} {size / 2**30:.2f} GiB" for stage, size in needed.items())
+    shared = "; DeepSpeed shares out a part of it" if largest.train.deepspeed else ""
+    log.info("memory of one process, about: %s, of %.1f GiB%s", stages, here / 2**30, shared)
+    log.info("disk: about %.2f GiB per run", 28 * trained_parameters(largest) / 2**30)
+    remedies = {"calibrate": "model.device_map=auto", "train": "train.gradient_checkpointing=true, a smaller "
+                "train.micro_batch_size, model.quantization=nf4 or train.deepspeed=configs/deepspeed/zero3.json"}  # fmt: skip
+    for stage, size in needed.items():
+        spread = largest.model.device_map if stage == "calibrate" else largest.train.deepspeed
+        if size > MARGIN * here and not spread:
+            raise UserError(
+                f"model.name: {stage} needs about {size / 2**30:.1f} GiB in one process, and there are "
+                f"{here / 2**30:.1f}; set {remedies[stage]}"
+            )
 
 
 def trained_parameters(config: Config) -> int:
@@ -93,13 +116,15 @@ def trained_parameters(config: Config) -> int:
 
 
 def command() -> None:
-    config, flags = parse(USAGE, {"next": False})
+    config, flags = parse(USAGE, {"next": False, "costs": False})
     if not flags["next"]:
         names = [run.run for run in expand_sweep(config)]
         repeated = {name for name in names if names.count(name) > 1}
         if repeated:
             raise UserError(f"sweep: two runs would share the folder {sorted(map(str, repeated))[0]}")
         preflight(config)
+        if flags["costs"]:
+            state_costs(config)
         announce(config)
         print(config.output_dir)
     elif ladder_key(config) is None:

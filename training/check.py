@@ -61,6 +61,11 @@ def check_combination(config: Config) -> None:
         raise UserError("train.liger_kernel: the package liger-kernel is not installed (pip install liger-kernel)")
     if config.train.early_stopping and not validated(config):
         raise UserError("train.early_stopping: needs validation examples (data.validation)")
+    if config.train.eval_tasks:
+        if config.model.task_type == "SEQ_CLS":
+            raise UserError("train.eval_tasks: a classifier's accuracy is measured at every validation; name no task")
+        if deepspeed is not None and deepspeed["zero_optimization"]["stage"] == 3:
+            raise UserError("train.eval_tasks: ZeRO-3 splits the weights that generate; use ZeRO-2, or python -m eval")
     if config.method.freeze_b and not method.moves:
         raise UserError(f"method.freeze_b: {config.method.name} has no start of B to keep; name a method that has")
     if config.method.rank_allocation == "effective_rank" and method.needs != "calibration":

@@ -139,7 +139,7 @@ def first_rate(config: Config, model: nn.Module) -> dict[str, float]:
 
 
 def held_out(config: Config, trainer: Any, examples: Examples, folder: Path) -> dict[str, float | None]:
-    """Write the loss of every held-out record to `losses.json`; return the loss on what is only reported.
+    """Write the loss of every held-out record, and what was solved of them, to `losses.json`; return the means.
 
     `base_loss` is that of the base model, where it is known. Every process must call it.
     """
@@ -147,12 +147,15 @@ def held_out(config: Config, trainer: Any, examples: Examples, folder: Path) -> 
         return {}
     parts = {"validation": examples.validation, "reporting": examples.reporting}
     losses = {split: trainer.record_losses(part) for split, part in parts.items() if part is not None}
+    solved = trainer.solved()
     if trainer.args.should_save:
-        write_record(folder / "losses.json", losses)
+        write_record(folder / "losses.json", {**losses, "solved": solved} if solved else losses)
     mean = {split: sum(values) / len(values) for split, values in losses.items()}
     shown = examples.reporting or examples.validation
     base = base_losses(config, trainer.model, shown.fingerprint, lambda _: trainer.record_losses(shown))
-    return {"reporting_loss": mean.get("reporting"), "base_loss": sum(base) / len(base) if base else None}
+    means = {"reporting_loss": mean.get("reporting"), "base_loss": sum(base) / len(base) if base else None}
+    every = [right for found in solved.values() for right in found]
+    return means | ({"validation_accuracy": sum(every) / len(every)} if every else {})
 
 
 def update_figures(config: Config, trainer: Any, examples: Examples, tokenizer: Any) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,10 @@ from utils.runs import peak_memory
 
 Found = TypeVar("Found")
 STOPPED = 143  # what a shell reports for a process ended by SIGTERM: the run is not finished
+
+
+# From the model to 1.0 for every problem that it solves and 0.0 for the others, per task; called by every process.
+Scorer = Callable[[nn.Module], dict[str, list[float]]]
 
 
 class Diverged(UserError):
@@ -60,12 +65,15 @@ class RunTrainer(Trainer):
     Args:
         settings: flat settings of the run, written into every checkpoint.
         causal: a language model (else a classification head).
+        scorer: from the model to what it solved, per task; asked at every validation.
         **kwargs: the Trainer's.
     """
 
-    def __init__(self, settings: dict[str, Any], causal: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, settings: dict[str, Any], causal: bool = True, scorer: Scorer | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.settings, self.causal = settings, causal
+        self.settings, self.causal, self.scorer = settings, causal, scorer
         self.target_logits = TargetLogits(self.model) if causal else None
         # Tell the Trainer that `compute_loss` divides by the labels of the whole global batch.
         self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, causal
@@ -166,9 +174,18 @@ class RunTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_loss": total / count}
         if classes:
             metrics[f"{metric_key_prefix}_accuracy"] = correct / count
+        if self.state.global_step < self.state.max_steps:  # what the run ends with is scored when it has ended
+            metrics |= {f"{metric_key_prefix}_{task}": sum(found) / len(found) for task, found in self.solved().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def solved(self) -> dict[str, list[float]]:
+        """Return what the model solves now; every process must call it."""
+        if self.scorer is None:
+            return {}
+        with self.accelerator.autocast():
+            return self.scorer(self.model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens per second, over all processes and padding apart, and peak memory to a training log."""
@@ -241,11 +258,13 @@ def make_trainer(
     tokenizer: Any,
     examples: Examples,
     settings: dict[str, Any],
+    scorer: Scorer | None,
 ) -> RunTrainer:
     """Return the trainer of a run, with what it reports and when it stops."""
     args.save_steps = args.eval_steps = config.train.save_steps or max(math.ceil(examples.steps(config) / 10), 1)
     trainer = RunTrainer(
         settings=settings,
+        scorer=scorer,
         causal=config.model.task_type == "CAUSAL_LM",
         model=model,
         args=args,

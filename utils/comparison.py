@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from utils.config import Config, expand_sweep, grid, ladder_key, point_config
 from utils.files import read_record
@@ -71,7 +72,7 @@ def run_config(config: Config, point: dict[str, Any], rung: int, seed: int) -> C
 
 
 def ended(config: Config) -> dict[str, Runs]:
-    """Arm -> rung -> seed -> loss per validation record, of the runs that ended; None of those that diverged.
+    """Arm -> rung -> seed -> what it is chosen by, of the runs that ended; None of those that diverged.
 
     Raises:
         UserError: a run was made with other settings than the comparison's.
@@ -98,6 +99,16 @@ def _ended(run: Config) -> Iterator[Losses]:
     now = flat_settings(run.model_dump(include={"model", "data", "method", "train"}))
     record["settings"] = {key: record["settings"].get(key, now[key]) for key in now}
     require_same(record, now, str(folder))
-    yield (
-        None if diverged.is_file() else np.asarray(read_record(folder / "losses.json")["validation"], dtype=np.float64)
-    )
+    yield None if diverged.is_file() else deciding(read_record(folder / "losses.json"), run.compare.select)
+
+
+def deciding(losses: dict[str, Any], select: str) -> NDArray[np.float64]:
+    """What a rung is chosen by, the lower the better, float64: (validation records,) losses, or (problems,) shares.
+
+    Args:
+        losses: what a run's `losses.json` holds.
+        select: as `compare.select`; with `accuracy` the share of wrong answers to each problem of `train.eval_tasks`.
+    """
+    if select == "accuracy":
+        return 1 - np.concatenate([np.zeros(0), *losses.get("solved", {}).values()])
+    return np.asarray(losses.get("validation", []), dtype=np.float64)

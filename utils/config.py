@@ -127,6 +127,9 @@ class TrainConfig(Section):
     compile: bool = Field(False, description="torch.compile")
     liger_kernel: bool = Field(False, description="Liger's fused layers (package liger-kernel, GPUs only)")
     forgetting: bool = Field(True, description="measure the loss on general text before and after")
+    eval_tasks: list[str] = Field(
+        default_factory=list, description="scored on the validation records at every validation, and at the end"
+    )
     report_to: list[str] = Field(
         default_factory=list, description="the Trainer's integrations: tensorboard, wandb, ..."
     )
@@ -179,7 +182,9 @@ class EvalConfig(Section):
 
 class CompareConfig(Section):
     start: float = Field(1e-3, gt=0, description="the first three rungs of every ladder are around it")
-    select: Literal["validation_loss"] = Field("validation_loss", description="what chooses an arm's rung")
+    select: Literal["validation_loss", "accuracy"] = Field(
+        "validation_loss", description="what chooses an arm's rung; accuracy: that of train.eval_tasks"
+    )
     test: Literal["chosen", "all", "none"] = Field("chosen", description="which runs generate the test sets")
     max_runs: int = Field(100, ge=1, description="of all arms together")
 
@@ -245,6 +250,8 @@ def validate(values: dict[str, Any], source: str = "config") -> Config:
                 )
     if ladder_key(config) and not config.data.validation:
         raise UserError("data.validation: 0 holds nothing out, and a ladder chooses its rung on what is held out")
+    if ladder_key(config) and config.compare.select == "accuracy" and not config.train.eval_tasks:
+        raise UserError("compare.select: accuracy is that of train.eval_tasks on what is held out; name a task there")
     for point in grid(config):
         _validate(_set(config.model_dump(), _overrides(config, point)), source)
     return config

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 def rank() -> int:
@@ -26,6 +27,17 @@ def barrier() -> None:
         import torch
 
         torch.distributed.barrier()
+
+
+def gather(own: list[Any]) -> list[Any]:
+    """Return the entries of all processes, in the order of their ranks; every process must call it."""
+    if world_size() == 1:
+        return own
+    import torch
+
+    found: list[list[Any]] = [[] for _ in range(world_size())]
+    torch.distributed.all_gather_object(found, own)
+    return [entry for entries in found for entry in entries]
 
 
 @contextmanager

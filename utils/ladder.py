@@ -3,9 +3,9 @@
 A ladder has four rungs per decade, 1, 1.8, 3.2 and 5.6, the same for every arm. Each arm starts with three rungs
 around `start` and climbs towards the better side until its best rung, or the rungs that can't be told from it, have a
 clearly worse rung on either side. "Clearly" is more than one standard error of the paired difference over the
-validation records; a run that diverged is worse than any that did not. The best rung and its ties are then run with
-more seeds, and the best is chosen again on the mean over seeds. Nothing here reads files: a killed comparison goes on
-from whatever runs have ended.
+validation records (over the problems, if accuracy chooses: then the loss of each is 1 or 0); a run that diverged is
+worse than any that did not. The best rung and its ties are then run with more seeds, and the best is chosen again on
+the mean over seeds. Nothing here reads files: a killed comparison goes on from whatever runs have ended.
 """
 
 from collections.abc import Mapping, Sequence

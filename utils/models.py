@@ -39,6 +39,16 @@ def resolve_model(model: ModelConfig) -> Path:
     return _materialise_smollm2() if model.name == "smollm2" else _folder(model, HUB_FILES)
 
 
+def is_here(model: ModelConfig) -> bool:
+    """Whether the model is in a package or a local folder, with nothing to download."""
+    return model.name in PACKAGES or Path(model.name).is_dir()
+
+
+def config_folder(model: ModelConfig) -> Path:
+    """Return a folder with the model's config; of one on the hub nothing else is downloaded."""
+    return resolve_model(model) if is_here(model) else _folder(model, ["config.json"])
+
+
 def _folder(model: ModelConfig, patterns: list[str]) -> Path:
     """Return the folder of a packaged model, a local one, or one on the hub, of which these files are downloaded."""
     name = model.name

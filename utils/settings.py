@@ -2,7 +2,18 @@
 
 from typing import Any
 
+from utils.config import Config
 from utils.errors import UserError
+
+
+def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat.update(nested)
+    return flat
+
 
 FORMAT = 2  # of metrics.json and of the manifests of checkpoints; CHANGELOG.md says what changed
 # Settings that may differ between the start of a run and its resumption: they leave the result as it is.
@@ -10,6 +21,7 @@ FREE = (
     "train.report_to", "train.logging_steps", "train.save_steps", "train.forgetting", "data.general_text",
     "train.micro_batch_size", "train.gradient_checkpointing", "calibration.batch_size",
 )  # fmt: skip
+_DEFAULTS = flat_settings(Config().model_dump())
 DATA = "data.fingerprint"  # of the tokens: known only once they are read
 
 
@@ -26,16 +38,7 @@ def require_same(record: dict[str, Any], now: dict[str, Any], where: str) -> Non
         raise UserError(
             f"{where} was written by another version (format {record.get('format', 1)}, not {FORMAT}): {remedy}"
         )
-    before = record["settings"]
-    for key in sorted({*before, *now} - set(FREE)):
+    before = {**_DEFAULTS, **record["settings"]}  # a setting that is newer than the record had its default
+    for key in sorted({*record["settings"], *now} - set(FREE)):
         if before.get(key) != now.get(key):
             raise UserError(f"{where} was made with {key}={before.get(key)!r}, now {now.get(key)!r}: {remedy}")
-
-
-def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        flat.update(nested)
-    return flat

@@ -165,7 +165,7 @@ def start_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence
     from eval.engines import transformers, vllm
 
     if config.engine == "transformers":
-        return transformers.TransformersEngine(model, config, dtype, context)
+        return transformers.TransformersEngine.load(model, config, dtype, context)
     return vllm.VllmEngine(model, config, dtype, adapters, context)
 
 

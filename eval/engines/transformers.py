@@ -24,21 +24,21 @@ class TransformersEngine(Engine):
 
     name = "transformers"
 
-    def __init__(self, model: Path, config: EvalConfig, dtype: str, context: int) -> None:
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
-        self._base = base.to(self._device).eval()
+    def __init__(self, base: Any, tokenizer: Any, batch_size: int, context: int) -> None:
+        self._base, self.tokenizer, self._batch_size, self.context = base.eval(), tokenizer, batch_size, context
         self._peft: Any = None
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.context = context
-        self._dtype = dtype
-        self._batch_size = config.batch_size
+        self._device = base.device
         # Padding is masked, so that any token serves.
-        self._pad = next(k for k in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if k is not None)
+        self._pad = next(k for k in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if k is not None)
         # A model may come with a repetition penalty and more, which `generate` would apply and vLLM doesn't.
-        base.generation_config = GenerationConfig(
-            eos_token_id=base.generation_config.eos_token_id, pad_token_id=self._pad
-        )
+        self._given = base.generation_config
+        base.generation_config = GenerationConfig(eos_token_id=self._given.eos_token_id, pad_token_id=self._pad)
+
+    @classmethod
+    def load(cls, model: Path, config: EvalConfig, dtype: str, context: int) -> "TransformersEngine":
+        base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(base.to(device), AutoTokenizer.from_pretrained(model), config.batch_size, context)
 
     @torch.inference_mode()
     def generate(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, list[Output]]]:
@@ -142,12 +142,13 @@ class TransformersEngine(Engine):
         return {
             "name": self.name,
             "version": transformers.__version__,
-            "dtype": self._dtype,
+            "dtype": str(self._base.dtype).removeprefix("torch."),
             "context": self.context,
             "batch_size": self._batch_size,
         }
 
     def close(self) -> None:
+        self._base.generation_config = self._given
         self._base = self._peft = None
 
 

@@ -172,20 +172,27 @@ def check_tasks(config: Config) -> None:
         if isinstance(task, Task):
             task.check(wanted)
         if wanted.split == "validation":
-            _check_validation(task.name, config)
+            check_held_out(task.name, config, "eval.split")
         elif task.name in EVALUATION or task.name == "arithmetic":
             check_evaluation(task.name, config.data.dir)
         elif task.name == "forgetting":
             check_general_text(config.data.general_text)
 
 
-def _check_validation(name: str, config: Config) -> None:
+def check_scored_in_training(config: Config) -> None:
+    """Raise a `UserError` for the first task of `train.eval_tasks` that validation records can't be scored on."""
+    for name in config.train.eval_tasks:
+        check_held_out(name, config, "train.eval_tasks")
+
+
+def check_held_out(name: str, config: Config, key: str) -> None:
+    """Raise a `UserError` that names `key` where validation records can't be scored on a task."""
     if name not in VALIDATED:
-        raise UserError(f"eval.split: validation serves {', '.join(VALIDATED)}, not {name}")
+        raise UserError(f"{key}: validation records serve {', '.join(VALIDATED)}, not {name}")
     if config.data.validation == 0:
-        raise UserError("eval.split: validation needs records held out of training; set data.validation")
-    if swept := [key for key in config.sweep if key.startswith("data.")]:
-        raise UserError(f"sweep.{swept[0]}: with eval.split=validation all runs must hold out the same records")
+        raise UserError(f"{key}: validation needs records held out of training; set data.validation")
+    if swept := [swept for swept in config.sweep if swept.startswith("data.")]:
+        raise UserError(f"sweep.{swept[0]}: to score validation records all runs must hold out the same ones ({key})")
 
 
 def load_problems(name: str, config: Config) -> list[Record]:

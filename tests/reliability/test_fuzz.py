@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz import fuzz_configs, fuzz_records
+from benchmarks.fuzz import fuzz_commands, fuzz_configs, fuzz_records
 
 ROOT = Path(__file__).parents[2]
 COUNTS = [100, pytest.param(2000, marks=pytest.mark.slow)]
@@ -17,6 +17,12 @@ COUNTS = [100, pytest.param(2000, marks=pytest.mark.slow)]
 def test_whatever_is_given_passes_or_is_refused_in_one_line(fuzz, count):
     found = fuzz(count)
     assert found.cases >= count and found.refused and not found.tracebacks
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_says_the_same():
+    found = fuzz_commands(50)
+    assert found.cases == 50 and found.refused and not found.tracebacks
 
 
 @pytest.mark.parametrize("words", [("--run=../up",), ("--method.name=../up",), ("--train.seed=-1",)])

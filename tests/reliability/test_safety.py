@@ -8,9 +8,9 @@ import subprocess
 import pytest
 import yaml
 
+from benchmarks.damage import Bomb
 from eval.report import write_report
 from tests.reliability.conftest import SECRETS
-from tests.reliability.test_files import Bomb
 from utils.config import ModelConfig
 from utils.errors import UserError
 from utils.models import check_model, load_model
@@ -51,7 +51,7 @@ def test_weights_that_are_pickles_are_refused(base, tmp_path):
 
     shutil.copytree(base, tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
-    torch.save(Bomb(), tmp_path / "model" / "pytorch_model.bin")
+    torch.save(Bomb(tmp_path / "trace"), tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"holds no safetensors; other weights are pickles"):
         check_model(ModelConfig(name=str(tmp_path / "model")))
 
