@@ -3,9 +3,9 @@
     python benchmarks/reliability.py --json --kills=40 --terms=10 --ranks --files --memory \\
         --configs=2000 --commands=50 --records=2000
 
-What is not asked for is not run: its figures are those of the file --out, or null. A trial of the kills is noted as it
-ends: started again with the same folder, or the same --out, the campaign goes on with the next; Ctrl-C ends it early. The
-last line is one JSON object; in it
+What is not asked for is not run: its figures are those of the file --out, or null. A trial of the kills is noted as
+it ends: started again with the same folder, or the same --out, the campaign goes on with the next; Ctrl-C ends it
+early. The last line is one JSON object; in it
 
     kills, kills_survived        trials, and those that the same command then brought to the undisturbed result
     rank_failures, .._stopped    one of two processes killed or raising, and the other stopped within 30 s naming it
@@ -125,7 +125,9 @@ def end(process: subprocess.Popen[bytes], sent: signal.Signals) -> None:
 
 
 # What is written once and never again: a layer's decomposition, the results of the stages.
-ONCE = re.compile(r"calibration/[^/]+/(\.progress/.*safetensors|manifest\.json)|[^/]+/metrics\.json|[^/]+/eval/[^/]+\.json")
+ONCE = re.compile(
+    r"calibration/[^/]+/(\.progress/.*safetensors|manifest\.json)|[^/]+/metrics\.json|[^/]+/eval/[^/]+\.json"
+)
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,13 @@ def kill_trial(config: Path, work: Path, whole: Whole, moment: float, sent: str)
     return f"{again[0]} was made again" if again else differs(result(out), whole.result)
 
 
-def kills(config: Path, work: Path, count: int, terms: int, known: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+def kills(
+    config: Path, work: Path, count: int, terms: int, known: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """Kill experiments at moments spread over their length, and let them end; Ctrl-C ends the campaign early.
 
-    Every fourth SIGKILL comes right after a file was put in place. A trial is noted as it ends; `known` are those of an
-    earlier campaign, which goes on with the others.
+    Every fourth SIGKILL comes right after a file was put in place. A trial is noted as it ends; `known` are those of
+    an earlier campaign, which goes on with the others.
     """
     whole, notes = undisturbed(config, work), work / "trials.jsonl"
     trials = {line["trial"]: line for line in [*known, *read_lines(notes)]}
@@ -276,8 +280,8 @@ def page(found: dict[str, Any]) -> str:
         ("killed at a random moment and started again with the same command", "kills", "kills_survived"),
         ("one of two processes killed, or raising, in calibration and in training", "rank_failures",
          "rank_failures_stopped"),
-        ("a file that a later command reads truncated, one bit flipped, emptied, made a folder or unreadable", "files_damaged",
-         "damage_detected"),
+        ("a file that a later command reads truncated, one bit flipped, emptied, made a folder or unreadable",
+         "files_damaged", "damage_detected"),
     ]  # fmt: skip
     lines = [f"| {what} | {found[tried]} | {found[good]} |" for what, tried, good in rows if found[tried] is not None]
     for name in ("configs", "commands", "records"):
@@ -295,9 +299,8 @@ def page(found: dict[str, Any]) -> str:
         f"Tracebacks among the mutated ones: {found['tracebacks']}. Kills came as "
         f"{', '.join(f'{count} {name}' for name, count in found.get('kills_by_signal', {}).items()) or 'nothing'}.",
         "", "| part | command | commit | machine |", "|---|---|---|---|", *ran, "",
-        f"Pickles loaded of those placed in a run and an adapter folder: {_known(found['unsafe_loads'], 'd')}. Memory "
-        f"that `--dry-run` states, against what the stages took: off by {_known(found['memory_estimate_error'], '.0%')}"
-        " at most.", "",
+        f"Pickles loaded of those placed in a run and an adapter folder: {_known(found['unsafe_loads'], 'd')}.",
+        f"Largest error of the memory that `--dry-run` states: {_known(found['memory_estimate_error'], '.0%')}.", "",
         f"Not run: {'; '.join(left) or 'nothing of the above'}.",
         "", "What went wrong:" if wrong else "Nothing went wrong.", *wrong, "",
     ])  # fmt: skip

@@ -92,7 +92,7 @@ def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
                 settings = {**deciding, **task.settings(config)}
                 yield Job(target, task, TaskRecord(target.folder, name, settings, deciding))
             else:
-                prompts = prompts(config, task, target.model, problems)
+                prompts = task_prompts(config, task, target.model, problems)
                 settings = {**deciding, **_settings(config, task, problems, prompts)}
                 record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
                 yield Job(target, task, record, problems, prompts)
@@ -135,7 +135,7 @@ def _source(name: str, config: Config) -> str:
     return "mirror: " + ", ".join(EVALUATION[name].files)
 
 
-def prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> list[Prompt]:
+def task_prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> list[Prompt]:
     """A prompt per problem, in the task's own ways unless the configuration says otherwise."""
     wanted, template = config.eval, config.data.template
     tokens, stop = own(wanted, "max_new_tokens", task.name), own(wanted, "stop", task.name)

@@ -203,7 +203,8 @@ def _figures(run: Path) -> dict[str, Any]:
     metrics, diverged = _read(run / "metrics.json"), (run / "diverged.json").is_file()
     forgetting, export, update = (metrics.get(key) or {} for key in ("forgetting", "export", "update"))
     kept = (
-        "validation_loss", "validation_accuracy", "reporting_loss", "base_loss", "learning_rate", "relative_step", "trainable_parameters",
+        "validation_loss", "validation_accuracy", "reporting_loss", "base_loss", "learning_rate", "relative_step",
+        "trainable_parameters",
         "peak_memory_bytes", "train_seconds", "final_loss",
     )  # fmt: skip
     return {

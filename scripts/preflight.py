@@ -90,8 +90,11 @@ def state_costs(config: Config) -> None:
     shared = "; DeepSpeed shares out a part of it" if largest.train.deepspeed else ""
     log.info("memory of one process, about: %s, of %.1f GiB%s", stages, here / 2**30, shared)
     log.info("disk: about %.2f GiB per run", 28 * trained_parameters(largest) / 2**30)
-    remedies = {"calibrate": "model.device_map=auto", "train": "train.gradient_checkpointing=true, a smaller "
-                "train.micro_batch_size, model.quantization=nf4 or train.deepspeed=configs/deepspeed/zero3.json"}  # fmt: skip
+    remedies = {
+        "calibrate": "model.device_map=auto",
+        "train": "train.gradient_checkpointing=true, a smaller train.micro_batch_size, model.quantization=nf4 or "
+        "train.deepspeed=configs/deepspeed/zero3.json",
+    }
     for stage, size in needed.items():
         spread = largest.model.device_map if stage == "calibrate" else largest.train.deepspeed
         if size > MARGIN * here and not spread:

@@ -1,7 +1,8 @@
 """What calibration and training need in memory, from the model's shape alone, before its weights are here.
 
-The model is built on PyTorch's meta device, where tensors have shapes and no data, and makes a forward pass there; what
-autograd keeps of it is counted, storage by storage. It is no formula of one architecture, and knows of checkpointing.
+The model is built on PyTorch's meta device, where tensors have shapes and no data, and makes a forward pass there;
+what autograd keeps of it is counted, storage by storage. So it is no formula of one architecture, and knows of
+checkpointing.
 """
 
 from pathlib import Path

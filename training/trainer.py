@@ -175,7 +175,9 @@ class RunTrainer(Trainer):
         if classes:
             metrics[f"{metric_key_prefix}_accuracy"] = correct / count
         if self.state.global_step < self.state.max_steps:  # what the run ends with is scored when it has ended
-            metrics |= {f"{metric_key_prefix}_{task}": sum(found) / len(found) for task, found in self.solved().items()}
+            metrics |= {
+                f"{metric_key_prefix}_{task}": sum(found) / len(found) for task, found in self.solved().items()
+            }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -24,9 +24,9 @@ def scored(config, tmp_path):
 
     def make(**changes):
         common = {
-            "data__train": str(path), "data__validation": 0.34, "train__max_steps": 20, "train__save_steps": 10,
+            "data__train": str(path), "data__validation": 0.34, "train__max_steps": 100, "train__save_steps": 50,
             "train__eval_tasks": ["gsm8k"], "eval__engine": "transformers", "eval__tasks": ["gsm8k"],
-            "eval__max_new_tokens": 16, "method__name": "full", "train__learning_rate": 3e-3,
+            "eval__max_new_tokens": 16, "method__name": "full", "train__learning_rate": 1e-2,
         }  # fmt: skip
         return config(**{**common, **changes})
 
@@ -42,7 +42,7 @@ def test_a_run_says_what_it_solves_as_the_evaluation_does_and_trains_as_without(
     assert len(found) == 8 and 0 < sum(found) < 8
     assert metrics(this)["validation_accuracy"] == sum(found) / 8
     seen = [line["step"] for line in read_lines(folder_of(this) / "metrics.jsonl") if "eval_gsm8k" in line]
-    assert seen == [10], "the last step's is in losses.json"
+    assert seen == [50], "the last step's is in losses.json"
 
     held_out = this.model_copy(update={"eval": this.eval.model_copy(update={"split": "validation"})})
     target = run_target(this, folder_of(this))
