@@ -7,11 +7,13 @@ checkpointing.
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dataset.sources import ARITHMETIC, load_training
@@ -75,6 +77,16 @@ def add_shape_of_adapter(config: Config, model: nn.Module) -> int:
     return trained * (20 if method.moves else 16)
 
 
+class FusedAttention(torch.autograd.Function):
+    """Keeps what the fused kernels keep; on the meta device PyTorch takes one that keeps all probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+
 def kept_bytes(config: Config, model: Any, examples: int, tokens: int) -> int:
     """Bytes that autograd keeps of a forward pass over a batch (examples, tokens), the output embedding apart."""
     if config.train.gradient_checkpointing:
@@ -91,8 +103,10 @@ def kept_bytes(config: Config, model: Any, examples: int, tokens: int) -> int:
         return tensor
 
     ids = torch.zeros(examples, tokens, dtype=torch.int64, device=model.device)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        hidden = model.get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    mask = torch.ones(examples, 1, tokens, tokens, dtype=torch.bool, device=model.device)  # as of a padded batch
+    fused = mock.patch.object(F, "scaled_dot_product_attention", lambda q, k, v, **_: FusedAttention.apply(q, k, v))
+    with fused, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
     assert hidden[0].requires_grad  # as long as it lives, so do the storages that are counted
     return sum(kept.values())
 
