@@ -15,7 +15,7 @@ from training.methods import METHODS
 from utils.cli import main, parse
 from utils.comparison import choices, ended, most_runs, planned
 from utils.config import Config, expand_sweep, ladder_key
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import read_record
 from utils.ladder import value
 from utils.log import log
@@ -85,7 +85,11 @@ def state_costs(config: Config) -> None:
     from training.memory import needed_bytes, room
 
     largest = max(expand_sweep(config), key=trained_parameters)
-    needed, here = needed_bytes(largest), room()
+    try:
+        needed, here = needed_bytes(largest), room()
+    except (RuntimeError, NotImplementedError) as error:  # of a shape that depends on the data, as experts' does
+        log.warning("memory: can't be told for %s (%s)", largest.model.name, first_line(error))
+        return
     stages = ", ".join(f"{stage} {size / 2**30:.2f} GiB" for stage, size in needed.items())
     shared = "; DeepSpeed shares out a part of it" if largest.train.deepspeed else ""
     log.info("memory of one process, about: %s, of %.1f GiB%s", stages, here / 2**30, shared)

@@ -33,9 +33,10 @@ def needed_bytes(config: Config) -> dict[str, int]:
     On a CPU what the libraries take counts too, as in a process's resident size. A language model only.
     """
     own = 0 if torch.cuda.is_available() else psutil.Process().memory_info().rss
-    width = torch.finfo(getattr(torch, usable_dtype(config.model.dtype))).bits // 8
+    width = getattr(torch, usable_dtype(config.model.dtype)).itemsize
     model = shape_of_model(config)
     weights = sum(parameter.numel() for parameter in model.parameters()) * width
+    trained_on = weights_in_training(config, model)
     micro, _ = accumulation(config.train.global_batch_size, config.train.micro_batch_size)
     lengths, targets = lengths_of_examples(config)
     tokens = config.calibration.samples * min(lengths[0], config.calibration.max_length)
@@ -44,7 +45,7 @@ def needed_bytes(config: Config) -> dict[str, int]:
     kept = kept_bytes(config, model, micro, lengths[0])
     vocabulary = model.get_output_embeddings().weight.shape[0]
     loss = sum(targets[:micro]) * vocabulary * (LOSS_BYTES + (2 if width == 2 else 0))
-    return found | {"train": own + weights + states + kept + loss}
+    return found | {"train": own + trained_on + states + kept + loss}
 
 
 def room() -> int:
@@ -60,6 +61,16 @@ def shape_of_model(config: Config) -> Any:
     dtype = "float32" if config.method.name == "full" else usable_dtype(config.model.dtype)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(made, dtype=getattr(torch, dtype))
+
+
+def weights_in_training(config: Config, model: Any) -> int:
+    """Bytes of the base weights; in nf4 those of linear layers take half a byte each, and 3% for their scales."""
+    packed = 0
+    if config.model.quantization is not None:
+        head = model.get_output_embeddings()
+        packed = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    whole = sum(parameter.numel() for parameter in model.parameters()) - packed
+    return whole * model.dtype.itemsize + int(0.515 * packed)
 
 
 def add_shape_of_adapter(config: Config, model: nn.Module) -> int:
