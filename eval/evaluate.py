@@ -92,10 +92,10 @@ def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
                 settings = {**deciding, **task.settings(config)}
                 yield Job(target, task, TaskRecord(target.folder, name, settings, deciding))
             else:
-                prompts = prompts(config, task, target.model, problems)
-                settings = {**deciding, **_settings(config, task, problems, prompts)}
+                asked = prompts(config, task, target.model, problems)
+                settings = {**deciding, **_settings(config, task, problems, asked)}
                 record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
-                yield Job(target, task, record, problems, prompts)
+                yield Job(target, task, record, problems, asked)
 
 
 def _suffix(config: Config) -> str:
