@@ -49,11 +49,7 @@ def command() -> None:
 
 
 def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
-    """The models that the flags ask for; without one, every trained run of the experiment.
-
-    Raises:
-        UserError: flags that exclude each other, or nothing to score.
-    """
+    """The models that the flags ask for; without one, every trained run of the experiment."""
     from eval.candidates import adapter_target, base_target, run_target
 
     if sum(bool(flags[name]) for name in ("run", "adapter", "base")) > 1:

@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +23,18 @@ PLAIN_INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT LoRA folder.
-
-    Attributes:
-        path: The folder with `adapter_config.json` and `adapter_model.safetensors`.
-        rank: Its largest rank.
-        base: The base model's name as the adapter states it.
-        fingerprint: 16 hexadecimal digits of its weights and config.
-        unservable: Why vLLM can't serve it beside the base model (it is merged instead), or None.
-        quantization: How the base model it was trained on is quantised ("nf4"), or None. It is merged into the values
-            that the quantised weights stand for, since on the unquantised ones it is another model.
-    """
+    """A PEFT LoRA folder."""
 
     path: Path
-    rank: int
-    base: str
-    fingerprint: str
-    unservable: str | None = None
-    quantization: str | None = None
-
-    def is_merged(self, engine: str) -> bool:
-        """Whether an engine gets the base model with the adapter merged into it, in place of both."""
-        return self.quantization is not None or (engine == "vllm" and self.unservable is not None)
+    rank: int  # the largest of its layers
+    base: str  # the base model's name as the adapter states it
+    fingerprint: str  # 16 hexadecimal digits of its weights and config
+    unservable: str | None = None  # why vLLM can't serve it beside the base model
+    quantization: str | None = None  # how the base model it was trained on is quantised ("nf4")
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """Read an adapter's config.
-
-    Raises:
-        UserError: the folder holds no PEFT LoRA adapter.
-    """
+    """Read an adapter's config; a `UserError` says that the folder holds no PEFT LoRA adapter."""
     path = Path(path)
     weights = path / "adapter_model.safetensors"
     if not (path / "adapter_config.json").is_file() or not weights.is_file():
@@ -83,13 +65,10 @@ def _why_unservable(config: dict[str, Any], rank: int) -> str | None:
 
 
 def check_base(adapter: Adapter, model: ModelConfig, folder: Path) -> None:
-    """Make sure that an adapter belongs to the model of the configuration.
+    """Raise a `UserError` that names both where an adapter was trained on another model than the configuration's.
 
     Where the adapter's base is a folder that is there, the weights decide; else the names agree, or their last parts
     do (a mirror of a hub model). And every LoRA layer has the shape of the layer it adapts.
-
-    Raises:
-        UserError: it was trained on another base; both are named.
     """
     if not _same_base(adapter.base, model, folder):
         raise UserError(
@@ -127,19 +106,21 @@ def _misfit(path: Path, folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Target:
-    """One model to score.
-
-    Attributes:
-        name: What the log and the records call it.
-        model: Folder of the weights the engine loads.
-        adapter: The LoRA adapter on them, or None.
-        folder: Where its `<task>.json` files go.
-    """
+    """One model to score."""
 
     name: str
-    model: Path
+    model: Path  # folder of the weights the engine loads
     adapter: Adapter | None
-    folder: Path
+    folder: Path  # where its `<task>.json` files go
+
+    def merged(self, engine: str) -> Adapter | None:
+        """The adapter, if an engine gets the base model with it merged in, in place of both.
+
+        One that was trained on a quantised model is merged into the values that the quantised weights stand for: on
+        the unquantised ones it is another model.
+        """
+        adapter = self.adapter
+        return adapter if adapter and (adapter.quantization or (engine == "vllm" and adapter.unservable)) else None
 
     def fingerprints(self) -> dict[str, str | None]:
         """What tells this model from another."""
@@ -153,13 +134,9 @@ def base_target(config: Config) -> Target:
 
 
 def run_target(config: Config, run: Path) -> Target:
-    """The model a run has trained: its `lora/` on the base model, or its `merged/`.
-
-    Raises:
-        UserError: the run has neither (yet), or its adapter belongs to another base model.
-    """
+    """The model a run has trained: its `lora/` on the base model, or its `merged/`."""
     if (run / "lora").is_dir():
-        return _with_adapter(config.model, run / "lora", run.name, run / "eval")
+        return Target(run.name, *_base_and_adapter(config, run / "lora"), run / "eval")
     if (run / "merged").is_dir():
         check_folder(run / "merged")
         return Target(run.name, run / "merged", None, run / "eval")
@@ -167,22 +144,16 @@ def run_target(config: Config, run: Path) -> Target:
 
 
 def adapter_target(config: Config, path: Path) -> Target:
-    """Return any PEFT LoRA adapter on the base model; results go to `<output_dir>/adapters/<name>-<fingerprint>/eval`.
-
-    Raises:
-        UserError: the folder holds no LoRA adapter, or one of another base model.
-    """
-    target = _with_adapter(config.model, path, path.resolve().name, path)
-    assert target.adapter is not None
-    name = f"{target.name}-{target.adapter.fingerprint[:8]}"
-    return replace(target, name=name, folder=Path(config.output_dir) / "adapters" / name / "eval")
+    """Any PEFT LoRA adapter on the base model; results go to `<output_dir>/adapters/<name>-<fingerprint>/eval`."""
+    base, adapter = _base_and_adapter(config, path)
+    name = f"{path.resolve().name}-{adapter.fingerprint[:8]}"
+    return Target(name, base, adapter, Path(config.output_dir) / "adapters" / name / "eval")
 
 
-def _with_adapter(model: ModelConfig, path: Path, name: str, folder: Path) -> Target:
-    adapter = read_adapter(path)
-    base = resolve_model(model)
-    check_base(adapter, model, base)
-    return Target(name, base, adapter, folder)
+def _base_and_adapter(config: Config, path: Path) -> tuple[Path, Adapter]:
+    adapter, base = read_adapter(path), resolve_model(config.model)
+    check_base(adapter, config.model, base)
+    return base, adapter
 
 
 @contextmanager

@@ -25,8 +25,10 @@ SMOOTHED = 20  # parts of a run over which a loss curve is averaged
 MARKERS = "xv^sD"  # of published ladders
 
 
-def rate_text(value: float) -> str:
-    """A rate as one writes it: 3e-4, 1.8e-3."""
+def rate_text(value: float | None) -> str:
+    """A rate as one writes it: 3e-4, 1.8e-3; "" for none."""
+    if value is None or pd.isna(value):
+        return ""
     digits, _, power = f"{value:.3e}".partition("e")
     return f"{float(digits):g}e{int(power)}"
 
@@ -148,10 +150,9 @@ class _Charts:
         for name, group in points.groupby("arm", sort=False):
             means, look = group.groupby("rate")[[x, y]].mean(), self.look(group.iloc[0])
             axes.plot(means[x], means[y], marker="o", ms=4, lw=1.2, label=str(name), **look)
-            end, text = means.iloc[-1], rate_text(means.index[-1])
-            place: dict[str, Any] = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 7}
             if points["arm"].nunique() <= 4:  # the names of more would cover each other
-                axes.annotate(text, (end[x], end[y]), color=look["color"], **place)
+                place: dict[str, Any] = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 7}
+                axes.annotate(rate_text(means.index[-1]), tuple(means.iloc[-1]), color=look["color"], **place)
             if (rate := self.results.arms[str(name)].rate) in means.index:
                 axes.plot(means.loc[rate, x], means.loc[rate, y], marker="*", ms=13, color=look["color"], zorder=4)
         axes.set(xlabel=label, ylabel=f"{LOSS[split]} (nats per token)", xmargin=0.1)

@@ -16,7 +16,7 @@ from dataset.glue import GLUE, load_glue, num_labels
 from dataset.tokens import collate, encode_records
 from eval.candidates import Target
 from eval.evaluate import describe
-from eval.intervals import wilson
+from eval.intervals import interval
 from eval.task_record import TaskRecord
 from eval.tasks import Record
 from utils.config import Config
@@ -70,7 +70,7 @@ def _score(
     found = {metric: score(metric, gold[:n], predicted[:n]) for metric in metrics}
     if others:
         found["accuracy_mismatched"] = score("accuracy", gold[n:], predicted[n:])
-    samples = [
+    samples: list[dict[str, Any]] = [
         {
             "problem": number,
             "prompt": "\n".join(filter(None, (problem["text"], problem["text_pair"]))),
@@ -90,8 +90,7 @@ def _score(
         "base_model": config.model.name,
     }
     if metrics[0] == "accuracy":
-        right = sum(bool(sample["correct"]) for sample in samples)
-        result |= {"accuracy": found["accuracy"], "interval": wilson(right, n)}
+        result |= {"accuracy": found["accuracy"], "interval": interval([sample["correct"] for sample in samples])}
     return record.complete(result, samples)
 
 

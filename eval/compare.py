@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.intervals import difference, mcnemar
-from eval.task_record import changes, find_samples, shares
+from eval.results import shares
+from eval.task_record import changes, find_samples
 from utils.cli import main
 from utils.errors import UserError
 from utils.files import read_record
@@ -15,11 +16,7 @@ exact McNemar test (the chance of so uneven a split of the problems that only on
 
 
 def compare(first: Path, second: Path) -> str:
-    """One line on two samples files of one task.
-
-    Raises:
-        UserError: they are not of the same problems, or not judged right or wrong.
-    """
+    """One line on two samples files of one task."""
     a, b = shares(first), shares(second)
     if not (len(a) and len(b)):
         raise UserError(f"{first} and {second}: samples that are not right or wrong; nothing to compare")

@@ -5,17 +5,16 @@ Jobs on one base model share its engines; an adapter that has to be merged has e
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dataset.catalog import EVALUATION, GROUPS, left_out
+from dataset.catalog import EVALUATION, GROUPS, expand_groups, left_out
 from dataset.templates import format_prompt
 from eval.candidates import Adapter, Target, weights
 from eval.engines import Prompt, Sampling, encode, engine_version, open_engine
-from eval.generation import Job, ask_directly, fill, grade
+from eval.generation import Job, fill, finish, tokenizer_of
 from eval.task_record import FORMAT, TaskRecord, changes
-from eval.tasks import DirectTask, Record, Task, check_tasks, expand, get_task, load_problems, own
+from eval.tasks import DirectTask, Record, Task, check_tasks, get_task, load_problems, own
 from eval.tracking import check_trackers, track
 from utils.config import Config
 from utils.errors import memory_for
@@ -28,20 +27,10 @@ Results = dict[str, dict[str, dict[str, Any]]]
 
 
 def evaluate(config: Config, targets: Sequence[Target], force: bool = False, regrade: bool = False) -> Results:
-    """Score targets on the tasks of `config.eval`.
+    """Score targets on the tasks of `config.eval`; return what their `<task>.json` hold, by target and task.
 
-    Args:
-        config: The experiment; `eval`, `data` and `model` matter here.
-        targets: From `eval.candidates`; those on one base model share its engines.
-        force: Forget what is there, texts included.
-        regrade: Compute all verdicts anew from the texts that are there; starts no engine.
-
-    Returns:
-        The results by target name and task, as written to `<target.folder>/<task>.json`.
-
-    Raises:
-        UserError: a task, its data, an adapter or the engine is not usable; another evaluation is at work in a
-            folder; or `regrade` lacks a text.
+    `force` forgets what is there, texts included; `regrade` computes all verdicts anew from the texts that are there
+    and starts no engine.
     """
     check_tasks(config)
     check_trackers(config)
@@ -83,19 +72,19 @@ def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
         "dtype": _dtype(config),
         "max_model_len": config.eval.max_model_len,
     }
-    for name in expand(config):
+    for name in expand_groups(config.eval.tasks, config.data.dir):
         task = get_task(name)
         problems = load_problems(name, config) if isinstance(task, Task) else []
         for target in targets:
-            deciding = {**target.fingerprints(), **engine}
+            deciding, merged = {**target.fingerprints(), **engine}, target.merged(config.eval.engine)
             if isinstance(task, DirectTask):
                 settings = {**deciding, **task.settings(config)}
-                yield Job(target, task, TaskRecord(target.folder, name, settings, deciding))
+                yield Job(target, task, TaskRecord(target.folder, name, settings, deciding), merged)
             else:
-                prompts = task_prompts(config, task, target.model, problems)
-                settings = {**deciding, **_settings(config, task, problems, prompts)}
+                asked = prompts(config, task, target.model, problems)
+                settings = {**deciding, **_settings(config, task, problems, asked)}
                 record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
-                yield Job(target, task, record, problems, prompts)
+                yield Job(target, task, record, merged, problems, asked)
 
 
 def _suffix(config: Config) -> str:
@@ -135,7 +124,7 @@ def _source(name: str, config: Config) -> str:
     return "mirror: " + ", ".join(EVALUATION[name].files)
 
 
-def task_prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> list[Prompt]:
+def prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> list[Prompt]:
     """A prompt per problem, in the task's own ways unless the configuration says otherwise."""
     wanted, template = config.eval, config.data.template
     tokens, stop = own(wanted, "max_new_tokens", task.name), own(wanted, "stop", task.name)
@@ -143,26 +132,17 @@ def task_prompts(config: Config, task: Task, model: Path, problems: list[Record]
     sampling = Sampling(*limits, wanted.n_samples, wanted.temperature, wanted.top_p, wanted.seed)
     if task.completion:
         return [Prompt(problem["prompt"], sampling) for problem in problems]
-    tokenizer = _tokenizer(model) if template == "chat" else None
+    tokenizer = tokenizer_of(model) if template == "chat" else None
     given = (template, tokenizer, wanted.response_prefix, wanted.chat_template_kwargs)
     return [Prompt(format_prompt(problem["instruction"], *given), sampling) for problem in problems]
-
-
-@cache
-def _tokenizer(model: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model)
 
 
 def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Each job with its result, those first that need no engine."""
     left = []
     for job in jobs:
-        if isinstance(job.task, Task) and (regrade or not job.missing):
-            yield job, grade(config, job)
-        elif regrade:
-            yield job, ask_directly(config, job, _tokenizer(job.target.model), None, None)
+        if regrade or (isinstance(job.task, Task) and not job.missing):
+            yield job, finish(config, job)
         else:
             left.append(job)
     if not left:
@@ -170,10 +150,12 @@ def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Jo
     dtype = _dtype(config)
     if dtype != (config.eval.dtype or config.model.dtype):
         log.info("engine: %s, as this CPU has no fast %s; set eval.dtype to insist", dtype, config.model.dtype)
+    engines: dict[tuple[Path, Adapter | None], list[Job]] = {}
+    for job in left:
+        engines.setdefault((job.target.model, job.merged), []).append(job)
     with stage(Path(config.output_dir), "evaluate"):
-        for (model, merged), members in group(left, config.eval.engine).items():
-            served = {job: None if merged else job.target.adapter for job in members}
-            adapters = list(dict.fromkeys(adapter for adapter in served.values() if adapter))
+        for (model, merged), members in engines.items():
+            adapters = list(dict.fromkeys(job.served for job in members if job.served))
             asked = [prompt for job in members for prompt in job.missing]
             needed = [job.task.context for job in members if isinstance(job.task, DirectTask)]
             room = context(config, model, asked, max(needed, default=0))
@@ -185,25 +167,15 @@ def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Jo
                 weights(model, merged, dtype) as folder,
                 open_engine(folder, config.eval, dtype, adapters, room) as engine,
             ):
-                wanted = [pair for job, adapter in served.items() for pair in job.wanted(adapter)]
+                wanted = [(job, prompt) for job in members for prompt in job.prompts]
                 names = {job.target.name for job in members}
                 fill(engine, wanted, f"{len(names)} models" if len(names) > 1 else names.pop())
-                for job, adapter in served.items():
+                for job in members:
                     if isinstance(job.task, DirectTask):
-                        yield job, ask_directly(config, job, engine.tokenizer, engine, adapter)
+                        yield job, finish(config, job, engine)
             for job in members:
                 if isinstance(job.task, Task):
-                    yield job, grade(config, job)
-
-
-def group(jobs: Sequence[Job], engine: str) -> dict[tuple[Path, Adapter | None], list[Job]]:
-    """What each engine serves: a base model's folder, an adapter to merge into it or None; and its jobs."""
-    found: dict[tuple[Path, Adapter | None], list[Job]] = {}
-    for job in jobs:
-        adapter = job.target.adapter
-        merged = adapter if adapter and adapter.is_merged(engine) else None
-        found.setdefault((job.target.model, merged), []).append(job)
-    return found
+                    yield job, finish(config, job)
 
 
 def context(config: Config, model: Path, asked: Sequence[Prompt], least: int = 0) -> int:
@@ -214,7 +186,7 @@ def context(config: Config, model: Path, asked: Sequence[Prompt], least: int = 0
     if config.eval.max_model_len is not None:
         return min(config.eval.max_model_len, limit)
     texts = {prompt.text: prompt.sampling.max_new_tokens for prompt in asked}
-    needed = max([least, *(len(encode(_tokenizer(model), text)) + tokens for text, tokens in texts.items())])
+    needed = max([least, *(len(encode(tokenizer_of(model), text)) + tokens for text, tokens in texts.items())])
     return min(-(-needed // 64) * 64, limit)
 
 

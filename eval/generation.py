@@ -1,13 +1,15 @@
 """Texts and verdicts: ask an engine for what is missing, and judge what is there.
 
-The two are apart. `fill` adds answers to the texts files; `grade` reads them and needs no engine, so that another
-grader, a mended one, or a smaller limit costs seconds.
+The two are apart. `fill` adds answers to the texts files; `finish` reads them and needs no engine for what is there,
+so that another grader, a mended one, or a smaller limit costs seconds.
 """
 
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,11 @@ from eval.candidates import Adapter, Target
 from eval.code import pass_at_k
 from eval.engines import Answer, Engine, Output, Prompt, Request
 from eval.intervals import interval
-from eval.task_record import TaskRecord, Texts
-from eval.tasks import DirectTask, Judged, Record, Task
+from eval.task_record import TaskRecord
+from eval.tasks import DirectTask, Judged, Record, Task, Verdicts
 from utils.config import Config
 from utils.errors import UserError
 from utils.log import Progress
-
-Verdicts = list[list[Judged]]  # per problem, per text
 
 
 @dataclass(eq=False)
@@ -32,6 +32,7 @@ class Job:
     target: Target
     task: Task | DirectTask
     record: TaskRecord
+    merged: Adapter | None = None  # what is merged into the model that the engine gets
     problems: list[Record] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
 
@@ -40,69 +41,92 @@ class Job:
         """The prompts without an answer on file."""
         return [prompt for prompt in self.prompts if prompt.key not in self.record.texts.made]
 
-    def wanted(self, adapter: Adapter | None) -> list[tuple[Texts, Request]]:
-        """Its requests to an engine that serves its model with `adapter`."""
-        return [(self.record.texts, replace(prompt, adapter=adapter)) for prompt in self.prompts]
-
     @property
-    def about(self) -> dict[str, Any]:
-        adapter = self.target.adapter
-        return {"target": self.target.name, "adapter": str(adapter.path) if adapter else None}
+    def served(self) -> Adapter | None:
+        """The adapter that its requests to the engine name."""
+        return None if self.merged else self.target.adapter
 
 
-def fill(engine: Engine, wanted: Sequence[tuple[Texts, Request]], label: str) -> None:
+def fill(engine: Engine, wanted: Sequence[tuple[Job, Request]], label: str) -> None:
     """Answer the requests that a texts file lacks, each at most once, all at once, and append each as it is done.
 
     The time is shared out: each answer takes what has passed since the one before.
     """
-    found = {(texts.path, request.key): (texts, request) for texts, request in wanted}
-    missing = dict(enumerate(pair for pair in found.values() if pair[1].key not in pair[0].made))
+    found = {(job.record.texts.path, request.key): (job, request) for job, request in wanted}
+    missing = [(job, request) for job, request in found.values() if request.key not in job.record.texts.made]
+    asked = {number: replace(request, adapter=job.served) for number, (job, request) in enumerate(missing)}
     with Progress(label, len(missing), "request") as bar:
         before = time.monotonic()
-        for number, answer in engine.run({number: request for number, (_, request) in missing.items()}):
-            texts, request = missing[number]
+        for number, answer in engine.run(asked):
             now = time.monotonic()
-            texts.add(request, answer, now - before, engine.describe())
+            job, request = missing[number]
+            job.record.texts.add(request, answer, now - before, engine.describe())
             before = now
             bar.update()
 
 
-def grade(config: Config, job: Job) -> dict[str, Any]:
-    """Judge the texts of a job of a `Task` by every grader, write the record, and return the result.
+def finish(config: Config, job: Job, engine: Engine | None = None) -> dict[str, Any]:
+    """Turn the answers on file into figures, write the record, and return the result.
 
-    Raises:
-        UserError: texts are missing.
+    What a task that asks by itself still lacks goes to the engine; without one, a `UserError` says what is missing.
     """
-    task, made = job.task, job.record.texts.made
-    assert isinstance(task, Task)
-    if job.missing:
-        there = f"{len(job.prompts) - len(job.missing)} of {len(job.prompts)}"
-        raise UserError(f"{job.record.texts.path}: holds {there} texts; run without --regrade")
-    outputs: list[list[Output]] = [made[prompt.key][0] for prompt in job.prompts]  # type: ignore[misc]
+    task, texts, asked = job.task, job.record.texts, dict[str, Request]()
+
+    def ask(requests: Sequence[Request]) -> list[Answer]:
+        asked.update({request.key: request for request in requests})
+        if engine is not None:
+            fill(engine, [(job, request) for request in requests], f"{job.target.name}, {task.name}")
+        if missing := sum(request.key not in texts.made for request in requests):
+            there = f"{len(requests) - missing} of {len(requests)}"
+            raise UserError(f"{texts.path}: holds {there} texts; run without --regrade")
+        return [texts.made[request.key][0] for request in requests]
+
+    if isinstance(task, Task):
+        figures, samples = _grade(config, task, job, ask(job.prompts))
+    else:
+        tokenizer = engine.tokenizer if engine else tokenizer_of(job.target.model)
+        figures, samples = task.run(ask, tokenizer, config)
+    seconds = sum(texts.made[key][1] for key in asked)
+    result = {
+        "target": job.target.name,
+        "adapter": str(job.target.adapter.path) if job.target.adapter else None,
+        **figures,
+        "requests": len(asked),
+        "seconds": round(seconds + figures.get("seconds_grading", 0.0), 3),
+        "tokens_per_second": round(figures["tokens"] / seconds, 1) if seconds and "tokens" in figures else None,
+        "base_model": config.model.name,
+        "engine": texts.engine,
+    }
+    return job.record.complete(result, samples)
+
+
+@cache
+def tokenizer_of(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def _grade(config: Config, task: Task, job: Job, answers: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures and samples of generated texts, judged by every grader."""
+    outputs: list[list[Output]] = answers
     texts = [[output.text for output in group] for group in outputs]
     started = time.monotonic()
     judged = {grader: task.judge(job.problems, texts, config.eval, grader) for grader in task.graders}
     grading = time.monotonic() - started
     headline = config.eval.grader if config.eval.grader in judged else task.graders[0]
     ends = Counter(output.finish for group in outputs for output in group)
-    tokens = sum(output.tokens for group in outputs for output in group)
-    seconds = sum(made[key][1] for key in {prompt.key for prompt in job.prompts})
     graders = {grader: _scores(task, job.problems, verdicts) for grader, verdicts in judged.items()}
-    result = {
-        **job.about,
+    figures = {
         "grader": headline,
         **graders[headline],
         "graders": graders,
         "length_stops": ends["length"],
         "length_share": ends["length"] / ends.total(),
         "too_long": ends["too_long"],
-        "tokens": tokens,
-        "seconds": round(seconds + grading, 3),
+        "tokens": sum(output.tokens for group in outputs for output in group),
         "seconds_grading": round(grading, 3),
-        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
         "example_prompt": job.prompts[0].text,
-        "base_model": config.model.name,
-        "engine": job.record.texts.engine,
     }
     samples = [
         {
@@ -119,33 +143,7 @@ def grade(config: Config, job: Job) -> dict[str, Any]:
         for number, group in enumerate(outputs)
         for k, output in enumerate(group)
     ]
-    return job.record.complete(result, samples)
-
-
-def ask_directly(
-    config: Config, job: Job, tokenizer: Any, engine: Engine | None, adapter: Adapter | None
-) -> dict[str, Any]:
-    """Run a task that asks by itself, from its texts file and the engine, write the record, and return the result.
-
-    Raises:
-        UserError: there is no engine and an answer is not on file.
-    """
-    task, texts, asked = job.task, job.record.texts, dict[str, Request]()
-    assert isinstance(task, DirectTask)
-
-    def ask(requests: Sequence[Request]) -> list[Answer]:
-        asked.update({request.key: request for request in requests})
-        if engine is not None:
-            name = f"{job.target.name}, {task.name}"
-            fill(engine, [(texts, replace(request, adapter=adapter)) for request in requests], name)
-        elif any(request.key not in texts.made for request in requests):
-            raise UserError(f"{texts.path}: lacks answers that {task.name} asks for; run without --regrade")
-        return [texts.made[request.key][0] for request in requests]
-
-    figures, samples = task.run(ask, tokenizer, config)
-    seconds = round(sum(texts.made[key][1] for key in asked), 3)
-    about = {"base_model": config.model.name, "engine": texts.engine}
-    return job.record.complete({**job.about, **figures, "requests": len(asked), "seconds": seconds, **about}, samples)
+    return figures, samples
 
 
 def _scores(task: Task, problems: Sequence[Record], judged: Verdicts) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from peft import PeftModel
 
 from eval.engines.transformers import TransformersEngine
-from eval.evaluate import context, task_prompts
+from eval.evaluate import context, prompts
 from eval.tasks import Task, get_task, load_problems
 from utils.config import Config
 from utils.distributed import gather, rank, world_size
@@ -30,7 +30,7 @@ class Scorer:
         for name in config.train.eval_tasks:
             task, problems = get_task(name), load_problems(name, self.config)
             assert isinstance(task, Task)
-            self.asked.append((task, problems, task_prompts(self.config, task, model, problems)))
+            self.asked.append((task, problems, prompts(self.config, task, model, problems)))
         self.context = context(self.config, model, [prompt for *_, made in self.asked for prompt in made])
 
     def __call__(self, model: Any) -> dict[str, list[float]]:

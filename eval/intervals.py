@@ -29,8 +29,7 @@ def interval(values: Sequence[float]) -> list[float]:
 def difference(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float]:
     """Mean of `second` - `first` and its interval, by a bootstrap over problems, paired, and over seeds.
 
-    Args:
-        first, second: (seeds, problems), the same problems in the same order; seeds may differ in number.
+    Both are (seeds, problems), the same problems in the same order; seeds may differ in number.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     low, high = np.quantile(_means(b, seed=1) - _means(a, seed=2), [0.025, 0.975])

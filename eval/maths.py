@@ -107,13 +107,11 @@ def _first_line(text: str) -> str:
     return line.strip()  # a currency sign, or cut off
 
 
-def math_equal(prediction: str | None, gold: str) -> bool:
+def math_equal(prediction: str, gold: str) -> bool:
     r"""Whether two mathematical answers are equivalent (math-verify; plain numbers exactly).
 
     Each is an answer in LaTeX or plain text, or a text that states it. There is no time limit: see `grade_all`.
     """
-    if prediction is None:
-        return False
     left, right = (_latex(extract_math(text) or text) for text in (prediction, gold))
     bare = [_squeeze(text) for text in (left, right)]
     if bare[0] == bare[1]:

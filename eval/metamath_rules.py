@@ -64,8 +64,7 @@ def normalise(text: str) -> str:
     ):  # fmt: skip
         text = text.replace(old, new)
     if "\\text{ " in text:
-        text, unit = text.split("\\text{ ")  # ValueError if there are two
-        del unit
+        text, _ = text.split("\\text{ ")  # ValueError if there are two
     text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
     if not text:
         return text

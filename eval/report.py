@@ -28,22 +28,14 @@ Write results.md, results.csv, report.html and summary.json for all runs of an e
 """
 
 
-def write_report(folders: Path | Sequence[Path], target: Path | None = None) -> str:
-    """Write all files of the report and return the Markdown.
-
-    Args:
-        folders: an experiment's folder, or several.
-        target: where the files go; default: the experiment's folder, or `a+b` beside the first of several.
-
-    Raises:
-        UserError: no run in a folder.
-    """
+def write_report(folders: Path | Sequence[Path]) -> str:
+    """Write the files of the report into an experiment's folder, or `a+b` beside several; return the Markdown."""
     from eval import charts, tables
     from eval.results import collect
 
     folders = [folders] if isinstance(folders, Path) else list(folders)
     results = collect(folders)
-    target = target or folders[0].with_name("+".join(folder.name for folder in folders))
+    target = folders[0].with_name("+".join(folder.name for folder in folders))
     target.mkdir(parents=True, exist_ok=True)
     parts = list(tables.sections(results))
     figures = charts.save_figures(results, target)

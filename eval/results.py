@@ -19,12 +19,11 @@ import yaml
 from numpy.typing import NDArray
 
 from eval.intervals import difference
-from eval.task_record import shares
 from utils import ladder
 from utils.comparison import deciding
 from utils.config import ARM, CHOOSERS
 from utils.errors import UserError, first_line
-from utils.files import read_record
+from utils.files import read_lines, read_record
 from utils.settings import FREE, flat_settings
 
 RATES = ("train.relative_step", "train.learning_rate")  # what a ladder varies; the first that is set is the axis
@@ -36,48 +35,33 @@ SHARES = re.compile(r"accuracy|f1|em|mcc|exact match|matthews correlation|pearso
 
 @dataclass
 class Arm:
-    """An arm at its best rate.
-
-    Attributes:
-        rate: what the ladder varies; None where all runs diverged, or nothing was validated.
-        tried: the rates of runs that ended.
-        edge: "lowest" or "highest" where no clearly worse rate was tried on that side; "one" of one rate; else "".
-        tied: rates that can't be told from the best, which is one of them.
-        seeds: those run at the best rate.
-        diverged: the rates of the runs that diverged.
-    """
+    """An arm at its best rate."""
 
     name: str
-    rate: float | None
-    tried: tuple[float, ...]
-    edge: str = ""
-    tied: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = ()
-    diverged: tuple[float, ...] = ()
+    rate: float | None  # None where all runs diverged, or nothing was validated
+    tried: tuple[float, ...]  # the rates of runs that ended
+    edge: str = ""  # "lowest" or "highest": no clearly worse rate was tried on that side; "one": one rate; "": neither
+    tied: tuple[float, ...] = ()  # rates that can't be told from the best, which is one of them
+    seeds: tuple[int, ...] = ()  # those run at the best rate
+    diverged: tuple[float, ...] = ()  # the rates of the runs that diverged
 
 
 @dataclass
 class Results:
     """The results of one experiment or more.
 
-    Attributes:
-        runs: a row per run: `run`, `folder`, `arm`, `label` (the arm without its rank), `rank`, `rate`, `seed`,
-            `error`, `diverged`, and the figures of its metrics.json, in the units of their names.
-        scores: a row per run and figure: `run`, `arm`, `folder`, `task`, `metric`, `score`, `low`, `high`, `error`
-            (standard), `n`, `better` (1: higher is better, -1: lower, 0: arms are not ranked by it), and the task's
-            whole `result`. The base model's rows have `arm` = "base model".
-        settings: by run, flat.
-        axis: the setting that `rate` holds.
-        arms: by name, in the runs' order.
-        folders: of the experiments, in the order they were named.
+    `runs` has a row per run: `run`, `folder`, `arm`, `label` (the arm without its rank), `rank`, `rate`, `seed`,
+    `error`, `diverged`, and the figures of its metrics.json, in the units of their names. `scores` has a row per run
+    and figure: `run`, `arm` ("base model" too), `folder`, `task`, `metric`, `score`, `low`, `high`, `error`
+    (standard), `n`, `better` (1: higher is better, -1: lower, 0: arms are not ranked by it), and the whole `result`.
     """
 
     runs: pd.DataFrame
     scores: pd.DataFrame
-    settings: dict[str, dict[str, Any]]
-    axis: str
-    arms: dict[str, Arm]
-    folders: list[Path]
+    settings: dict[str, dict[str, Any]]  # by run, flat
+    axis: str  # the setting that `rate` holds
+    arms: dict[str, Arm]  # by name, in the runs' order
+    folders: list[Path]  # of the experiments, in the order they were named
 
     @property
     def config(self) -> dict[str, Any]:
@@ -102,23 +86,23 @@ class Results:
 
 
 def collect(folders: Sequence[Path]) -> Results:
-    """Read experiments; a run of several experiments is named `<experiment>/<run>`.
-
-    Raises:
-        UserError: no run in a folder.
-    """
-    found = {path: _settings(path) for folder in folders for path in _run_folders(folder)}
+    """Read experiments; a run of several experiments is named `<experiment>/<run>`."""
+    found: dict[Path, dict[str, Any]] = {}
+    for folder in folders:
+        if not (configs := sorted(folder.glob("*/config.yaml"))):
+            raise UserError(f"{folder}: no run in this folder")
+        found |= {path.parent: _settings(path.parent) for path in configs}
     axis = next(key for key in RATES if any(settings.get(key) is not None for settings in found.values()))
     if several := len(folders) > 1:
         found = {path: {"experiment": path.parent.name, **settings} for path, settings in found.items()}
-    labels, ranks = _labels(found), {settings["method.rank"] for settings in found.values() if _has_rank(settings)}
+    labels, ranks = _labels(found), {path: _rank(settings) for path, settings in found.items()}
     rows = []
     for path, settings in found.items():
-        rank = settings["method.rank"] if _has_rank(settings) else None
+        rank, label = ranks[path], labels[path]
         named = {"run": f"{path.parent.name}/{path.name}" if several else path.name, "folder": path}
-        arm = labels[path] + (f", rank {rank}" if rank and len(ranks) > 1 else "")
+        arm = f"{label}, rank {rank}" if rank and len(set(ranks.values()) - {None}) > 1 else label
         place = {"rank": rank, "rate": settings.get(axis), "seed": settings["train.seed"]}
-        rows.append({**named, "arm": arm, "label": labels[path], **place, **_figures(path)})
+        rows.append({**named, "arm": arm, "label": label, **place, **_figures(path)})
     runs = pd.DataFrame(rows)
     split = "reporting" if runs["reporting_loss"].notna().any() else "validation"
     scored = [{"run": BASE, "arm": BASE, "folder": folder / "base"} for folder in folders] + rows
@@ -129,12 +113,6 @@ def collect(folders: Sequence[Path]) -> Results:
     arms = {str(arm): _tune(str(arm), group, select) for arm, group in runs.groupby("arm", sort=False)}
     settings = dict(zip(runs["run"], found.values(), strict=True))
     return Results(runs, scores, settings, axis, arms, list(folders))
-
-
-def _run_folders(folder: Path) -> list[Path]:
-    if runs := [path.parent for path in sorted(folder.glob("*/config.yaml"))]:
-        return runs
-    raise UserError(f"{folder}: no run in this folder")
 
 
 def _settings(run: Path) -> dict[str, Any]:
@@ -150,8 +128,8 @@ def _read(path: Path) -> dict[str, Any]:
     return read_record(path) if path.exists() else {}
 
 
-def _has_rank(settings: dict[str, Any]) -> bool:
-    return settings["method.name"] != "full"
+def _rank(settings: dict[str, Any]) -> int | None:
+    return None if settings["method.name"] == "full" else settings["method.rank"]
 
 
 def _labels(runs: dict[Path, dict[str, Any]]) -> dict[Path, str]:
@@ -204,8 +182,7 @@ def _figures(run: Path) -> dict[str, Any]:
     forgetting, export, update = (metrics.get(key) or {} for key in ("forgetting", "export", "update"))
     kept = (
         "validation_loss", "validation_accuracy", "reporting_loss", "base_loss", "learning_rate", "relative_step",
-        "trainable_parameters",
-        "peak_memory_bytes", "train_seconds", "final_loss",
+        "trainable_parameters", "peak_memory_bytes", "train_seconds", "final_loss",
     )  # fmt: skip
     return {
         **{key: metrics.get(key) for key in kept},
@@ -255,14 +232,9 @@ def _scores(row: dict[str, Any], split: str) -> Iterator[dict[str, Any]]:
 
 def _tell_apart(scores: pd.DataFrame) -> None:
     """Losses on two general texts are two tasks."""
-    names = [_text_name(result) if result else None for result in scores["result"]]
-    texts: dict[str, set[str]] = {}
-    for task, name in zip(scores["task"], names, strict=True):
-        texts.setdefault(task, set()).update({name} if name else ())
-    scores["task"] = [
-        f"{task} on {name}" if name and len(texts[task]) > 1 else task
-        for task, name in zip(scores["task"], names, strict=True)
-    ]
+    texts = scores["result"].map(_text_name)
+    several = texts.groupby(scores["task"]).transform("nunique") > 1
+    scores["task"] = scores["task"].where(~several | texts.isna(), scores["task"] + " on " + texts.astype(str))
 
 
 def _tune(name: str, runs: pd.DataFrame, select: str) -> Arm:
@@ -294,11 +266,6 @@ def _tune(name: str, runs: pd.DataFrame, select: str) -> Arm:
     return Arm(name, tried[best], tried, edge, tuple(tried[place] for place in tied), seeds, diverged)
 
 
-def record_losses(run: Path, split: str) -> NDArray[np.float64]:
-    """Loss of each record of a held-out split, float64 (records,), in nats per target token; empty if not kept."""
-    return np.asarray(_read(run / "losses.json").get(split, []), dtype=np.float64)
-
-
 def standing(results: Results, task: str) -> tuple[str, dict[str, bool]]:
     """The best arm on a task, and of each arm whether it can't be told from it; none without single answers."""
     rows = results.at_best(task)
@@ -313,10 +280,18 @@ def standing(results: Results, task: str) -> tuple[str, dict[str, bool]]:
 
 
 def _answers(rows: pd.DataFrame, task: str) -> NDArray[np.float64] | None:
-    """(seeds, problems or records) of an arm; None where a run kept none, or not of the same."""
-    split = next((split for split, name in LOSS.items() if name == task), None)
-    found = [record_losses(folder, split) if split else right(folder, task) for folder in rows["folder"]]
+    """(seeds, problems or records) of an arm, float64; None where a run kept none, or not of the same."""
+    if split := next((split for split, name in LOSS.items() if name == task), None):
+        found = [np.asarray(_read(run / "losses.json").get(split, []), np.float64) for run in rows["folder"]]
+    else:
+        found = [right(run, task) for run in rows["folder"]]
     return np.stack(found) if len({len(values) for values in found}) == 1 and len(found[0]) else None
+
+
+def shares(samples: Path) -> pd.Series:
+    """Each problem's share of right answers, by its number; empty where they are neither right nor wrong."""
+    frame = pd.DataFrame(read_lines(samples), columns=["problem", "correct"])
+    return frame.groupby("problem")["correct"].mean() if frame["correct"].notna().all() else pd.Series(dtype=float)
 
 
 @cache

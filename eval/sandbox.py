@@ -26,14 +26,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.log import Progress, log
+from utils.log import log, progress
 
 WALL = 15.0  # seconds from the program's start
 CPU = 10  # seconds, per process
@@ -100,21 +100,20 @@ def run_all(
 
     Where bubblewrap does not work, `unsafe` runs them in plain processes with limits instead of raising `UserError`.
     """
-    reason, programs = available(), list(programs)
-    if reason and not unsafe:
-        raise UserError(f"generated code can't be run safely: {reason}; eval.unsafe_code=true runs it unprotected")
-    if reason:
+    check(unsafe)
+    programs = list(programs)
+    if reason := available():
         log.warning("RUNNING GENERATED CODE UNPROTECTED, with the rights of this user (eval.unsafe_code): %s", reason)
     command = [] if reason else _bubblewrap(_mode())
-    pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
-    futures = [pool.submit(_run_twice, program, command, wall) for program in programs]
-    with Progress("running programs", len(programs), "program") as bar:
-        try:
-            for _ in as_completed(futures):
-                bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return [future.result() for future in futures]
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        verdicts = pool.map(lambda program: _run_twice(program, command, wall), programs)
+        return list(progress(verdicts, "running programs", len(programs), "program"))
+
+
+def check(unsafe: bool) -> None:
+    """Raise a `UserError` where there is no working sandbox, unless `unsafe`."""
+    if (reason := available()) and not unsafe:
+        raise UserError(f"eval.unsafe_code: {reason}; true runs generated code unprotected")
 
 
 @functools.cache

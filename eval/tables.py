@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -13,17 +13,31 @@ from eval.charts import rate_text
 from eval.intervals import smallest_difference
 from eval.published import published
 from eval.results import BASE, LOSS, SHARES, Results, stage_costs, standing
+from eval.task_record import readings
 from utils.runs import commit
 
 ALIKE = "†"  # not significantly worse than the best
+READINGS = {"lenient": "last number", "length_share": "cut", "unparsable_share": "unreadable"}
 AXES = {
     "train.relative_step": "the relative step, |dW| of the first step over |W|",
     "train.learning_rate": "the learning rate",
 }
-MEASURES = {
-    "update_norm": "|dW|/|W|", "output_change": "change of outputs", "inside_span": "share inside span(Q)",
-    "relative_step": "first step", "learning_rate": "learning rate",
-}  # fmt: skip
+# Of a table: a column of the figures, its heading, the unit it is shown in, and how.
+Columns = dict[str, tuple[str, float, Callable[[float], str]]]
+MEASURES: Columns = {
+    "update_norm": ("|dW|/|W|", 1, "{:.3g}".format),
+    "output_change": ("change of outputs", 1, "{:.3g}".format),
+    "inside_span": ("share inside span(Q)", 1, "{:.3g}".format),
+    "relative_step": ("first step", 1, lambda value: rate_text(float(f"{value:.3g}"))),
+    "learning_rate": ("learning rate", 1, lambda value: rate_text(float(f"{value:.3g}"))),
+}
+SIZES: Columns = {
+    "peak_memory_bytes": ("peak memory (GiB)", 2**30, "{:.2f}".format),
+    "peak_gpu_memory_bytes": ("peak GPU memory (GiB)", 2**30, "{:.2f}".format),
+    "trainable_parameters": ("trainable", 1, "{:,.0f}".format),
+    "served_rank": ("served rank", 1, "{:.0f}".format),
+    "adapter_bytes": ("adapter (MB)", 1e6, "{:.1f}".format),
+}
 
 
 @dataclass
@@ -51,8 +65,7 @@ def sections(results: Results) -> Iterator[Part]:
     failed = results.runs.loc[results.runs["error"].notna(), ["run", "error"]]
     if not failed.empty:
         yield Part("Runs without a result", "", failed.rename(columns={"error": "reason"}))
-    for heading, note, table in published(results.config):
-        yield Part(heading, note, table)
+    yield from (Part(*told) for told in published(results.config))
 
 
 def findings(results: Results) -> Iterator[str]:
@@ -125,10 +138,6 @@ def _heading(task: str, metric: str) -> str:
     return f"{name} (%)" if SHARES.fullmatch(metric) else name
 
 
-def _rate(value: float | None) -> str:
-    return "" if value is None or pd.isna(value) else rate_text(value)
-
-
 def _results_note(results: Results) -> str:
     several, config = any(len(arm.tried) > 1 for arm in results.arms.values()), results.config
     split = "the accuracy on validation" if config.get("compare.select") == "accuracy" else "validation"
@@ -168,7 +177,7 @@ def main_table(results: Results) -> pd.DataFrame:
 
 def _arm_rate(results: Results, name: str) -> str:
     arm = results.arms[name]
-    rate = "all" if arm.rate is None and len(arm.tried) > 1 else _rate(arm.rate)
+    rate = "all" if arm.rate is None and len(arm.tried) > 1 else rate_text(arm.rate)
     return rate + (" (edge)" if arm.edge not in ("", "one") else "")
 
 
@@ -187,10 +196,11 @@ def ladder_table(results: Results) -> pd.DataFrame:
     """What was tried, per arm."""
     rows = [
         {
-            "arm": arm.name, "rungs": str(len(arm.tried)), "tried": ", ".join(map(_rate, arm.tried)),
-            "best": _rate(arm.rate), "tied with it": ", ".join(_rate(rate) for rate in arm.tied if rate != arm.rate),
+            "arm": arm.name, "rungs": str(len(arm.tried)), "tried": ", ".join(map(rate_text, arm.tried)),
+            "best": rate_text(arm.rate),
+            "tied with it": ", ".join(rate_text(rate) for rate in arm.tied if rate != arm.rate),
             "inside the ladder": ("yes" if arm.rate else "-") if not arm.edge else f"no: {arm.edge}",
-            "diverged": ", ".join(map(_rate, arm.diverged)),
+            "diverged": ", ".join(map(rate_text, arm.diverged)),
         }
         for arm in results.arms.values()
     ]  # fmt: skip
@@ -200,37 +210,25 @@ def ladder_table(results: Results) -> pd.DataFrame:
 def details_table(results: Results, task: str) -> pd.DataFrame:
     """Other readings of a task: lenient, maj@k, pass@k, other graders, by level, cut and unreadable answers."""
     rows = pd.concat([results.of_base(task), results.at_best(task)])
-    readings = pd.DataFrame([{"arm": row.arm, **dict(_readings(row.result))} for row in rows.itertuples()])
-    return _means(readings, "{:.1f}") if readings.shape[1] > 1 else pd.DataFrame()
+    shares = pd.DataFrame([readings(result) for result in rows["result"]], index=rows["arm"])
+    columns: Columns = {name: (READINGS.get(name, name), 0.01, "{:.1f}".format) for name in shares}
+    return _texts(shares, columns) if columns else pd.DataFrame()
 
 
-def _means(values: pd.DataFrame, form: str) -> pd.DataFrame:
-    """The mean of every column per arm, as texts."""
-    means = values.groupby("arm", sort=False).mean().dropna(axis="columns", how="all")
-    return means.map(lambda value: "" if pd.isna(value) else form.format(value)).reset_index()
-
-
-def _readings(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Every other share of a result, in percent."""
-    names = {"lenient": "last number", "acc_norm": "acc_norm", "length_share": "cut", "unparsable_share": "unreadable"}
-    yield from ((name, 100 * result[key]) for key, name in names.items() if key in result)
-    for kind in ("pass", "maj"):
-        yield from ((f"{kind}@{k}", 100 * found["score"]) for k, found in result.get(f"{kind}_at_k", {}).items())
-    if len(graders := result.get("graders", {})) > 1:
-        yield from ((f"grader {name}", 100 * found["accuracy"]) for name, found in graders.items())
-    for groups in result.get("by", {}).values():
-        yield from ((group, 100 * found["accuracy"]) for group, found in groups.items())
+def _texts(figures: pd.DataFrame, columns: Columns) -> pd.DataFrame:
+    """The mean per arm, which is the index, of the columns that have a figure, as texts."""
+    means = figures.astype(float).groupby("arm", sort=False).mean().dropna(axis="columns", how="all")
+    table = pd.DataFrame(index=means.index)
+    for name, (heading, unit, form) in columns.items():
+        if name in means:
+            table[heading] = (means[name] / unit).map(form, na_action="ignore")
+    return table.fillna("").reset_index()
 
 
 def measures_table(results: Results) -> pd.DataFrame:
     """|dW|/|W| and what else was measured of the trained weights, per arm."""
-    measured = results.best[["arm", *MEASURES]].infer_objects().rename(columns=MEASURES)
-    if results.best["update_norm"].isna().all():
-        return pd.DataFrame()
-    table = _means(measured, "{:.3g}")
-    for name in table.columns.intersection(["first step", "learning rate"]):
-        table[name] = table[name].map(lambda text: _rate(float(text)) if text else "")
-    return table
+    measured = results.best.set_index("arm")[list(MEASURES)]
+    return pd.DataFrame() if measured["update_norm"].isna().all() else _texts(measured, MEASURES)
 
 
 def cost_table(results: Results) -> pd.DataFrame:
@@ -238,23 +236,11 @@ def cost_table(results: Results) -> pd.DataFrame:
     costs = stage_costs(results)
     if costs.empty:
         return costs
-    table = costs.pivot_table(index="arm", columns="stage", values="seconds", sort=False).add_suffix(" (s)")
-    memory, runs = costs.groupby("arm").max(numeric_only=True), results.runs.groupby("arm")
-    columns = {
-        "peak memory (GiB)": (memory.get("peak_memory_bytes"), 2**30, "{:.2f}"),
-        "peak GPU memory (GiB)": (memory.get("peak_gpu_memory_bytes"), 2**30, "{:.2f}"),
-        "trainable": (runs["trainable_parameters"].mean(), 1, "{:,.0f}"),
-        "served rank": (runs["served_rank"].mean(), 1, "{:.0f}"),
-        "adapter (MB)": (runs["adapter_bytes"].mean(), 1e6, "{:.1f}"),
-    }
-    forms = dict.fromkeys(table, "{:,.0f}") | {name: form for name, (_, _, form) in columns.items()}
-    for name, (values, unit, _) in columns.items():
-        if values is not None:
-            table[name] = values / unit
-    table = table.dropna(axis="columns", how="all")
-    for name in table:
-        table[name] = table[name].map(lambda value, form=forms[name]: "" if pd.isna(value) else form.format(value))
-    return table.reset_index().rename_axis(columns=None)
+    seconds = costs.pivot_table(index="arm", columns="stage", values="seconds", sort=False)
+    sizes = results.runs.set_index("arm")[["trainable_parameters", "served_rank", "adapter_bytes"]].astype(float)
+    figures = seconds.join(costs.groupby("arm").max(numeric_only=True)).join(sizes.groupby("arm").mean())
+    stages: Columns = {name: (f"{name} (s)", 1, "{:,.0f}".format) for name in seconds}
+    return _texts(figures, stages | SIZES)
 
 
 def summary(results: Results) -> dict[str, Any]:
@@ -301,12 +287,8 @@ def tidy(results: Results) -> pd.DataFrame:
     told = told.drop(columns=[name for name in told if told[name].map(lambda cell: isinstance(cell, list)).any()])
     scores = scores.drop(columns=["arm", "folder", "result", "error", "better"]).join(told)
     settings = pd.DataFrame([{**found, "run": run} for run, found in results.settings.items()]).drop(columns="arm")
-    for name in settings:
-        settings[name] = settings[name].map(lambda cell: " ".join(map(str, cell)) if isinstance(cell, list) else cell)
-    joined = (
-        results.runs.drop(columns=["folder"])
-        .merge(scores, on="run", how="outer")
-        .merge(settings, on="run", how="left")
-    )
+    settings = settings.map(lambda cell: " ".join(map(str, cell)) if isinstance(cell, list) else cell)
+    joined = results.runs.drop(columns="folder").merge(scores, on="run", how="outer")
+    joined = joined.merge(settings, on="run", how="left")
     joined["arm"] = joined["arm"].where(joined["run"] != BASE, BASE)
     return joined.assign(commit=commit())

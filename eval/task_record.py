@@ -10,15 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from astra.manifest import sealed, unsealed
 from eval.engines import Answer, Output, Request, Score
 from utils.errors import UserError
-from utils.files import AGAIN, read_lines, read_record, write_record, write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
+from utils.files import AGAIN, read_record, write_record, write_text
 
 Settings = dict[str, Any]
 FORMAT = 2  # of results and texts; files of another form are refused
@@ -45,15 +42,11 @@ class Texts:
 
     The file has a line of settings and, below it, a line per request that was answered under them. Lines of other
     settings stay: to return to them costs nothing.
-
-    Attributes:
-        path: The file.
-        settings: What decides an answer besides the request.
-        engine: What the engine that answered last says of itself; known once `made` has been read.
     """
 
     path: Path
-    settings: Settings
+    settings: Settings  # what decides an answer besides the request
+    # What the engine that answered last says of itself; known once `made` has been read.
     engine: Settings = field(default_factory=dict, init=False)
     _begun: bool = field(default=False, init=False)
 
@@ -108,19 +101,12 @@ class Texts:
 
 @dataclass
 class TaskRecord:
-    """The files of one task in one `eval` folder.
+    """The files of one task in one `eval` folder."""
 
-    Attributes:
-        folder: `<run>/eval`.
-        task: The task's name; a slash in it is a hyphen in file names.
-        settings: Everything that may change a figure; a result made under others is never taken for this one.
-        deciding: Those that decide what the model makes, the requests apart.
-    """
-
-    folder: Path
-    task: str
-    settings: Settings
-    deciding: Settings = field(default_factory=dict)
+    folder: Path  # `<run>/eval`
+    task: str  # a slash in its name is a hyphen in file names
+    settings: Settings  # all that may change a figure; a result made under others is never taken for this one
+    deciding: Settings = field(default_factory=dict)  # those that decide what the model makes, the requests apart
 
     def path(self, ending: str) -> Path:
         return self.folder / f"{self.task.replace('/', '-')}.{ending}"
@@ -156,26 +142,26 @@ class TaskRecord:
         return result
 
 
-def shares(samples: Path) -> "pd.Series":
-    """Each problem's share of right answers, by its number; empty where they are neither right nor wrong."""
-    import pandas as pd  # slow to import
-
-    frame = pd.DataFrame(read_lines(samples), columns=["problem", "correct"])
-    return frame.groupby("problem")["correct"].mean() if frame["correct"].notna().all() else pd.Series(dtype=float)
+def readings(result: Settings) -> dict[str, float]:
+    """The shares in a result beside its headline: other readings, of several samples, by other graders, by group."""
+    names = ("lenient", "acc_norm", "length_share", "unparsable_share")
+    found: dict[str, float] = {name: result[name] for name in names if name in result}
+    for kind in ("pass", "maj"):
+        found |= {f"{kind}@{k}": scores["score"] for k, scores in result.get(f"{kind}_at_k", {}).items()}
+    if len(graders := result.get("graders", {})) > 1:
+        found |= {f"grader {name}": scores["accuracy"] for name, scores in graders.items()}
+    for groups in result.get("by", {}).values():
+        found |= {name: scores["accuracy"] for name, scores in groups.items()}
+    return found
 
 
 def find_samples(place: Path, task: str | None = None) -> dict[str, Path]:
-    """The samples files of a run folder, an `eval` folder or a samples file, by task.
-
-    Raises:
-        UserError: there are none, or none of `task`.
-    """
+    """The samples files of a run folder, an `eval` folder or a samples file, by task: all, or that of `task`."""
     folder = place / "eval" if (place / "eval").is_dir() else place
     paths = [place] if place.is_file() else sorted(folder.glob("*.samples.jsonl"))
     found = {path.name.removesuffix(".samples.jsonl"): path for path in paths}
-    for path in found.values():
-        result = path.with_name(path.name.removesuffix(".samples.jsonl") + ".json")
-        if result.exists():
+    for name, path in found.items():
+        if (result := path.with_name(f"{name}.json")).exists():
             read_record(result)  # which knows the samples by their hash
     if not found:
         raise UserError(f"{place}: no samples here; name a run folder, its eval folder, or a .samples.jsonl file")

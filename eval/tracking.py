@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from eval.candidates import Target
+from eval.task_record import readings
 from utils.config import Config
 from utils.errors import UserError
 
@@ -36,10 +37,6 @@ def track(config: Config, target: Target, results: dict[str, dict[str, Any]]) ->
 
 
 def figures(task: str, result: dict[str, Any]) -> dict[str, float]:
-    """A result's headline, its other readings and every grader's accuracy, as `eval/<task>/<figure>`."""
-    names = ("accuracy", "score", "loss", "lenient", "length_share")
-    found: dict[str, float] = {key: result[key] for key in names if key in result}
-    found |= {f"grader {name}": scores["accuracy"] for name, scores in result.get("graders", {}).items()}
-    for kind in ("pass", "maj"):
-        found |= {f"{kind}@{k}": scores["score"] for k, scores in result.get(f"{kind}_at_k", {}).items()}
-    return {f"eval/{task}/{key}": value for key, value in found.items()}
+    """A result's headline and its other readings, as `eval/<task>/<figure>`."""
+    headline = {key: result[key] for key in ("accuracy", "score", "loss") if key in result}
+    return {f"eval/{task}/{key}": value for key, value in {**headline, **readings(result)}.items()}

@@ -21,22 +21,13 @@ from utils.runs import package_version
 
 @dataclass(frozen=True)
 class Sampling:
-    """How texts are generated.
-
-    Attributes:
-        max_new_tokens: Most tokens of a text.
-        stop: Strings that end a text; they are not part of it.
-        n: Texts for each prompt.
-        temperature: 0 is greedy.
-        top_p: Sample from the likeliest tokens that hold this share of the probability.
-        seed: Seed of sampling.
-    """
+    """How texts are generated."""
 
     max_new_tokens: int
-    stop: tuple[str, ...] = ()
-    n: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
+    stop: tuple[str, ...] = ()  # strings that end a text; they are not part of it
+    n: int = 1  # texts per prompt
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0  # sample from the likeliest tokens that hold this share of the probability
     seed: int = 42
 
     def seed_of(self, prompt: str) -> int:
@@ -98,16 +89,10 @@ Answer = list[Output] | Score  # of a Prompt: sampling.n texts; of a Pair: its s
 
 
 class Engine(ABC):
-    """One base model, ready to generate and to score; close it (or use it in a `with` block) when done.
+    """One base model, ready to generate and to score; close it (or use it in a `with` block) when done."""
 
-    Attributes:
-        name: `vllm` or `transformers`.
-        context: Longest prompt plus text, in tokens.
-        tokenizer: The model's tokenizer.
-    """
-
-    name: str
-    context: int
+    name: str  # `vllm` or `transformers`
+    context: int  # longest prompt plus text, in tokens
     tokenizer: Any
 
     def run(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Answer]]:
@@ -139,17 +124,10 @@ class Engine(ABC):
 
 
 def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter], context: int) -> Engine:
-    """Load the base model in `model` on all GPUs, for itself and for all `adapters`.
+    """Load the base model in the folder `model` on all GPUs, for itself and for every adapter that will be asked for.
 
-    Args:
-        model: Folder of the base model.
-        config: The `eval` section.
-        dtype: `float32`, `bfloat16` or `float16`.
-        adapters: Every adapter that will be asked for; vLLM sets its largest rank from them.
-        context: Longest prompt plus text the tasks need, in tokens.
-
-    Raises:
-        UserError: the engine is not installed, or refuses the model.
+    `context` is the longest prompt plus text in tokens. A `UserError` says that the engine is not installed, or
+    refuses the model.
     """
     from eval.engines.pool import EnginePool, shares
 

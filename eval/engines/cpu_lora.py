@@ -31,16 +31,10 @@ def add_lora_linear(
     self: Any, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: tuple[torch.Tensor, ...],
     lora_b_stacked: tuple[torch.Tensor, ...], scale: float, output_slices: tuple[int, ...], **_: Any,
 ) -> None:  # fmt: skip
-    """Add `scale * x A^T B^T` to `y` in place, with each token's own adapter.
+    """Add `scale * x A^T B^T` to `y` (..., sum of output_slices) in place, with each token's own adapter.
 
-    Args:
-        self: A `PunicaWrapperCPU`; its prefill metadata says which tokens share an adapter (-1: none).
-        y: (..., sum of output_slices) outputs of the base layer.
-        x: (..., in) its inputs.
-        lora_a_stacked: For each slice of the layer (q, k, v for a fused one), (slots, 1, rank, in).
-        lora_b_stacked: Likewise (slots, 1, slice, rank).
-        scale: vLLM has folded alpha / rank into B and passes 1.
-        output_slices: Widths of the slices in y.
+    `self` is a `PunicaWrapperCPU`: its prefill metadata says which tokens share an adapter (-1: none). A layer has a
+    slice per matrix fused in it (q, k, v), each with its A (slots, 1, rank, in) and B (slots, 1, slice, rank).
     """
     if self.no_lora:
         return

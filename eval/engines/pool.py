@@ -32,20 +32,15 @@ class Share:
 
 
 def shares(model: Path, config: EvalConfig) -> list[Share]:
-    """What each engine gets: one GPU, or as many as hold the model; on a CPU all cores.
-
-    Raises:
-        UserError: `eval.engines` and `eval.tensor_parallel_size` ask for more GPUs than there are.
-    """
+    """What each engine gets: one GPU, or as many as hold the model; on a CPU its part of the cores."""
     gpus = _gpus()
     if not gpus:
         count, cores = config.engines or 1, sorted(os.sched_getaffinity(0))
         return [Share(cores=cores[len(cores) * k // count : len(cores) * (k + 1) // count]) for k in range(count)]
     size = 1
     if config.engine == "vllm":
-        size = config.tensor_parallel_size or parallel_size(
-            model, len(gpus), config.gpu_memory_utilization * _memory()
-        )
+        share = config.gpu_memory_utilization
+        size = config.tensor_parallel_size or parallel_size(model, len(gpus), share * _memory())
     count = config.engines or max(len(gpus) // size, 1)
     if count * size > len(gpus):
         raise UserError(f"eval.engines: {count} engines on {size} GPUs each need {count * size}, not {len(gpus)}")
@@ -116,7 +111,7 @@ class EnginePool(Engine):
             self._workers[ours] = process
         log.info("%d engines at work", len(parts))
         try:
-            self._about = [self._receive(pipe)[1] for pipe in self._workers]
+            self._about = [self._receive(pipe) for pipe in self._workers]
         except BaseException:
             self.close(at_once=True)
             raise
@@ -131,29 +126,27 @@ class EnginePool(Engine):
         while busy:
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
-                kind, value = self._receive(ready)
-                if kind == "answer":
-                    yield value
+                if answer := self._receive(ready):
+                    yield answer
                 elif left:
                     ready.send(left.popleft())
                 else:
                     busy.remove(ready)
 
-    def _receive(self, pipe: Connection) -> tuple[str, Any]:
-        process = self._workers[pipe]
+    def _receive(self, pipe: Connection) -> Any:
+        """What an engine sends next; its error is raised here."""
         try:
-            kind, value = pipe.recv()
+            found = pipe.recv()
         except EOFError:
+            process = self._workers[pipe]
             process.join()
             raise UserError(
                 f"{process.name} ended with exit status {process.exitcode}; what it made is on file, and the same "
                 "command goes on from there"
             ) from None
-        if kind == "refused":
-            raise UserError(f"{process.name}: {value}")
-        if kind == "failed":
-            raise RuntimeError(f"{process.name}: {value} (its trace is above)")
-        return kind, value
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def describe(self) -> dict[str, Any]:
         return {**self._about[0], "engines": len(self._about)}
@@ -186,23 +179,27 @@ def _chunks(requests: Mapping[int, Request], engines: int) -> Iterator[dict[int,
 
 
 def _serve(pipe: Connection, part: Share, *arguments: Any) -> None:
-    """Start an engine and answer what comes through the pipe, until the other end is closed."""
+    """Start an engine, describe it, and answer what comes through the pipe until the other end is closed.
+
+    An answer is sent as `(number, answer)`, and None when all that came together are done.
+    """
+    name = multiprocessing.current_process().name
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if part.cores:
         os.sched_setaffinity(0, part.cores)
     try:
         with start_engine(*arguments) as engine:
-            pipe.send(("ready", engine.describe()))
+            pipe.send(engine.describe())
             while True:
                 for answer in engine.run(pipe.recv()):
-                    pipe.send(("answer", answer))
-                pipe.send(("done", None))
+                    pipe.send(answer)
+                pipe.send(None)
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         return
     except UserError as error:
-        pipe.send(("refused", str(error)))
+        pipe.send(UserError(f"{name}: {error}"))
     except Exception as error:
-        pipe.send(("failed", f"{type(error).__name__}: {error}"))
+        pipe.send(RuntimeError(f"{name}: {type(error).__name__}: {error} (its trace is above)"))
         raise
 
 

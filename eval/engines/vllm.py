@@ -32,16 +32,15 @@ class VllmEngine(Engine):
             from vllm import LLM
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise UserError(
-                f"eval.engine: vllm can't be imported ({error}); install it or set transformers"
-            ) from error
-        settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
-        self._affinity = os.sched_getaffinity(0)
-        self._on_cpu = current_platform.is_cpu()
+            text = f"eval.engine: vllm can't be imported ({error}); install it or set transformers"
+            raise UserError(text) from error
+        cores, self._on_cpu = os.sched_getaffinity(0), current_platform.is_cpu()
+        settings: dict[str, Any] = {
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "tensor_parallel_size": config.tensor_parallel_size or 1,
+        }
         if self._on_cpu:
             settings = _cpu_settings(model, dtype, context, bool(adapters))
-        else:
-            settings["tensor_parallel_size"] = config.tensor_parallel_size or 1
         if adapters:
             rank = served_rank(max(adapter.rank for adapter in adapters))
             settings |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": min(len(adapters), LORAS)}
@@ -56,22 +55,20 @@ class VllmEngine(Engine):
                 use_tqdm_on_load=False,
                 **settings,
             )
-        except (ValueError, NotImplementedError) as error:
-            raise UserError(f"eval.engine: vllm can't serve {model} ({_reason(error)})") from error
-        except RuntimeError as error:
-            if "ngine core init" not in str(error):
-                raise
-            # The engine's process has printed its own error by now.
-            raise UserError(
-                f"eval.engine: vllm can't start ({_reason(error)}); its error is above. Out of memory: lower "
-                "eval.gpu_memory_utilization; several GPUs: set eval.tensor_parallel_size"
-            ) from error
+        except (ValueError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:300]
+            if "ngine core init" in why:  # the engine's process has printed its own error by now
+                raise UserError(
+                    f"eval.engine: vllm can't start ({why}); its error is above. Out of memory: lower "
+                    "eval.gpu_memory_utilization; several GPUs: set eval.tensor_parallel_size"
+                ) from error
+            if isinstance(error, (ValueError, NotImplementedError)):
+                raise UserError(f"eval.engine: vllm can't serve {model} ({why})") from error
+            raise
         # Binding its threads to cores also binds this one; graders started from here need all cores.
-        os.sched_setaffinity(0, self._affinity)
-        self.context = context
-        self.tokenizer = self._llm.get_tokenizer()
-        self._dtype = dtype
-        self._settings = settings
+        os.sched_setaffinity(0, cores)
+        self.context, self.tokenizer = context, self._llm.get_tokenizer()
+        self._dtype, self._settings = dtype, settings
         self._ids: dict[str, int] = {}
 
     def generate(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, list[Output]]]:
@@ -146,13 +143,12 @@ class VllmEngine(Engine):
         return LoRARequest(adapter.fingerprint, number, str(adapter.path))
 
     def describe(self) -> dict[str, Any]:
-        told = {key: self._settings.get(key) for key in ("tensor_parallel_size", "max_lora_rank")}
         return {
             "name": self.name,
             "version": engine_version(self.name),
             "dtype": self._dtype,
             "context": self.context,
-            **{key: value for key, value in told.items() if value is not None},
+            **{key: self._settings[key] for key in ("tensor_parallel_size", "max_lora_rank") if key in self._settings},
         }
 
     def close(self) -> None:
@@ -196,8 +192,3 @@ def _cache_bytes(model: Path, dtype: str, context: int) -> int:
     token = 2 * config.num_hidden_layers * heads * width * (4 if dtype == "float32" else 2)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(min((CPU_SEQUENCES + 1) * (context + 128) * token, free // 3), (context + 128) * token)
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:300]

@@ -1,7 +1,7 @@
 """Benchmarks: one small module each, registered under its name.
 
-A module of this package defines `TASK`. A task says where its problems come from, how long an answer may be and how
-answers are judged; everything else (prompts, engines, records, resuming) is shared.
+A module of this package defines `TASK`: how long an answer may be and how answers are judged. Its problems come from
+`dataset.catalog`, and everything else (prompts, engines, records, resuming) is shared.
 """
 
 import importlib
@@ -35,55 +35,39 @@ _MODULES = dict(zip(_FILES, _FILES, strict=True)) | dict.fromkeys(COMMONSENSE, "
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of one answer.
+    """The verdict on one answer."""
 
-    Attributes:
-        extracted: The answer as read from the text; None if there is none to read.
-        correct: Whether it is right under the task's own, strict reading.
-        lenient: Whether it is right under a lenient reading; None where a task has none.
-        flag: Why it counts as wrong unread, such as `timeout`; or empty. Counted in the result.
-        note: What else a reader of the sample should know, such as the error of a program; or empty.
-    """
+    extracted: str | None  # the answer as read from the text; None if there is none to read
+    correct: bool  # under the grader's own, strict reading
+    lenient: bool | None = None  # under a lenient reading, where the task has one
+    flag: str = ""  # why it counts as wrong unread, such as `timeout`; counted in the result
+    note: str = ""  # what else a reader of the sample should know, such as the error of a program
 
-    extracted: str | None
-    correct: bool
-    lenient: bool | None = None
-    flag: str = ""
-    note: str = ""
+
+Generated = Sequence[Sequence[str]]  # per problem its texts
+Verdicts = list[list[Judged]]  # per problem the verdicts on them
 
 
 @dataclass(frozen=True)
 class Task:
     """A benchmark whose answers are generated texts.
 
-    Attributes:
-        name: Its name in `eval.tasks`, in the data catalogue and of its files.
-        max_new_tokens: Longest answer, unless `eval.max_new_tokens` says otherwise.
-        judge: From problems, the texts generated for each (`eval.n_samples` of them), settings and the name of a
-            grader to a verdict per text.
-        gold: The right answer of a problem, as written in the samples.
-        graders: The rules by which it can be judged; the first is its own.
-        groups: Keys of a problem by which accuracy is broken down.
-        check: Raises `UserError` when the task can't run here.
-        stop: Strings that end an answer, unless `eval.stop` says otherwise.
-        completion: Whether the problem's `prompt` itself is the prompt, without a template.
-        votes: Whether the answers that are read from several texts can be counted (maj@k).
-        version: Counted up when its rules change, so that old verdicts are not taken for new ones.
-        packages: Those whose version may change a verdict.
+    `judge` takes problems, the texts generated for each (`eval.n_samples` of them), settings and the name of a grader,
+    and returns a verdict per text.
     """
 
-    name: str
-    max_new_tokens: int
-    judge: Callable[[Sequence[Record], Sequence[Sequence[str]], EvalConfig, str], list[list[Judged]]]
-    gold: Callable[[Record], str] = lambda record: str(record["answer"])
-    graders: tuple[str, ...] = ("exact",)
-    groups: tuple[str, ...] = ()
-    check: Callable[[EvalConfig], None] = lambda config: None
-    stop: tuple[str, ...] = STOP
-    completion: bool = False
-    votes: bool = False
-    version: int = 1
-    packages: tuple[str, ...] = ()
+    name: str  # in `eval.tasks`, in the data catalogue and of its files
+    max_new_tokens: int  # longest answer, unless `eval.max_new_tokens` says otherwise
+    judge: Callable[[Sequence[Record], Generated, EvalConfig, str], Verdicts]
+    gold: Callable[[Record], str] = lambda record: str(record["answer"])  # the right answer, as written in the samples
+    graders: tuple[str, ...] = ("exact",)  # the rules by which it can be judged; the first is its own
+    groups: tuple[str, ...] = ()  # keys of a problem by which accuracy is broken down
+    check: Callable[[EvalConfig], None] = lambda config: None  # raises `UserError` when the task can't run here
+    stop: tuple[str, ...] = STOP  # strings that end an answer, unless `eval.stop` says otherwise
+    completion: bool = False  # whether the problem's `prompt` itself is the prompt, without a template
+    votes: bool = False  # whether the answers that are read from several texts can be counted (maj@k)
+    version: int = 1  # counted up when its rules change, so that old verdicts are not taken for new ones
+    packages: tuple[str, ...] = ()  # those whose version may change a verdict
 
 
 Ask = Callable[[Sequence[Request]], list[Answer]]
@@ -93,18 +77,14 @@ Ask = Callable[[Sequence[Request]], list[Answer]]
 class DirectTask:
     """A benchmark that asks an engine by itself.
 
-    Attributes:
-        name: Its name in `eval.tasks` and of its files.
-        run: From what asks (requests without an adapter, answers in their order), the model's tokenizer and the
-            configuration to the result's figures and the samples.
-        context: Tokens that its longest request may take.
-        settings: What may change its figures besides the model and the engine.
+    `run` takes what asks (requests without an adapter; it returns answers in their order), the model's tokenizer and
+    the configuration, and returns the result's figures and the samples.
     """
 
     name: str
     run: Callable[[Ask, Any, Config], tuple[dict[str, Any], list[dict[str, Any]]]]
-    context: int
-    settings: Callable[[Config], dict[str, Any]]
+    context: int  # tokens that its longest request may take
+    settings: Callable[[Config], dict[str, Any]]  # what may change its figures besides the model and the engine
 
 
 def names() -> list[str]:
@@ -113,11 +93,7 @@ def names() -> list[str]:
 
 
 def get_task(name: str) -> Task | DirectTask:
-    """The task of a name of `names()` that is no group, or of lm-eval (`lm_eval/NAME`).
-
-    Raises:
-        UserError: there is none; lists what there is.
-    """
+    """The task of a name of `names()` that is no group, or of lm-eval (`lm_eval/NAME`)."""
     if name.startswith(LM_EVAL):
         from eval.tasks import _lm_eval
 
@@ -128,11 +104,6 @@ def get_task(name: str) -> Task | DirectTask:
     return module.task(name) if hasattr(module, "task") else module.TASK
 
 
-def expand(config: Config) -> list[str]:
-    """The tasks asked for, each group replaced by its members that the data source has."""
-    return expand_groups(config.eval.tasks, config.data.dir)
-
-
 def own(config: EvalConfig, key: str, task: str) -> Any:
     """What the configuration says of a task, in a key that holds one value for all tasks or one per task."""
     given = getattr(config, key)
@@ -140,16 +111,13 @@ def own(config: EvalConfig, key: str, task: str) -> Any:
 
 
 def check_tasks(config: Config) -> None:
-    """Stop early when a task can't be evaluated: its name, its data, its sandbox, its sampling.
+    """Raise a `UserError` when a task can't be evaluated: its name, its data, its sandbox, its sampling.
 
     A classifier is scored on the task it learns, whatever `eval.tasks` says.
-
-    Raises:
-        UserError: the first thing found, in one line.
     """
     if config.model.task_type == "SEQ_CLS":
         return
-    wanted, found = config.eval, expand(config)
+    wanted, found = config.eval, expand_groups(config.eval.tasks, config.data.dir)
     tasks = [get_task(name) for name in found]
     if wanted.n_samples > 1 and wanted.temperature == 0:
         raise UserError("eval.temperature: must be above 0 with eval.n_samples > 1; greedy samples are all the same")
@@ -196,11 +164,7 @@ def check_held_out(name: str, config: Config, key: str) -> None:
 
 
 def load_problems(name: str, config: Config) -> list[Record]:
-    """The first `eval.limit` problems of a task: of its test set, or of what is held out of training.
-
-    Raises:
-        UserError: the data is missing or malformed (file and line), or the task can judge nothing of it.
-    """
+    """The first `eval.limit` problems of a task: of its test set, or of what is held out of training."""
     if config.eval.split == "test":
         return load_evaluation(name, config.data.dir)[: config.eval.limit]
     held = load_splits(config.data)[1]

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,7 @@ HEADLINES = ("acc", "exact_match", "prompt_level_strict_acc", "pass@1", "pass_at
 
 
 def check(names: Sequence[str], config: Config) -> None:
-    """Stop early when lm-eval is not installed or does not know a task.
-
-    Raises:
-        UserError: in one line.
-    """
+    """Raise a `UserError` when lm-eval is not installed or does not know a task."""
     known = _tasks(config.eval.task_dir).all_tasks
     for name in names:
         if (bare := name.removeprefix(LM_EVAL)) not in known:
@@ -43,12 +39,7 @@ def check(names: Sequence[str], config: Config) -> None:
 
 def task(name: str) -> DirectTask:
     """A task of lm-eval."""
-    bare = name.removeprefix(LM_EVAL)
-
-    def run(ask: Ask, tokenizer: Any, config: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        return _run(bare, ask, tokenizer, config)
-
-    return DirectTask(name, run, CONTEXT, lambda config: _settings(name, config))
+    return DirectTask(name, partial(_run, name.removeprefix(LM_EVAL)), CONTEXT, partial(_settings, name))
 
 
 def _settings(name: str, config: Config) -> dict[str, Any]:
@@ -86,9 +77,8 @@ def _run(name: str, ask: Ask, tokenizer: Any, config: Config) -> tuple[dict[str,
     )
     figures, filtered = _figures(name, found)
     samples = [(task, sample) for task, those in found["samples"].items() for sample in those]
-    kept = [pair for pair in samples if pair[1]["filter"] == filtered]
-    kept_samples = [_sample(number, task, sample) for number, (task, sample) in enumerate(kept)]
-    return {**figures, "too_long": lm.too_long}, kept_samples
+    kept = [_sample(task, sample) for task, sample in samples if sample["filter"] == filtered]
+    return {**figures, "too_long": lm.too_long}, [{"problem": number, **one} for number, one in enumerate(kept)]
 
 
 def _figures(name: str, found: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -121,15 +111,14 @@ def _figures(name: str, found: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return figures, filtered
 
 
-def _sample(number: int, task: str, sample: dict[str, Any]) -> dict[str, Any]:
-    """One problem as `eval.show` prints it; problems are numbered over all subtasks."""
+def _sample(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """One problem as `eval.show` prints it."""
     contexts = [arguments[0] for arguments in sample["arguments"]]
     likelihoods = isinstance(sample["arguments"][0][-1], str) and len(sample["arguments"][0]) > 1
     metrics = {key: sample[key] for key in sample["metrics"]}
     headline = next((metrics[key] for key in HEADLINES if key in metrics), None)
     answers = [answer[0] if isinstance(answer, list | tuple) else answer for answer in sample["filtered_resps"]]
     return {
-        "problem": number,
         "subtask": task,
         "prompt": contexts[0] if len(set(contexts)) == 1 else contexts,
         "output": [arguments[1] for arguments in sample["arguments"]] if likelihoods else str(answers[0]),

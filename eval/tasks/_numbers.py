@@ -4,13 +4,11 @@ from collections.abc import Sequence
 
 from eval import metamath_rules, published_rules
 from eval.numbers import extract_number, last_number, numbers_equal
-from eval.tasks import Judged, Record
+from eval.tasks import Generated, Judged, Record, Verdicts
 from utils.config import EvalConfig
 
 
-def judge(
-    problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig, grader: str
-) -> list[list[Judged]]:
+def judge(problems: Sequence[Record], texts: Generated, config: EvalConfig, grader: str) -> Verdicts:
     """Judge texts strictly (exact: the number after "The answer is:") and leniently (the last number)."""
     return [
         [_judge(text, str(problem["answer"]), grader) for text in group]

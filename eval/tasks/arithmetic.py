@@ -1,7 +1,4 @@
-"""Word problems that the project generates from a seed; its test split shares no filling of a template with training.
-
-Data: none needed (`dataset.arithmetic`).
-"""
+"""Word problems generated from a seed (`dataset.arithmetic`); the test split shares no filling of a template."""
 
 from eval.tasks import Task
 from eval.tasks._numbers import judge

@@ -4,15 +4,12 @@ answer2", and the first option that it names counts.
 LLM-Adapters decodes with four beams and words its prompt and spacing a little differently; here decoding is greedy and
 the prompt is the training prompt. Its BoolQ has no passages. For likelihoods (acc, acc_norm) use lm-eval's own tasks:
 `eval.tasks: [lm_eval/boolq, lm_eval/piqa, ...]`.
-
-Data: BoolQ, PIQA, SIQA, HellaSwag, WinoGrande, ARC-e, ARC-c and OBQA from their hub repositories (see
-`dataset.catalog`), or `commonsense/<task>/test.json` in a mirror, which has no HellaSwag.
 """
 
 import re
 from collections.abc import Sequence
 
-from eval.tasks import Judged, Record, Task
+from eval.tasks import Generated, Judged, Record, Task, Verdicts
 from utils.config import EvalConfig
 
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
@@ -26,9 +23,7 @@ def options(instruction: str) -> list[str]:
     return found.group(1).split("/")
 
 
-def judge(
-    problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig, grader: str
-) -> list[list[Judged]]:
+def judge(problems: Sequence[Record], texts: Generated, config: EvalConfig, grader: str) -> Verdicts:
     """Judge by the first option that a text names, as in LLM-Adapters' `commonsense_evaluate.py`."""
     judged = []
     for problem, group in zip(problems, texts, strict=True):

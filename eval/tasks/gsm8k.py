@@ -1,7 +1,4 @@
-"""GSM8K (Cobbe et al., 2021): 1,319 grade-school word problems.
-
-Data: `openai/gsm8k` on the hub, `gsm8k/test.jsonl` in a mirror.
-"""
+"""GSM8K (Cobbe et al., 2021): 1,319 grade-school word problems."""
 
 from eval.tasks import Task
 from eval.tasks._numbers import judge

@@ -1,7 +1,4 @@
-"""HumanEval (Chen et al., 2021): 164 Python functions to complete, judged by their tests.
-
-Data: `openai/openai_humaneval` on the hub, `humaneval/HumanEval.jsonl.gz` in a mirror.
-"""
+"""HumanEval (Chen et al., 2021): 164 Python functions to complete, judged by their tests."""
 
 from eval.code import humaneval_program
 from eval.tasks._code import code_task

@@ -1,7 +1,4 @@
-"""HumanEval as published, for base models: the bare signature and docstring to go on with, without a template.
-
-Data: as `humaneval`.
-"""
+"""HumanEval as published, for base models: the bare signature and docstring to go on with, without a template."""
 
 from dataclasses import replace
 

@@ -1,7 +1,4 @@
-"""HumanEval+ (Liu et al., 2023): HumanEval with some 80 times as many tests, the original ones among them.
-
-Data: `evalplus/humanevalplus` on the hub, `humanevalplus/test.jsonl` in a mirror.
-"""
+"""HumanEval+ (Liu et al., 2023): HumanEval with some 80 times as many tests, the original ones among them."""
 
 from eval.code import humaneval_program
 from eval.tasks._code import code_task

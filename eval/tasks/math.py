@@ -1,13 +1,10 @@
-"""MATH (Hendrycks et al., 2021): 5,000 competition problems, broken down by level and subject.
-
-Data: `EleutherAI/hendrycks_math` on the hub, `math/test-1000.jsonl` (1,000 of them) in a mirror.
-"""
+"""MATH (Hendrycks et al., 2021): 5,000 competition problems, broken down by level and subject."""
 
 from collections.abc import Sequence
 
 from eval import metamath_rules, published_rules
 from eval.maths import Grade, extract_math, grade_all, math_equal
-from eval.tasks import Judged, Record, Task
+from eval.tasks import Generated, Judged, Record, Task, Verdicts
 from utils.config import EvalConfig
 
 
@@ -16,9 +13,7 @@ def gold(record: Record) -> str:
     return extract_math(record["answer"]) or record["answer"]
 
 
-def judge(
-    problems: Sequence[Record], texts: Sequence[Sequence[str]], config: EvalConfig, grader: str
-) -> list[list[Judged]]:
+def judge(problems: Sequence[Record], texts: Generated, config: EvalConfig, grader: str) -> Verdicts:
     """Judge answers by mathematical equivalence (exact), or by the rules of published scripts."""
     pairs = [(text, gold(problem)) for problem, group in zip(problems, texts, strict=True) for text in group]
     read = extract_math if grader == "exact" else metamath_rules.math_answer

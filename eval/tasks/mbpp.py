@@ -1,7 +1,4 @@
-"""MBPP (Austin et al., 2021): 500 short Python tasks (11 to 510), judged by three tests each.
-
-Data: `google-research-datasets/mbpp` on the hub, `mbpp/mbpp.jsonl` in a mirror.
-"""
+"""MBPP (Austin et al., 2021): 500 short Python tasks (11 to 510), judged by three tests each."""
 
 from eval.code import blocks, mbpp_program
 from eval.sandbox import Program

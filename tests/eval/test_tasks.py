@@ -2,8 +2,8 @@
 
 import pytest
 
-from dataset.catalog import left_out
-from eval.tasks import STOP, Judged, check_tasks, expand, get_task, load_problems, names
+from dataset.catalog import expand_groups, left_out
+from eval.tasks import STOP, Judged, check_tasks, get_task, load_problems, names
 from eval.tasks.commonsense import options
 from utils.config import Config, EvalConfig
 from utils.errors import UserError
@@ -74,7 +74,7 @@ def test_canonical_programs_pass_and_others_do_not(mirror, name):
 
 
 def test_code_needs_a_sandbox_or_consent(monkeypatch):
-    monkeypatch.setattr("eval.tasks._code.available", lambda: "bubblewrap is not installed")
+    monkeypatch.setattr("eval.sandbox.available", lambda: "bubblewrap is not installed")
     with pytest.raises(UserError, match="eval.unsafe_code: bubblewrap is not installed"):
         get_task("mbpp").check(EvalConfig())
     get_task("mbpp").check(EvalConfig(unsafe_code=True))
@@ -90,17 +90,10 @@ def test_the_first_option_named_counts():
 
 def test_a_group_leaves_out_what_the_mirror_has_not(mirror):
     assert left_out(["commonsense", "gsm8k"], str(mirror)) == ["hellaswag"]
-    members = expand(config(mirror, tasks=["commonsense", "boolq", "gsm8k"]))
+    members = expand_groups(["commonsense", "boolq", "gsm8k"], str(mirror))
     assert members == [
-        "boolq",
-        "piqa",
-        "social_i_qa",
-        "winogrande",
-        "ARC-Easy",
-        "ARC-Challenge",
-        "openbookqa",
-        "gsm8k",
-    ]
+        "boolq", "piqa", "social_i_qa", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa", "gsm8k"
+    ]  # fmt: skip
     with pytest.raises(UserError, match="hellaswag is only on the hub"):
         check_tasks(config(mirror, tasks=["hellaswag"]))
 
