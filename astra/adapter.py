@@ -24,12 +24,10 @@ from transformers.pytorch_utils import Conv1D
 from astra.errors import AstraError
 from astra.factors import PREFIX, DownFactor, UpFactor, saved_form
 from astra.store import Calibration
-from astra.targets import match_targets
-from astra.weights import loaded, offloading
+from astra.targets import check_layer, match_targets
+from astra.weights import loaded
 
 Factors = tuple[Tensor, Tensor]
-LINEAR = (nn.Linear, Conv1D)
-FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SPLITS = ("orthonormal", "balanced", "rotated")
 # What a saved adapter carries of a `LoraConfig`; anything else would change the model and not travel with it.
 CARRIED = frozenset((
@@ -102,8 +100,7 @@ def attach_factors(
     for name, module in match_targets(model, config).items():
         if name not in left_out:
             rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
-            alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), name), config.lora_alpha)
-            targets.append(Target(name, module, rank, alpha / (rank**0.5 if config.use_rslora else rank)))
+            targets.append(Target(name, module, rank, scaling_of(config, name, rank)))
     check_names(model, {target.name for target in targets})
     starts = make_starts(targets, factors)
     # By their whole names: an ending may also stand for a router, experts in one parameter, or a vision tower.
@@ -141,6 +138,13 @@ def initialize_lora_weights(
     set_starts(peft_model, make_starts(targets, calibrated(calibration, subspace, split)), adapter_name)
 
 
+def scaling_of(config: LoraConfig, name: str, rank: int) -> float:
+    """What PEFT multiplies the product of a layer's factors by."""
+    pattern = config.alpha_pattern or {}
+    alpha = pattern.get(get_pattern_key(list(pattern), name), config.lora_alpha)
+    return alpha / (rank**0.5 if config.use_rslora else rank)
+
+
 def check_config(config: Any) -> None:
     """Raise an `AstraError` that names the first setting of a PEFT config that could not be kept."""
     if not isinstance(config, LoraConfig):
@@ -174,11 +178,7 @@ def check_names(model: nn.Module, names: set[str]) -> None:
 
 
 def lora_layers(peft_model: nn.Module, adapter_name: str = "default") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name in the base model and the PEFT layer of every adapted module, in the model's order.
-
-    Raises:
-        AstraError: an adapted module is not linear, such as an embedding.
-    """
+    """Yield the dotted name in the base model and the PEFT layer of every adapted module, in the model's order."""
     for name, module in peft_model.named_modules():
         if isinstance(module, LoraLayer) and adapter_name in module.r:
             if adapter_name not in module.lora_A:
@@ -188,13 +188,15 @@ def lora_layers(peft_model: nn.Module, adapter_name: str = "default") -> Iterato
 
 
 def make_starts(targets: list[Target], factors: Callable[[Target, Tensor], Factors]) -> dict[str, Factors]:
-    """A0 and B0 of every target, by name; all targets are checked before the first is computed.
-
-    Raises:
-        AstraError: a target layer is not linear, is quantised, or has fewer rows or columns than the rank.
-    """
+    """A0 and B0 of every target, by name; all targets are checked before the first is computed."""
     for target in targets:
-        _check_target(target)
+        module = target.module
+        check_layer(target.name, module, adapt=True)
+        sides = (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+        if target.rank > min(sides):
+            raise AstraError(
+                f"layer {target.name}: rank {target.rank} is above {min(sides)}, the smaller side of its weight"
+            )
     starts = {}
     for target in targets:
         with torch.no_grad(), loaded(target.module), gather_params_ctx([target.module.weight], modifier_rank=None):
@@ -258,13 +260,9 @@ def rotation(rank: int) -> Tensor:
 
 
 def balance(name: str, a: Tensor, b: Tensor) -> Factors:
-    """The product B A, for orthonormal columns of B, split as (B U sqrt(S), sqrt(S) V^T) by the SVD A = U S V^T.
-
-    Raises:
-        AstraError: the product is zero, so that both factors would be, and no gradient could move them.
-    """
+    """The product B A, for orthonormal columns of B, split as (B U sqrt(S), sqrt(S) V^T) by the SVD A = U S V^T."""
     u, s, vh = torch.linalg.svd(a, full_matrices=False)
-    if s[0] == 0:
+    if s[0] == 0:  # both factors would be zero, and no gradient could move them
         raise AstraError(
             f"layer {name}: split 'balanced' needs Q^T W != 0; use split 'orthonormal' (nullspace: A0 = 0)"
         )
@@ -276,23 +274,3 @@ def as_matrix(base: Any) -> Tensor:
     """A linear layer's weight as (outputs x inputs): `Conv1D` stores the transpose, nf4 is dequantised."""
     weight = dequantize_module_weight(base).detach()
     return weight.T if isinstance(base, Conv1D) else weight
-
-
-def _check_target(target: Target) -> None:
-    name, module = target.name, target.module
-    if not isinstance(module, LINEAR):
-        raise AstraError(f"layer {name}: a {type(module).__name__} cannot be adapted, only linear layers")
-    weight = module.weight
-    if weight.is_meta and not offloading(module):
-        raise AstraError(f"layer {name}: it has no weights (it is on the meta device)")
-    plain = type(weight).__name__ != "Int8Params" and weight.dtype in FLOATING and type(weight.data) is Tensor
-    if not plain and getattr(weight, "quant_type", None) != "nf4":
-        raise AstraError(
-            f"layer {name}: its weight is {type(weight).__name__} of {weight.dtype}; only plain floating point and "
-            "bitsandbytes' nf4 can be adapted"
-        )
-    smallest = (
-        min(module.nx, module.nf) if isinstance(module, Conv1D) else min(module.in_features, module.out_features)
-    )
-    if target.rank > smallest:
-        raise AstraError(f"layer {name}: rank {target.rank} is above {smallest}, the smaller side of its weight")

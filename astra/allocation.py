@@ -32,13 +32,9 @@ def allocate(
     weights = {name: math.log1p(effective_ranks[name]) for name in names}
     shares = _bounded_shares(weights, budget, minimum, highest)
     ranks = {name: math.floor(share) for name, share in shares.items()}
-    by_remainder = sorted(names, key=lambda name: (ranks[name] - shares[name], names.index(name)))
-    missing = budget - sum(ranks.values())
-    while missing > 0:
-        for name in by_remainder:
-            if missing > 0 and ranks[name] < highest[name]:
-                ranks[name] += 1
-                missing -= 1
+    by_remainder = sorted(names, key=lambda name: ranks[name] - shares[name])  # stable: ties keep their order
+    for name in by_remainder[: budget - sum(ranks.values())]:
+        ranks[name] += 1
     return ranks
 
 

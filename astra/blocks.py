@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from astra.errors import AstraError
 from astra.forward import Batch, Forward, StopForward, first_sample
-from astra.sharing import Trace, trace
+from astra.sharing import Trace, hooked, trace
 from astra.weights import Weights, loaded
 
 log = logging.getLogger("astra")
@@ -28,42 +28,26 @@ _EQUAL = 1e-5  # share of the largest entry by which inputs of one token differ 
 
 @dataclass
 class Block:
-    """What is run, summed and decomposed together.
+    """What is run, summed and decomposed together."""
 
-    Attributes:
-        name: dotted name of the layer.
-        targets: the target layers in it, by name.
-        run: takes the batch of a number through it; batches of a block in any order, blocks in theirs.
-        weights: those to fetch for all batches; of a whole model each call fetches its own.
-        last: the target after whose `calls`-th call nothing needs to run; None to run to the end.
-    """
-
-    name: str
-    targets: dict[str, nn.Module]
-    run: Callable[[int], None]
-    weights: Weights = field(default_factory=Weights)
-    last: str | None = None
+    name: str  # dotted name of the layer
+    targets: dict[str, nn.Module]  # the target layers in it
+    run: Callable[[int], None]  # takes the batch of a number through it: in any order, but the blocks in theirs
+    weights: Weights = field(default_factory=Weights)  # to fetch once; of a whole model each call fetches its own
+    last: str | None = None  # the target after whose `calls`-th call nothing needs to run; None to run to the end
     calls: int = 0
 
 
 @dataclass
 class Survey:
-    """What the first sample tells of a model.
+    """What the first sample tells of a model."""
 
-    Attributes:
-        leader: called target -> the target whose input tensor it reads too (itself if there is none).
-        last: the target that is called last, and `calls`, how often it is.
-        by_token: targets whose input depends on nothing but the token's id.
-        layers: dotted name of the list of decoder layers; None if the model is one block.
-        forms: per layer the length of the tuple that it returns, None if it returns a tensor.
-    """
-
-    leader: dict[str, str]
-    last: str
-    calls: int
-    by_token: set[str]
-    layers: str | None = None
-    forms: list[int | None] = field(default_factory=list)
+    leader: dict[str, str]  # called target -> the target whose input tensor it reads too (itself if there is none)
+    last: str  # the target that is called last
+    calls: int  # and how often it is
+    by_token: set[str]  # targets whose input depends on nothing but the token's id
+    layers: str | None = None  # dotted name of the list of decoder layers; None if the model is one block
+    forms: list[int | None] = field(default_factory=list)  # length of the tuple that each layer returns, if one
 
 
 def survey(model: nn.Module, forward: Forward, targets: Mapping[str, nn.Module], batches: Sequence[Batch]) -> Survey:
@@ -74,16 +58,16 @@ def survey(model: nn.Module, forward: Forward, targets: Mapping[str, nn.Module],
     found: Survey | None = None
     for sample in map(first_sample, kinds.values()):
         forms: dict[str, int | None] = {}
-        with _noting_forms(model, forms):
+        with hooked(_form_hooks(model, forms)):
             whole = trace(lambda: forward(sample), targets)  # noqa: B023, called here
         if found is None:
             calls = len(whole.prints.get(whole.last, ()))
             found = Survey(whole.leader, whole.last, calls, _by_token(sample, whole))
         try:
             found.layers = name = _list_of_layers(model, whole)
-            found.forms = [forms.get(f"{name}.{k}") for k in range(_count(name, targets))]
-            layers = _Layers(forward, model.get_submodule(name), found.forms)
-            if not whole.agrees(layers.trace(name, targets, sample)):
+            numbers = [int(target.removeprefix(f"{name}.").split(".")[0]) for target in _inside(targets, name)]
+            found.forms = [forms.get(f"{name}.{k}") for k in range(1 + max(numbers))]
+            if not whole.agrees(_Layers(forward, model, name, found.forms).trace(targets, sample)):
                 raise AstraError("they pass on more than hidden states")
         except torch.OutOfMemoryError:
             raise
@@ -102,15 +86,9 @@ def make_blocks(
     if survey.layers is None:
         blocks = [Block("model", dict(targets), lambda number: forward(batches[number]))]
     else:
-        layers = _Layers(forward, model.get_submodule(survey.layers), survey.forms)
-        inside = {name: module for name, module in targets.items() if name.startswith(f"{survey.layers}.")}
-        with _not_called({name: module for name, module in targets.items() if name not in inside}):
-            states = _States(map(layers.capture, batches), len(batches))
-        blocks = []
-        for k, layer in enumerate(layers.layers):
-            name = f"{survey.layers}.{k}"
-            own = {key: module for key, module in inside.items() if _within(key, name)}
-            blocks.append(Block(name, own, states.step(k, layer), Weights(layer)))
+        layers, inside = _Layers(forward, model, survey.layers, survey.forms), _inside(targets, survey.layers)
+        with hooked(_refusing_hooks({name: targets[name] for name in targets if name not in inside})):
+            blocks = layers.blocks(targets, batches)
     if all(name in survey.leader for name in blocks[-1].targets):  # else one may yet be called after the last
         blocks[-1].last, blocks[-1].calls = survey.last, survey.calls
     return blocks
@@ -127,8 +105,17 @@ class _State:
 class _Layers:
     """Decoder layers, each called with what the model's own forward pass calls it with."""
 
-    def __init__(self, forward: Forward, layers: Any, forms: list[int | None]) -> None:
-        self.forward, self.layers, self.forms = forward, list(layers)[: len(forms)], forms
+    def __init__(self, forward: Forward, model: nn.Module, name: str, forms: list[int | None]) -> None:
+        layers: Any = model.get_submodule(name)
+        self.forward, self.name, self.layers, self.forms = forward, name, list(layers)[: len(forms)], forms
+
+    def blocks(self, targets: Mapping[str, nn.Module], batches: Sequence[Batch]) -> list[Block]:
+        """A block per layer, for batches that are before the first."""
+        states = _States(map(self.capture, batches), len(batches))
+        return [
+            Block(f"{self.name}.{k}", _inside(targets, f"{self.name}.{k}"), states.step(k, layer), Weights(layer))
+            for k, layer in enumerate(self.layers)
+        ]
 
     def capture(self, batch: Batch) -> _State:
         """The hidden states before the first layer and the other arguments of every layer."""
@@ -152,14 +139,12 @@ class _Layers:
             raise AstraError("not all of them are called")
         return _State(hidden[0], arguments)
 
-    def trace(self, name: str, targets: Mapping[str, nn.Module], sample: Batch) -> Trace:
+    def trace(self, targets: Mapping[str, nn.Module], sample: Batch) -> Trace:
         """What the targets of each layer read when the layers are called one by one."""
-        states, found = _States([self.capture(sample)], 1), Trace()
-        for k, layer in enumerate(self.layers):
-            own = {key: module for key, module in targets.items() if _within(key, f"{name}.{k}")}
-            step = states.step(k, layer)
+        found = Trace()
+        for block, layer in zip(self.blocks(targets, [sample]), self.layers, strict=True):
             with loaded(layer):
-                found.prints.update(trace(lambda: step(0), own).prints)  # noqa: B023, called here
+                found.prints.update(trace(lambda: block.run(0), block.targets).prints)  # noqa: B023, called here
         return found
 
 
@@ -238,41 +223,27 @@ def _replaced(layers: Sequence[nn.Module], run: Callable[..., Any]) -> Iterator[
                 del layer.__dict__["forward"]
 
 
-@contextmanager
-def _noting_forms(model: nn.Module, forms: dict[str, int | None]) -> Iterator[None]:
-    """Note what each member of a list of modules returns."""
+def _form_hooks(model: nn.Module, forms: dict[str, int | None]) -> list[Any]:
+    """Note in `forms` what each member of a list of modules returns."""
 
     def note(name: str, output: Any) -> None:
         forms[name] = len(output) if isinstance(output, tuple) else None
 
-    handles = [
+    return [
         layer.register_forward_hook(lambda _m, _a, output, name=f"{name}.{k}": note(name, output))
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
         for k, layer in enumerate(module)
     ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-@contextmanager
-def _not_called(targets: Mapping[str, nn.Module]) -> Iterator[None]:
+def _refusing_hooks(targets: Mapping[str, nn.Module]) -> list[Any]:
     """Targets that the first sample does not reach must not be called outside the layers."""
 
     def refuse(name: str) -> None:
         raise AstraError(f"layer {name} is called in some batches only; leave it out of the targets")
 
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: refuse(name)) for name, module in targets.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return [module.register_forward_pre_hook(lambda *_, name=name: refuse(name)) for name, module in targets.items()]
 
 
 def _list_of_layers(model: nn.Module, seen: Trace) -> str:
@@ -283,14 +254,9 @@ def _list_of_layers(model: nn.Module, seen: Trace) -> str:
     raise AstraError("the targets are not all in one list of layers")
 
 
-def _within(target: str, layer: str) -> bool:
-    return target == layer or target.startswith(f"{layer}.")
-
-
-def _count(layers: str, targets: Mapping[str, nn.Module]) -> int:
-    """Number of layers up to the last that holds a target."""
-    inside = [name.removeprefix(f"{layers}.") for name in targets if name.startswith(f"{layers}.")]
-    return 1 + max(int(name.split(".")[0]) for name in inside)
+def _inside(targets: Mapping[str, nn.Module], module: str) -> dict[str, nn.Module]:
+    """The targets that are in a module, or are it."""
+    return {name: target for name, target in targets.items() if f"{name}.".startswith(f"{module}.")}
 
 
 def _by_token(sample: Batch, seen: Trace) -> set[str]:

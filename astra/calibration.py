@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from astra import parallel
 from astra.blocks import Block, Survey, make_blocks, survey
-from astra.decompose import decompose
+from astra.decompose import Found, Request, decompose
 from astra.errors import AstraError
 from astra.forward import Batch, Forward, TokenRows, evaluation
 from astra.moments import Moment, Sums
-from astra.store import FORMAT, Calibration, LayerInfo, write_table
+from astra.store import FORMAT, SUBSPACES, Calibration, LayerInfo, write_table
 from astra.targets import base_model, find_targets, layer_shape, layer_weight
 from astra.weights import loaded
 
@@ -31,17 +31,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 log = logging.getLogger("astra")
-Found = tuple[LayerInfo, dict[str, Tensor]]  # a layer's tables: "spectra" and one per subspace
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to compute of each layer; see `calibrate`."""
-
-    rank: int
-    subspaces: tuple[str, ...]
-    spectrum: str
-    seed: int
 
 
 @torch.inference_mode(False)  # the result is for training
@@ -84,14 +73,16 @@ def calibrate(
         A `Calibration` on the CPU; `.save(folder)` keeps it.
 
     Raises:
-        AstraError: targets that match nothing or cannot be adapted, no tokens, NaN or Inf (naming layer and batch),
-            padding that cannot be told apart, memory that does not suffice.
+        AstraError: an unknown subspace, targets that match nothing or cannot be adapted, no tokens, NaN or Inf (naming
+            layer and batch), padding that cannot be told apart, memory that does not suffice.
     """
     if rank is None:
         ranks = getattr(peft_config, "rank_pattern", {}).values()
         rank = max([getattr(peft_config, "r", 0), *ranks])
     if rank < 1:
         raise AstraError(f"rank {rank} is not a positive number")
+    if unknown := [subspace for subspace in subspaces if subspace not in SUBSPACES]:
+        raise AstraError(f"subspace {unknown[0]!r} is not one of {', '.join(SUBSPACES)}")
     if folder is not None and settings is None:
         raise AstraError("folder needs settings, which tell whose progress it holds")
     request = Request(rank, tuple(dict.fromkeys(subspaces)), spectrum, seed)
@@ -102,7 +93,7 @@ def calibrate(
         kept = _Kept(folder, repr((FORMAT, settings, request, list(targets), parallel.gather(_digest(mine)))))
         start = parallel.gather(kept.finished(blocks))[0]
         found = [layer for block in blocks[:start] for layer in kept.read(block)]
-        if start:
+        if found:
             log.info("calibration: continues after layer %d of %d", start, len(blocks))
         done, distinct = count(1), _distinct_tokens(mine)
         for number, block in enumerate(_in_place(blocks if start < len(blocks) else [])):
@@ -147,27 +138,8 @@ def _decompose(
     own = parallel.share(costs)
 
     def one(name: str) -> Found:
-        module, moment = block.targets[name], moments[sums.key(name)]
-        with loaded(module):
-            weight, bias = layer_weight(module)
-            result = decompose(
-                moment.matrix, moment.kind, min(moment.tokens, distinct.get(name, moment.tokens)), weight, bias,
-                request.rank, request.subspaces, spectrum=request.spectrum, seed=request.seed, name=name,
-            )  # fmt: skip
-        info = LayerInfo(
-            name=name,
-            shape=shapes[name],
-            bias=bias is not None,
-            moment=moment.kind,
-            group=sums.key(name),
-            tokens=moment.tokens,
-            rank_bound=result.rank_bound,
-            numerical_rank=result.numerical_rank,
-            effective_rank=result.effective_rank,
-            trace=result.trace,
-            distinct=distinct.get(name),
-        )
-        return info, {"spectra": result.eigenvalues, **result.vectors}
+        with loaded(module := block.targets[name]):
+            return decompose(moments[sums.key(name)], *layer_weight(module), request, name, distinct.get(name))
 
     found: list[Found] = []
     with _together(f"the decomposition of {block.name}"):
@@ -267,11 +239,9 @@ def _digest(batches: Sequence[Batch]) -> str:
 
 
 class _Kept:
-    """Results of finished blocks, one file each, in the first process's folder (or nowhere).
+    """Results of finished blocks, one file each, in the first process's folder; None keeps nothing.
 
-    Args:
-        folder: where; None keeps nothing.
-        of: what they depend on; files of something else are not used.
+    They depend on what `of` says: files of something else are not used.
     """
 
     def __init__(self, folder: Path | None, of: str) -> None:
@@ -280,9 +250,7 @@ class _Kept:
 
     def finished(self, blocks: Sequence[Block]) -> int:
         """How many blocks from the first on need not be summed and decomposed again."""
-        last = max(k for k, block in enumerate(blocks) if block.targets)
-        done = next((k for k, block in enumerate(blocks) if block.targets and not self._whole(block)), last + 1)
-        return len(blocks) if done > last else done
+        return next((k for k, block in enumerate(blocks) if block.targets and not self._whole(block)), len(blocks))
 
     def read(self, block: Block) -> list[Found]:
         """A finished block's layers."""

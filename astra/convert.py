@@ -17,12 +17,11 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from peft.utils.integrations import gather_params_ctx
-from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from astra.adapter import Factors, check_config, lora_layers
+from astra.adapter import Factors, check_config, lora_layers, scaling_of
 from astra.errors import AstraError
 from astra.factors import PREFIX, DownFactor
 from astra.ranks import MAX_RANK, served_rank
@@ -62,20 +61,14 @@ def to_lora(peft_model: PeftModel, max_rank: int = MAX_RANK, adapter_name: str =
     for name, layer in lora_layers(peft_model, adapter_name):
         if layer.use_dora.get(adapter_name):
             raise AstraError(f"layer {name}: a DoRA has no plain LoRA form; export it merged")
-        a, b = current_factors(layer, adapter_name)
+        down, up = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
+        with gather_params_ctx([*down.parameters(), *up.parameters()], modifier_rank=None):
+            a, b = (factor.weight.detach().float().cpu().clone() for factor in (down, up))
         found[name] = (a, b * layer.scaling[adapter_name])
-        halved = isinstance(layer.lora_A[adapter_name], DownFactor)
-        trained = max(trained, a.shape[0] // 2 if halved else a.shape[0])
+        trained = max(trained, a.shape[0] // 2 if isinstance(down, DownFactor) else a.shape[0])
     if not found:
         raise AstraError(f"the model has no LoRA layers of an adapter {adapter_name!r}")
     return cut(found, min(served_rank(max(a.shape[0] for a, _ in found.values())), max_rank), trained)
-
-
-def current_factors(layer: Any, adapter_name: str = "default") -> Factors:
-    """A and B of a PEFT layer as they are saved, float32 on the CPU, gathered if ZeRO-3 has split them."""
-    a, b = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
-    with gather_params_ctx([*a.parameters(), *b.parameters()], modifier_rank=None):
-        return a.weight.detach().float().cpu().clone(), b.weight.detach().float().cpu().clone()
 
 
 def starting_factors(layer: Any, adapter_name: str = "default") -> Factors:
@@ -143,23 +136,15 @@ def save_lora(
     extra = _other_weights(peft_model, adapter_name)
     if not write:
         return {}
-    return _write(folder, weights, extra, plain_config(source, weights, base_model_name, revision))
+    config = copy.copy(source)
+    config.base_model_name_or_path, config.revision = base_model_name, revision
+    return _write(folder, weights, extra, config)
 
 
 def compress_lora(adapter: str | Path, source: LoraConfig, max_rank: int, folder: str | Path) -> dict[str, Any]:
-    """Write a LoRA of at most `max_rank` that is the nearest to a saved adapter in every layer.
+    """Write a LoRA of at most `max_rank` that is the nearest to a saved adapter in every layer; as `save_lora`.
 
-    Args:
-        adapter: the folder of a plain LoRA or an rsLoRA.
-        source: its config.
-        max_rank: cut the rank here.
-        folder: where to write.
-
-    Returns:
-        As `save_lora`.
-
-    Raises:
-        AstraError: the adapter is a DoRA, or has another setting that the result would not carry.
+    `adapter` is the folder of a plain LoRA or an rsLoRA, and `source` its config.
     """
     if source.use_dora:
         raise AstraError("a DoRA cannot be compressed: its magnitudes are no part of the product B A")
@@ -169,51 +154,32 @@ def compress_lora(adapter: str | Path, source: LoraConfig, max_rank: int, folder
     found = {}
     for name in names:
         a, b = state.pop(f"{name}.lora_A.weight").float(), state.pop(f"{name}.lora_B.weight").float()
-        found[name.removeprefix(PREFIX)] = (a, b * _scaling(source, name, a.shape[0]))
+        found[name.removeprefix(PREFIX)] = (a, b * scaling_of(source, name, a.shape[0]))
     largest = max(a.shape[0] for a, _ in found.values())
     weights = cut(found, min(largest, max_rank), largest)
-    config = plain_config(source, weights, str(source.base_model_name_or_path), source.revision)
-    return _write(folder, weights, state, config)
+    return _write(folder, weights, state, source)
 
 
-def _scaling(config: LoraConfig, name: str, rank: int) -> float:
-    pattern = config.alpha_pattern or {}
-    alpha = pattern.get(get_pattern_key(list(pattern), name), config.lora_alpha)
-    return alpha / (rank**0.5 if config.use_rslora else rank)
-
-
-def plain_config(source: LoraConfig, weights: LoraWeights, base_model_name: str, revision: str | None) -> LoraConfig:
-    """The `LoraConfig` of converted weights: alpha = rank, no dropout, PEFT's plain initialisation."""
+def _write(folder: str | Path, weights: LoraWeights, extra: dict[str, Tensor], source: LoraConfig) -> dict[str, Any]:
+    """Write an adapter folder that any PEFT from 0.14 reads: alpha = rank, no dropout, PEFT's plain initialisation."""
     config = copy.copy(source)
-    config.base_model_name_or_path, config.revision = base_model_name, revision
     config.r = config.lora_alpha = weights.rank
     config.rank_pattern, config.alpha_pattern = {}, {}
     config.lora_dropout, config.use_rslora = 0.0, False
     config.init_lora_weights = config.inference_mode = True
-    return config
-
-
-def _write(folder: str | Path, weights: LoraWeights, extra: dict[str, Tensor], config: LoraConfig) -> dict[str, Any]:
     state = {f"{PREFIX}{name}.lora_A.weight": a for name, (a, _) in weights.layers.items()}
     state |= {f"{PREFIX}{name}.lora_B.weight": b for name, (_, b) in weights.layers.items()}
-    size = write_lora(folder, state | extra, config)
-    return {
-        "rank": weights.rank, "trained_rank": weights.trained_rank, "truncation_error": weights.truncation_error,
-        "bytes": size,
-    }  # fmt: skip
-
-
-def write_lora(folder: str | Path, tensors: dict[str, Tensor], config: LoraConfig) -> int:
-    """Write an adapter folder that any PEFT from 0.14 reads; returns the bytes of its weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "adapter_model.safetensors"
+    contiguous = {name: tensor.contiguous() for name, tensor in (state | extra).items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
     values = {key: value for key, value in config.to_dict().items() if key in CONFIG_KEYS}
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-    path = folder / "adapter_model.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
     text = json.dumps(values, indent=2, sort_keys=True, default=str)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-    return path.stat().st_size
+    report = {key: value for key, value in vars(weights).items() if key != "layers"}
+    return {**report, "bytes": path.stat().st_size}
 
 
 def _other_weights(peft_model: Any, adapter_name: str) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ factor of rank 2r.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,14 +48,12 @@ class _Product(torch.autograd.Function):
 
 
 class Factor(nn.Module):
-    """One factor: the trained difference `delta` and the fixed `start`, of one shape.
-
-    Args:
-        trained: the parameter to train; it is set to zero, in float32.
-        start: A0 (r x n) or B0 (m x r).
-    """
+    """Float32: the trained difference `delta`, from zero, and the fixed `start`, A0 (r x n) or B0 (m x r)."""
 
     dim: int  # in which the weight of rank 2r has 2r entries
+    join: Callable[[Tensor, Tensor], Tensor]  # start and difference -> the factor of rank 2r
+    split: Callable[[Tensor], tuple[Tensor, Tensor]]  # and back
+    gradient: Callable[[Tensor, Tensor], Tensor]  # inputs, gradients of T rows -> that of the difference
 
     def __init__(self, trained: nn.Parameter, start: Tensor) -> None:
         super().__init__()
@@ -67,21 +66,6 @@ class Factor(nn.Module):
     def weight(self) -> Tensor:
         """The factor of rank 2r; while ZeRO-3 has split the parameter, an empty tensor, as any weight is then."""
         return self.join(self.start, self.delta) if self.delta.shape == self.start.shape else self.delta
-
-    @staticmethod
-    def join(start: Tensor, delta: Tensor) -> Tensor:
-        """Return the factor of rank 2r."""
-        raise NotImplementedError
-
-    @staticmethod
-    def split(weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the start and the difference that a factor of rank 2r is made of."""
-        raise NotImplementedError
-
-    @staticmethod
-    def gradient(x: Tensor, grad: Tensor) -> Tensor:
-        """Return the difference's gradient, of the shape of `delta`, for inputs and gradients of T rows."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """x times the transposed `weight`, in autocast's data type where it is on."""

@@ -60,11 +60,7 @@ class Forward:
 
 
 class TokenRows:
-    """Which rows of an activation are tokens, by the batch's masks; all of them in a batch without tokens or masks.
-
-    Raises:
-        AstraError: a mask is not two-dimensional, or the two of an encoder-decoder cannot be told apart.
-    """
+    """Which rows of an activation are tokens, by the batch's masks; all of them in a batch without tokens or masks."""
 
     def __init__(self, batch: Batch) -> None:
         self._masks: dict[tuple[int, ...], Tensor | None] = {}  # (batch, length) -> rows of tokens, None for all
@@ -85,8 +81,7 @@ class TokenRows:
     def of(self, name: str, x: Tensor) -> Tensor:
         """The tokens' rows (k, n) of an activation (b, t, n), (b, 1, t, n) or (b * t, n); all of a pooled one (b, n).
 
-        Raises:
-            AstraError: the activation's rows are not the batch's tokens (relative positions, routed experts, images).
+        Others are refused: relative positions, routed experts, images.
         """
         rows, shape = x.detach().reshape(-1, x.shape[-1]), tuple(x.shape[:-1])
         if not self._masks:
@@ -122,26 +117,18 @@ def first_sample(batch: Batch) -> Batch:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode (dropout would change the activations) and full float32 products inside the block; then as before."""
+    """Eval mode (dropout would change the activations) and float32 products as such inside the block; then as before.
+
+    The rounding of TF32 or bfloat16 inside float32 products would drown the tail of the outputs.
+    """
     training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with _full_precision():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 or bfloat16 inside float32 products: their rounding would drown the tail of the outputs."""
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # it was set by the finer switches alone
         before = None
     backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
     finer = [(backend, backend.fp32_precision) for backend in backends if hasattr(backend, "fp32_precision")]
+    model.eval()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
@@ -150,3 +137,5 @@ def _full_precision() -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
         for backend, precision in finer:
             backend.fp32_precision = precision
+        for module in training:
+            module.training = True

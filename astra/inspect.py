@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 
@@ -17,12 +18,8 @@ def table(calibration: Calibration) -> str:
     over the smallest inside the numerical range.
     """
     rows = [HEADER, *(_row(calibration, info) for info in calibration.layers.values())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = []
-    for row in rows:
-        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells]))
-    return "\n".join(lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
 
 def warnings(calibration: Calibration) -> Iterator[str]:
@@ -42,14 +39,11 @@ def warnings(calibration: Calibration) -> Iterator[str]:
 
 def main(arguments: list[str]) -> int:
     """Print the table and the warnings; 2 if the folder holds no calibration."""
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        print("usage: python -m astra.inspect FOLDER, a calibration store", file=sys.stderr)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    parser = argparse.ArgumentParser("python -m astra.inspect", description="Print what a calibration found.")
+    parser.add_argument("folder", help="a calibration store")
     try:
-        calibration = Calibration.load(arguments[0])
-        print(table(calibration))
-        for warning in warnings(calibration):
-            print(warning)
+        calibration = Calibration.load(parser.parse_args(arguments).folder)
+        print(table(calibration), *warnings(calibration), sep="\n")
     except AstraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

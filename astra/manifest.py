@@ -20,11 +20,7 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(value: dict[str, Any]) -> dict[str, Any]:
-    """The object without its digest; one that has none is another program's, and returned as it is.
-
-    Raises:
-        ValueError: an entry is not what was sealed.
-    """
+    """The object without its digest, which must be right; one that has none is another program's: as it is."""
     rest = {key: entry for key, entry in value.items() if key != SEAL}
     if SEAL in value and value[SEAL] != _digest(rest):
         raise ValueError("not what was written")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from astra import parallel
 from astra.errors import AstraError
 from astra.forward import StopForward, TokenRows
-from astra.sharing import Seen, layer_input
+from astra.sharing import Seen, hooked, layer_input
 from astra.sums import OuterSum
 from astra.targets import layer_shape, layer_weight
 
@@ -27,17 +27,12 @@ _OUTPUT_ROWS = 4096  # rows of an output recomputed at a time
 
 @dataclass
 class Moment:
-    """A second moment over T tokens.
+    """A second moment over T tokens."""
 
-    Attributes:
-        matrix: float64 (k, k): (1/T) sum of x~ x~^T (k = n, or n + 1 where a bias needs it) or y y^T (k = m).
-        kind: "input" or "output".
-        tokens: T.
-    """
-
-    matrix: Tensor
-    kind: str
-    tokens: int
+    matrix: Tensor  # float64 (k, k): (1/T) sum of x~ x~^T (k = n, or n + 1 where a bias needs it) or y y^T (k = m)
+    kind: str  # "input" or "output"
+    tokens: int  # T
+    group: str  # the layer that it was summed at
 
 
 class Sums:
@@ -64,18 +59,10 @@ class Sums:
 
     @contextmanager
     def batch(self, number: int, rows: TokenRows) -> Iterator[None]:
-        """Sum what the targets see inside the block, which runs one batch.
-
-        Raises:
-            AstraError: NaN or Inf in activations, rows that are not tokens, or a layer that does not share as it did.
-        """
+        """Sum what the targets see inside the block, which runs one batch."""
         self._seen, self._rows, self._number = Seen(), rows, number
-        handles = [handle for name in self.targets for handle in self._hooks(name)]
-        try:
+        with hooked([handle for name in self.targets for handle in self._hooks(name)]):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         for name, leader in self.leader.items():
             if self._seen.calls.get(name, 0) != self._seen.calls.get(leader, 0):
                 raise self._unshared(name)
@@ -93,7 +80,7 @@ class Sums:
             if not sum(rows):
                 raise AstraError("no calibration tokens: attention_mask leaves none in any batch")
             total = self._sum(key, layer_weight(self.targets[key])[0].device).release()
-            moments[key] = Moment(parallel.reduce_sum(total).div_(sum(rows)), self.kinds[key], sum(rows))
+            moments[key] = Moment(parallel.reduce_sum(total).div_(sum(rows)), self.kinds[key], sum(rows), key)
             del self.sums[key]
         return moments
 
@@ -174,8 +161,7 @@ def _in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _kinds(targets: Mapping[str, nn.Module], leader: Mapping[str, str]) -> tuple[dict[str, str], dict[str, bool]]:
     """Choose for each group between one input moment and one output moment per layer, by multiplications.
 
-    Returns:
-        layer -> "input" or "output"; and leader -> whether its input moment has a row of ones, for the group's biases.
+    Also tells of each leader whether its input moment has a row of ones, for the group's biases.
     """
     groups: dict[str, list[str]] = {}
     for name in targets:

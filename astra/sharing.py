@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,15 +74,22 @@ def trace(run: Callable[[], None], targets: Mapping[str, nn.Module]) -> Trace:
         module.register_forward_pre_hook(lambda _, a, k, name=name: look(name, layer_input(a, k)), with_kwargs=True)
         for name, module in targets.items()
     ]
-    try:
+    with hooked(handles):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, leader in found.leader.items():
         if name in apart or seen.calls[name] != seen.calls[leader]:
             found.leader[name] = name
     return found
+
+
+@contextmanager
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Remove a module's hooks at the end of the block."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,10 @@ class Calibration:
         Raises:
             AstraError: the calibration computed only the ends of the spectra.
         """
-        ranks = {name: info.effective_rank for name, info in self.layers.items()}
-        if any(rank is None for rank in ranks.values()):
+        ranks = {name: info.effective_rank for name, info in self.layers.items() if info.effective_rank is not None}
+        if len(ranks) < len(self.layers):
             raise AstraError('effective ranks need whole spectra: calibrate with spectrum "full" instead of "ends"')
-        return {name: float(rank) for name, rank in ranks.items() if rank is not None}
+        return ranks
 
     def save(self, folder: str | Path) -> None:
         """Write everything into `folder`, replacing what it holds; the folder is never half a calibration.
@@ -131,37 +132,26 @@ class Calibration:
         """
         folder = Path(folder)
         tables = {f"{name}.safetensors": self._table(name) for name in ("spectra", *self.subspaces)}
-        staged: dict[str, Path] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        staged = {name: folder / f".{name}.tmp" for name in (*tables, MANIFEST)}
+        with _staging(staged.values(), f"the calibration to {folder}"):
             for name, tensors in tables.items():
-                staged[name] = _staged(folder / name, tensors)
-            manifest = self._manifest({name: sha256_file(path) for name, path in staged.items()})
-            staged[MANIFEST] = folder / f".{MANIFEST}.tmp"
-            _write_text(staged[MANIFEST], manifest)
+                _write_tensors(staged[name], tensors)
+            manifest = {
+                "format": FORMAT,
+                "max_rank": self.max_rank,
+                "subspaces": list(self.subspaces),
+                "settings": self.settings,
+                "left_out": list(self.left_out),
+                "layers": [asdict(info) for info in self.layers.values()],
+                "files": {name: sha256_file(staged[name]) for name in tables},
+            }
+            _write_text(staged[MANIFEST], json.dumps(sealed(manifest), indent=1, sort_keys=True) + "\n")
             (folder / MANIFEST).unlink(missing_ok=True)
             for name, path in staged.items():
                 os.replace(path, folder / name)
-        except (OSError, SafetensorError) as error:
-            raise AstraError(f"cannot write the calibration to {folder}: {_reason(error)}") from error
-        finally:
-            for path in staged.values():
-                path.unlink(missing_ok=True)
         for stale in set(folder.glob("*.safetensors")) - {folder / name for name in tables}:
             stale.unlink()
         self.folder = folder
-
-    def _manifest(self, files: dict[str, str]) -> str:
-        manifest = {
-            "format": FORMAT,
-            "max_rank": self.max_rank,
-            "subspaces": list(self.subspaces),
-            "settings": self.settings,
-            "left_out": list(self.left_out),
-            "layers": [asdict(info) for info in self.layers.values()],
-            "files": files,
-        }
-        return json.dumps(sealed(manifest), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
@@ -204,17 +194,26 @@ class Calibration:
         return self.tables[name]
 
 
-def write_table(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file that is either absent or whole.
+def write_table(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors to a safetensors file that is either absent or whole."""
+    staged = path.with_name(f".{path.name}.tmp")
+    with _staging([staged], str(path)):
+        _write_tensors(staged, tensors, metadata)
+        os.replace(staged, path)
 
-    Raises:
-        AstraError: the file cannot be written (permissions, a full disk).
-    """
+
+@contextmanager
+def _staging(paths: Collection[Path], what: str) -> Iterator[None]:
+    """Make the folder of some temporary files, none of which stays; what goes wrong is one line."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(_staged(path, tensors, metadata), path)
+        next(iter(paths)).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        raise AstraError(f"cannot write {path}: {_reason(error)}") from error
+        raise AstraError(f"cannot write {what}: {_reason(error)}") from error
 
 
 def _too_few(info: LayerInfo, subspace: str, rank: int, stored: int) -> str:
@@ -224,23 +223,16 @@ def _too_few(info: LayerInfo, subspace: str, rank: int, stored: int) -> str:
     return f"{message} (shape {info.shape[0]} x {info.shape[1]}, numerical rank {info.numerical_rank})"
 
 
-def _staged(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
-    """Write tensors under a temporary name beside `path`, and return that; nothing stays if it fails."""
-    staged = path.with_name(f".{path.name}.tmp")
-    try:
-        staged.unlink(missing_ok=True)
-        staged.touch()
-        mode = staged.stat().st_mode
-        # Names of modules go into the header, so that their order (the model's) is that of the file's bytes.
-        contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, staged, metadata=dict(metadata) if metadata else None)
-        staged.chmod(mode)  # safetensors makes its files private; a store is shared, so as the umask says
-        with open(staged, "rb") as handle:
-            os.fsync(handle.fileno())
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    return staged
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode
+    # Names of modules go into the header, so that their order (the model's) is that of the file's bytes.
+    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata=dict(metadata) if metadata else None)
+    path.chmod(mode)  # safetensors makes its files private; a store is shared, so as the umask says
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,36 +21,47 @@ class NotConverged(Exception):
     """The iteration did not find a wanted end; the full solver has to."""
 
 
-class EndsEigen:
+@dataclass
+class Eigen:
+    """Eigenvalues of a symmetric matrix, float64 (k,), ascending, NaN where not computed; vectors of its two ends."""
+
+    values: Tensor
+    low: Tensor
+    high: Tensor
+
+    def vectors(self, low: int, high: int) -> Tensor:
+        """Eigenvectors low, ..., high - 1, which must lie within one end."""
+        if high <= self.low.shape[1]:
+            return self.low[:, low:high]
+        first = len(self.values) - self.high.shape[1]
+        return self.high[:, low - first : high - first]
+
+
+def full_eigen(matrix: Tensor) -> Eigen:
+    """All eigenpairs of a symmetric matrix (k, k): both ends are the whole."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return Eigen(values, vectors, vectors)
+
+
+def ends_eigen(matrix: Tensor, low: int, high: int, floor: float) -> Eigen:
     """The `low` smallest and `high` largest eigenpairs of a positive definite matrix (k, k), float64, on its device.
 
     Subspace iteration with oversampling, Chebyshev filters and Rayleigh-Ritz, on the matrix itself for the high end
     and on its inverse, through a Cholesky factor, for the low end, stopped when every wanted residual |C x - l x| is
     below 1e-4 l (Saad, Numerical Methods for Large Eigenvalue Problems, chapters 5 and 7). The filters are for flat
-    spectra, on which plain iteration takes hundreds of steps.
-
-    Raises:
-        NotConverged: the matrix is singular to `floor` times its largest eigenvalue, or an end does not converge.
+    spectra, on which plain iteration takes hundreds of steps. A matrix that is singular to `floor` times its largest
+    eigenvalue has not converged, nor one without a gap where an end begins.
     """
-
-    def __init__(self, matrix: Tensor, low: int, high: int, floor: float) -> None:
-        size = len(matrix)
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        if int(failed):
-            raise NotConverged
-        self._low_values, self._low = _iterate(matrix, lambda x: torch.cholesky_solve(x, factor), low, inverse=True)
-        self._high_values, self._high = _iterate(matrix, lambda x: matrix @ x, high, inverse=False)
-        if float(self._low_values[0]) <= floor * float(self._high_values[-1]):
-            raise NotConverged
-        self.values = torch.full((size,), torch.nan, dtype=torch.float64, device=matrix.device)
-        self.values[:low], self.values[size - high :] = self._low_values, self._high_values
-
-    def vectors(self, low: int, high: int) -> Tensor:
-        """Eigenvectors low, ..., high - 1, which must lie within one end."""
-        if high <= self._low.shape[1]:
-            return self._low[:, low:high]
-        first = len(self.values) - self._high.shape[1]
-        return self._high[:, low - first : high - first]
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        raise NotConverged
+    smallest, low_end = _iterate(matrix, lambda x: torch.cholesky_solve(x, factor), low, inverse=True)
+    largest, high_end = _iterate(matrix, lambda x: matrix @ x, high, inverse=False)
+    if float(smallest[0]) <= floor * float(largest[-1]):
+        raise NotConverged
+    values = torch.full((len(matrix),), torch.nan, dtype=torch.float64, device=matrix.device)
+    values[:low], values[len(matrix) - high :] = smallest, largest
+    return Eigen(values, low_end, high_end)
 
 
 def _iterate(matrix: Tensor, apply: Callable[[Tensor], Tensor], count: int, inverse: bool) -> tuple[Tensor, Tensor]:

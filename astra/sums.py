@@ -15,11 +15,7 @@ _BLOCKS = 8
 
 
 class OuterSum:
-    """S = sum of x x^T over rows x of `size` entries, each with a one appended if `augmented`.
-
-    Attributes:
-        rows: number of rows summed.
-    """
+    """S = sum of x x^T over `rows` rows x of `size` entries, each with a one appended if `augmented`."""
 
     def __init__(self, size: int, augmented: bool, device: torch.device) -> None:
         width = size + augmented

@@ -35,7 +35,7 @@ def find_targets(model: nn.Module, peft_config: LoraConfig | Sequence[str] | str
     """
     found = match_targets(model, peft_config)
     for name, module in found.items():
-        _check_layer(name, module)
+        check_layer(name, module)
     return found
 
 
@@ -159,16 +159,20 @@ def _matches(name: str, ending: str) -> bool:
     return name == ending or name.endswith(f".{ending}")
 
 
-def _check_layer(name: str, module: nn.Module) -> None:
+def check_layer(name: str, module: nn.Module, adapt: bool = False) -> None:
+    """Raise an `AstraError` that says why a layer cannot be calibrated.
+
+    To `adapt` it, it may also be held in bitsandbytes' nf4, or split by ZeRO-3.
+    """
     if not is_linear(module) or type(module).__name__.endswith("Router"):
-        raise AstraError(f"target module {name} is {type(module).__name__}; only Linear and Conv1D can be targets")
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if weight.dtype not in _PLAIN or weight.dim() != 2 or type(weight.data) is not Tensor:
-        kind = str(weight.dtype).removeprefix("torch.")
-        raise AstraError(
-            f"target module {name} holds {kind} in a {type(module).__name__}: it is quantised or sharded; calibrate"
-            " the model in its original precision, unsharded"
-        )
+        raise AstraError(f"layer {name}: a {type(module).__name__} cannot be adapted, only Linear and Conv1D")
+    weight: Any = module.weight
+    plain = weight.dtype in _PLAIN and type(weight.data) is Tensor and (adapt or weight.dim() == 2)
+    if not plain or type(weight).__name__ == "Int8Params":
+        if adapt and getattr(weight, "quant_type", None) == "nf4":
+            return
+        kind = f"{str(weight.dtype).removeprefix('torch.')} in a {type(module).__name__}"
+        wanted = "plain floating point or bitsandbytes' nf4" if adapt else "plain floating point, unsharded"
+        raise AstraError(f"layer {name}: its weight is {kind}; load the model in {wanted}")
     if weight.is_meta and not offloading(module):
-        raise AstraError(f"target module {name} has no weights (it is on the meta device)")
+        raise AstraError(f"layer {name}: it has no weights (it is on the meta device)")

@@ -6,11 +6,12 @@ So a test problem can't be answered by recalling a training problem.
 """
 
 import hashlib
+import operator
 import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dataset.records import Record
 from utils.errors import UserError
@@ -35,30 +36,24 @@ _THINGS: dict[Split, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+def _written(sign: str, operation: Callable[[int, int], int]) -> Any:
+    def compute(left: int, right: int) -> "Number":
+        result = Number(operation(int(left), int(right)))
+        result.computed = f"{int(left)} {sign} {int(right)} = "
+        return result
+
+    return compute
+
+
 class Number(int):
     """A whole number that is written with how it was computed: `f"{Number(3) * 4}"` is "3 * 4 = 12"."""
 
     computed = ""
+    __add__, __sub__ = _written("+", operator.add), _written("-", operator.sub)
+    __mul__, __floordiv__ = _written("*", operator.mul), _written("/", operator.floordiv)
 
     def __str__(self) -> str:
         return f"{self.computed}{int(self)}"
-
-    def _result(self, sign: str, other: int, value: int) -> "Number":
-        result = Number(value)
-        result.computed = f"{int(self)} {sign} {int(other)} = "
-        return result
-
-    def __add__(self, other: int) -> "Number":
-        return self._result("+", other, int(self) + int(other))
-
-    def __sub__(self, other: int) -> "Number":
-        return self._result("-", other, int(self) - int(other))
-
-    def __mul__(self, other: int) -> "Number":
-        return self._result("*", other, int(self) * int(other))
-
-    def __floordiv__(self, other: int) -> "Number":
-        return self._result("/", other, int(self) // int(other))
 
 
 class Words(NamedTuple):
@@ -117,9 +112,6 @@ def generate(split: Split, n: int, seed: int) -> list[Record]:
     Returns:
         Records with `instruction`, `output` (worked solution ending in `The answer is: N`), `type`
         (`arithmetic/<template>`) and `answer` (the integer as a string).
-
-    Raises:
-        UserError: more problems than the split holds.
     """
     rng = random.Random(f"arithmetic {split} {seed}")
     records: dict[str, Record] = {}  # by question

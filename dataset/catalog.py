@@ -1,11 +1,7 @@
 """Every named data set in one table: where it is on the hub, where in a local mirror, and how its rows become records.
 
 The hub's files are downloaded once, to its library's cache. A local mirror (`data.dir`) is a folder with the upstream
-files under the paths of this table:
-
-    gsm8k/{train,test}.jsonl      math/test-1000.jsonl          humaneval/HumanEval.jsonl.gz
-    humanevalplus/test.jsonl      mbpp/mbpp.jsonl               mbppplus/test.jsonl
-    commonsense/<task>/{train,test}.json      glue/<task>/{train,dev}.tsv
+files under the paths of this table; docs/clusters.md lists them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,35 +22,22 @@ Role = Literal["train", "validation", "test", "text"]
 
 @dataclass(frozen=True)
 class Source:
-    """A split of a named set. Every `data_dir` is a local mirror, or None for the hub.
+    """A split of a named set. Every `data_dir` is a local mirror, or None for the hub."""
 
-    Attributes:
-        task: The set's name in a configuration.
-        repository: Where it is on the hub, in all `configs`, in `folder` alone (None: in all), at `revision`.
-        convert: Makes a record of a row of the hub.
-        count: Records as published; None if not known.
-        role: What it is for.
-        split: Its split on the hub; default: the role.
-        mirror: Its files in a mirror with the converter of their rows, or one file whose rows are those of the hub;
-            None where a mirror can't have it.
-        mirror_count: Records of those files as published; default: `count`.
-        columns: Names of the columns of TSV files without a header line.
-        part: Whether a mirror may hold fewer.
-    """
-
-    task: str
-    repository: str
-    convert: Converter
-    count: int | None
+    task: str  # the set's name in a configuration
+    repository: str  # where it is on the hub: all `configs`, the files of `folder` alone, at `revision`
+    convert: Converter  # makes a record of a row of the hub
+    count: int | None  # records as published; None if not known
     role: Role = "test"
-    split: str | None = None
+    split: str | None = None  # on the hub; default: the role
     configs: tuple[str | None, ...] = (None,)
     folder: str | None = None
     revision: str | None = None
+    # Its files in a mirror with the converter of their rows, or one file whose rows are those of the hub.
     mirror: dict[str, Converter] | str | None = None
-    mirror_count: int | None = None
-    columns: tuple[str, ...] = ()
-    part: bool = False
+    mirror_count: int | None = None  # records of those files as published; default: `count`
+    columns: tuple[str, ...] = ()  # names of the columns of TSV files without a header line
+    part: bool = False  # whether a mirror may hold fewer
 
     @property
     def key(self) -> str:
@@ -67,11 +50,7 @@ class Source:
         return {self.mirror: self.convert} if isinstance(self.mirror, str) else self.mirror or {}
 
     def records(self, data_dir: str | Path | None) -> Iterator[Record]:
-        """Yield the records.
-
-        Raises:
-            UserError: the hub can't be read or lacks records, the mirror lacks the set, or a row is malformed.
-        """
+        """Yield the records; a `UserError` says what the hub or the mirror lacks, or which row is malformed."""
         if data_dir is None:
             yield from self._hub_records()
         else:

@@ -75,11 +75,7 @@ def _mbpp(row: Row, task: str, question: str, kept: str) -> Record:
 
 
 def commonsense(task: str) -> Converter:
-    """The LLM-Adapters form: the question with its options, and `the correct answer is OPTION`.
-
-    Raises:
-        ValueError: from a row without `Answer format:`, or whose answer is not one of the options named there.
-    """
+    """The LLM-Adapters form: the question with its options, and `the correct answer is OPTION`."""
 
     def convert(row: Row) -> Record:
         options = re.search(r"Answer format:\s*(\S+)\s*$", row["instruction"])

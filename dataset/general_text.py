@@ -32,11 +32,7 @@ class GeneralText:
         return fingerprint(self.text)
 
     def windows(self, tokenizer: Any) -> list[Sequence[int]]:
-        """Return the tokens of 256 windows of 128, spread evenly over the text without overlap.
-
-        Raises:
-            UserError: the text is shorter than that.
-        """
+        """Return the tokens of 256 windows of 128, spread evenly over the text without overlap."""
         ids = tokenizer(self.text, add_special_tokens=False, verbose=False)["input_ids"]
         if len(ids) < WINDOW * WINDOWS:
             raise _too_short(self.name, f"{len(ids):,} tokens")
@@ -50,11 +46,7 @@ def measured_in_training(config: Config) -> bool:
 
 
 def load_general_text(name: str) -> GeneralText:
-    """Return the text of `data.general_text`.
-
-    Raises:
-        UserError: there is none of this name, or it can't be read.
-    """
+    """Return the text of `data.general_text`."""
     if name == WIKITEXT:
         return GeneralText(name, "\n\n".join(record["text"] for record in _WIKITEXT.records(None)))
     if name == MANUAL:

@@ -18,28 +18,17 @@ Split = Literal["train", "validation", "mismatched"]  # the last is MNLI's other
 
 @dataclass(frozen=True)
 class GlueTask:
-    """Where a task's columns are.
+    """Where a task's columns are: on the hub, where the label's is `label`, and in GLUE's TSV files."""
 
-    Attributes:
-        counts: Records of the hub's train and validation splits.
-        hub_texts: The hub's columns of the one or two texts; its label column is `label`.
-        labels: Names of the classes in the hub's order; empty for a score.
-        folder: Folder of the TSV files.
-        texts: The TSV's columns of the texts, and `label` its column of the label.
-        columns: Names of the TSV's columns where the file has no header line.
-        numbered: Whether the TSV gives classes as numbers.
-        suffix: Of the validation split's name on the hub and of the TSV file (MNLI has two validation sets).
-    """
-
-    counts: tuple[int, int]
-    hub_texts: tuple[str, ...]
-    labels: tuple[str, ...]
-    folder: str
-    texts: tuple[str, ...]
-    label: str
-    columns: tuple[str, ...] = ()
-    numbered: bool = True
-    suffix: str = ""
+    counts: tuple[int, int]  # records of the hub's train and validation splits
+    hub_texts: tuple[str, ...]  # the hub's columns of the one or two texts
+    labels: tuple[str, ...]  # names of the classes in the hub's order; empty for a score
+    folder: str  # of the TSV files
+    texts: tuple[str, ...]  # the TSV's columns of the texts
+    label: str  # and of the label
+    columns: tuple[str, ...] = ()  # names of the TSV's columns where the file has no header line
+    numbered: bool = True  # whether the TSV gives classes as numbers
+    suffix: str = ""  # of the validation split's name, on the hub and as TSV file (MNLI has two)
 
     @property
     def num_labels(self) -> int:

@@ -33,11 +33,7 @@ TASKS = list(dict.fromkeys([*TRAINING, *EVALUATION, *GLUE]))
 
 
 def prepare(task: str, data_dir: str | None = None) -> dict[str, Any]:
-    """Prepare one task, the test sets that it is judged by first; log what it holds and return that.
-
-    Raises:
-        UserError: an unknown task, a file that is missing, malformed or not the published one, or no hub.
-    """
+    """Prepare one task, the test sets that it is judged by first; log what it holds and return that."""
     if task in GLUE:
         sources = [glue_source(task, "train"), glue_source(task, "validation")]
     elif task in TRAINING:

@@ -56,8 +56,6 @@ def load_splits(data: DataConfig) -> Splits:
     train, held = split_validation(records, data.validation + data.reporting, data.seed)
     if not data.validation:
         return Splits(train, own, held)
-    if not data.reporting:
-        return Splits(train, held, [])
     share = data.reporting / (data.validation + data.reporting)
     return Splits(train, *split_validation(held, share, data.seed, "reporting"))
 
@@ -98,13 +96,7 @@ def _held_out(n: int, fraction: float, key: str) -> int:
 
 
 def check_training(data: DataConfig, task_type: str = "CAUSAL_LM") -> None:
-    """Stop early when the training data can't be loaded. Own files are read in full, named tasks in part.
-
-    Raises:
-        UserError: an unknown task, one that is not of `task_type` (a classifier learns a task of GLUE), a missing file
-            or folder, a malformed record (file and line), fields that the records lack, a conversation with the
-            template alpaca, or a hub that can't be reached.
-    """
+    """Raise a `UserError` early if training data can't be loaded; own files are read in full, named tasks in part."""
     if (task_type == "SEQ_CLS") != (data.train in GLUE):
         wanted = "SEQ_CLS" if data.train in GLUE else "CAUSAL_LM"
         raise UserError(
@@ -126,13 +118,6 @@ def load_evaluation(task: str, data_dir: str | Path | None = None) -> list[Recor
 
     Beside those: `answer` for gsm8k and arithmetic (the number), math (the solution, with the answer in `\\boxed{}`)
     and the commonsense tasks (the option's name); `task_id` and tests for humaneval and mbpp.
-
-    Args:
-        task: A name of `dataset.catalog.EVALUATION`, or `arithmetic`.
-        data_dir: Local mirror, or None for the hub.
-
-    Raises:
-        UserError: see `check_evaluation`.
     """
     if task == ARITHMETIC:
         return generate("test", ARITHMETIC_TEST, ARITHMETIC_TEST_SEED)
@@ -169,9 +154,6 @@ def _own_records(data: DataConfig) -> Iterator[Record]:
     They are `instruction` and `output`, and perhaps `input`, a text that may be empty and belongs below the
     instruction (Alpaca's form); or `messages`, a list of turns with `role` and `content`, of which the last assistant
     turn is the response and the turns before it the prompt.
-
-    Raises:
-        UserError: a field is missing, empty or of the wrong type, or a conversation has no assistant turn to learn.
     """
     fields = data.fields
     if not data.train.endswith((".json", ".jsonl", ".jsonl.gz")):

@@ -12,14 +12,12 @@ tokenizer adds by itself is not in the text.
 """
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Literal
 
 from dataset.records import Record
 from utils.errors import UserError
 
 TemplateName = Literal["alpaca", "chat"]
-NONE: Mapping[str, Any] = MappingProxyType({})
 
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -32,35 +30,23 @@ def format_prompt(
     template: TemplateName,
     tokenizer: Any = None,
     response_prefix: str = "",
-    chat: Mapping[str, Any] = NONE,
+    chat: Mapping[str, Any] | None = None,
 ) -> str:
     """The prompt of one instruction.
 
-    Args:
-        instruction: The task in words.
-        template: `alpaca`, or `chat`, which needs a tokenizer with a chat template.
-        tokenizer: A transformers tokenizer; only `chat` uses it.
-        response_prefix: Put where the response begins (published evaluations use " Let's think step by step.").
-        chat: Variables of the chat template, such as `enable_thinking`.
-
-    Raises:
-        UserError: `chat` with a tokenizer that has no chat template.
+    The template `chat` needs a tokenizer that has one. `response_prefix` is put where the response begins (published
+    evaluations use " Let's think step by step."); `chat` holds variables of the chat template, as `enable_thinking`.
     """
     if template == "alpaca":
         return ALPACA.format(instruction=instruction) + response_prefix
     turns = [{"role": "user", "content": instruction}]
-    return _render(turns, tokenizer, add_generation_prompt=True, **chat) + response_prefix
+    return _render(turns, tokenizer, add_generation_prompt=True, **(chat or {})) + response_prefix
 
 
 def format_example(record: Record, template: TemplateName, tokenizer: Any) -> tuple[str, str]:
     """The prompt of a training record and the target that follows it, end of sequence included.
 
-    Args:
-        record: `instruction` and `output`; a conversation, which needs `chat`, also has `messages`, all turns before
-            the response `output`.
-
-    Raises:
-        UserError: as `format_prompt`.
+    A conversation, which needs `chat`, also has `messages`, all turns before the response `output`.
     """
     response, end = record["output"], tokenizer.eos_token or ""
     if template == "alpaca":

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -47,14 +48,8 @@ def encode_records(
     """Tokenise prompt + target of every record, or the text or two of a record with a `label`.
 
     Of at most `max_length` tokens the prompt is never cut: a record whose prompt alone reaches that is dropped, and a
-    longer target is cut at the end. So no example lacks a target.
-
-    Args:
-        limit: Stop after this many features.
-        truncate: Cut longer targets; else their records are dropped. Of classes the text is always cut.
-
-    Raises:
-        UserError: no record is left; see also `format_example`.
+    longer target is cut at the end, or, without `truncate`, its record dropped. So no example lacks a target. The text
+    of a class is always cut. `limit` is the most features to return.
     """
     encoded = Encoded()
     source = iter(records)
@@ -81,7 +76,7 @@ def _encode_targets(
     # marker that some tokenizers put at the beginning of every text.
     examples = tokenizer([prompt + target for prompt, target in pairs], return_attention_mask=False)["input_ids"]
     for prompt, ids in zip(prompts, examples, strict=True):
-        start = _common_prefix(prompt, ids)
+        start = len(commonprefix([prompt, ids]))  # a token that spans prompt and target counts as target
         if start >= max_length or (len(ids) > max_length and not truncate):
             into.dropped += 1
             continue
@@ -100,13 +95,6 @@ def _encode_classes(records: Sequence[Record], tokenizer: Any, max_length: int) 
     for record, ids in zip(records, rows, strict=True):
         kind = torch.float32 if isinstance(record["label"], float) else torch.int32
         yield {"input_ids": torch.tensor(ids, dtype=torch.int32), "labels": torch.tensor(record["label"], dtype=kind)}
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike; where a token spans prompt and target, it counts as target."""
-    if list(second[: len(first)]) == list(first):
-        return len(first)
-    return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
 
 
 def collate(features: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
@@ -142,9 +130,6 @@ def calibration_batches(
 
     Returns:
         Dicts of `input_ids`, `attention_mask` and, if asked for, `labels`; see `collate`.
-
-    Raises:
-        UserError: no record fits; see also `format_example`.
     """
     if not records:
         raise UserError("calibration: the training set is empty; check data.train and data.limit")

@@ -22,13 +22,7 @@ from utils.log import log, setup_logging
 
 
 def parse(usage: str, flags: dict[str, Any], argv: Sequence[str] | None = None) -> tuple[Config, dict[str, Any]]:
-    """Return the validated configuration and the command's own flags.
-
-    Args:
-        usage: The text of `--help`, without the list of configuration keys.
-        flags: The command's own flags besides `--config`, with their defaults.
-        argv: The words after the command's name; default: those of this process.
-    """
+    """Return the validated configuration and the command's own flags, which `flags` names with their defaults."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or "--help" in words or "-h" in words:
         print(inspect.cleandoc(usage))

@@ -214,12 +214,7 @@ class Config(Section):
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
     """Read a YAML file, apply its parent and the dotted overrides, and validate the result.
 
-    Args:
-        path: The YAML file; its `extends:` key may name a parent, relative to the file, that extends nothing itself.
-        overrides: Dotted keys to values, such as `{"train.max_steps": 20}`.
-
-    Raises:
-        UserError: a missing or malformed file, or an unknown key, wrong type or value out of range, in one line.
+    Its `extends:` key may name a parent, relative to the file, that extends nothing itself.
     """
     values = _read_yaml(Path(path))
     parent = values.pop("extends", None)

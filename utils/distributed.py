@@ -31,13 +31,9 @@ def barrier() -> None:
 
 def gather(own: list[Any]) -> list[Any]:
     """Return the entries of all processes, in the order of their ranks; every process must call it."""
-    if world_size() == 1:
-        return own
-    import torch
+    from astra import parallel
 
-    found: list[list[Any]] = [[] for _ in range(world_size())]
-    torch.distributed.all_gather_object(found, own)
-    return [entry for entries in found for entry in entries]
+    return [entry for entries in parallel.gather(own) for entry in entries]
 
 
 @contextmanager

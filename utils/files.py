@@ -24,9 +24,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     A process that is killed in the block leaves `path` as it was. What stood at `path` is replaced; a folder only by a
     folder.
-
-    Raises:
-        UserError: the folder can't be written or the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -69,11 +66,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: the file is missing or is not JSON; names the file and the line.
-    """
+    """Read a JSON file; a `UserError` names it and the line that is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -98,8 +91,7 @@ def write_record(path: str | Path, value: dict[str, Any], files: Iterable[Path] 
 def read_record(path: str | Path) -> dict[str, Any]:
     """Read what `write_record` wrote and check it and its files; one of another program is read as it is.
 
-    Raises:
-        UserError: a file is missing or is not what was written, or a pickle was put beside them; names it.
+    A file that is missing or is not what was written, or a pickle beside them, is named in a `UserError`.
     """
     path = Path(path)
     try:

@@ -43,11 +43,7 @@ def log_to(path: Path) -> None:
 class Progress(tqdm):
     """A bar when stderr is a terminal, otherwise a line of the log now and then with rate and time left.
 
-    Args:
-        desc: What is under way.
-        total: Units to come, or None if unknown.
-        unit: What is counted, in the singular.
-        iterable: What to yield from, each item one unit.
+    `unit` is what is counted, in the singular.
     """
 
     monitor_interval = 0  # no thread of its own: processes may be forked beside it

@@ -31,11 +31,7 @@ def check_model(model: ModelConfig) -> None:
 
 
 def resolve_model(model: ModelConfig) -> Path:
-    """Return the local folder that holds the model's safetensors, config and tokenizer, downloading it if need be.
-
-    Raises:
-        UserError: no such package, folder or hub repository, or the hub can't be reached.
-    """
+    """Return the local folder that holds the model's safetensors, config and tokenizer, downloading it if need be."""
     return _materialise_smollm2() if model.name == "smollm2" else _folder(model, HUB_FILES)
 
 
@@ -78,9 +74,6 @@ def load_model(model: ModelConfig, num_labels: int | None = None, **kwargs: Any)
     """Load a model in `model.dtype`, or a faster one, from its local folder; `kwargs` go to `from_pretrained`.
 
     A classifier gets a new head of `num_labels` outputs; a head for another task in its folder is dropped.
-
-    Raises:
-        UserError: the folder holds no model that transformers can load.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification

@@ -24,11 +24,9 @@ SHADES = {"tail": "tab:blue", "nullspace": "tab:green", "principal": "tab:red", 
 
 
 def plot_spectra(calibration: Calibration, path: Path, rank: int) -> None:
-    """Draw the spectra of all layers by module type, with the stored subspaces shaded, and effective ranks by depth.
+    """Draw the spectra of all layers by module type, and effective ranks by depth, as PNG.
 
-    Args:
-        path: PNG file to write.
-        rank: width of the shaded bands, in eigenvectors.
+    The stored subspaces are shaded, `rank` eigenvectors wide.
     """
     types: dict[str, list[str]] = {}
     for name in calibration.layers:

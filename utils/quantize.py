@@ -13,9 +13,6 @@ def quantize_base(model: nn.Module, device: Any) -> None:
 
     The model, with or without an adapter, is on the CPU and moves to `device` layer by layer, so that it is never
     there as a whole in full.
-
-    Raises:
-        UserError: bitsandbytes is missing, or a layer that is adapted is not an `nn.Linear`, such as GPT-2's.
     """
     try:
         from bitsandbytes.nn import Linear4bit

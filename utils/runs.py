@@ -45,10 +45,7 @@ def start_run(config: Config) -> Path:
 def held(folder: Path) -> Iterator[None]:
     """Hold a folder for the length of the block against any other command; the lock ends with its process.
 
-    Only the main process of several holds it.
-
-    Raises:
-        UserError: another command holds it, and says which process, and since when; or it can't be written.
+    Only the main process of several holds it. A `UserError` says which process has it, and since when.
     """
     if not is_main():
         yield
