@@ -145,12 +145,13 @@ def undisturbed(config: Path, work: Path) -> Whole:
     out, timing = work / "whole", work / "whole.json"
     if not timing.is_file():
         shutil.rmtree(out, ignore_errors=True)
-        started, renames = time.monotonic(), work / "whole.renames"
-        if command(config, out, renames).wait():
+        started, log = time.monotonic(), work / "whole.renames"
+        if command(config, out, log).wait():
             raise SystemExit(f"the undisturbed run failed: see {out.with_suffix('.log')}")
-        count = len(renames.read_text(encoding="utf-8").splitlines())
+        count = len(log.read_text(encoding="utf-8").splitlines())
         timing.write_text(json.dumps([time.monotonic() - started, count]), encoding="utf-8")
-    return Whole(*json.loads(timing.read_text(encoding="utf-8")), result(out))
+    seconds, renames = json.loads(timing.read_text(encoding="utf-8"))
+    return Whole(seconds, renames, result(out))
 
 
 def kill_trial(config: Path, work: Path, whole: Whole, moment: float, sent: str) -> str | None:
@@ -205,7 +206,8 @@ def kills(
 
 def memory_error(config: Path, work: Path) -> float:
     """The largest error of the memory that --dry-run states, relative to what the undisturbed run's stages took."""
-    whole = undisturbed(config, work) and work / "whole"
+    undisturbed(config, work)
+    whole = work / "whole"
     words = [sys.executable, "-m", "scripts.preflight", "--config", str(config), f"--output_dir={whole}", "--costs"]
     said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stderr
     stated = {stage: float(size) * 2**30 for stage, size in re.findall(r"(\w+) ([0-9.]+) GiB", said)}

@@ -29,7 +29,7 @@ STOPPED = 143  # what a shell reports for a process ended by SIGTERM: the run is
 
 
 # From the model to 1.0 for every problem that it solves and 0.0 for the others, per task; called by every process.
-Scorer = Callable[[nn.Module], dict[str, list[float]]]
+Scorer = Callable[[Any], dict[str, list[float]]]
 
 
 class Diverged(UserError):
