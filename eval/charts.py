@@ -79,8 +79,8 @@ class _Charts:
         for what, unit in (("loss", "nats per token"), ("accuracy", "share")):
             found = runs.assign(score=runs[f"validation_{what}"].astype(float), low=np.nan, high=np.nan)
             if ladder and len(found := found.dropna(subset="score")):
-                figure = self._rates(found, f"validation {what} ({unit})", None)
-                yield f"Validation {what} and rate", f"{what}-learning-rate", figure
+                label = f"validation {what} ({unit})"
+                yield f"Validation {what} and rate", f"{what}-learning-rate", self._rates(found, label, None)
         split = "reporting" if runs["reporting_loss"].notna().any() else "validation"
         for number, (text, points) in enumerate(runs.dropna(subset="forgetting").groupby("forgetting_text")):
             what = f"forgetting: rise of the loss on {text} (nats per token)"

@@ -38,5 +38,5 @@ def track(config: Config, target: Target, results: dict[str, dict[str, Any]]) ->
 
 def figures(task: str, result: dict[str, Any]) -> dict[str, float]:
     """A result's headline and its other readings, as `eval/<task>/<figure>`."""
-    headline = {key: result[key] for key in ("accuracy", "score", "loss") if key in result}
-    return {f"eval/{task}/{key}": value for key, value in {**headline, **readings(result)}.items()}
+    found = {key: result[key] for key in ("accuracy", "score", "loss") if key in result} | readings(result)
+    return {f"eval/{task}/{key}": value for key, value in found.items()}
