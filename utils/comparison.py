@@ -97,7 +97,7 @@ def _ended(run: Config) -> Iterator[Losses]:
         return
     record = read_record(diverged if diverged.is_file() else folder / "metrics.json")
     now = flat_settings(run.model_dump(include={"model", "data", "method", "train"}))
-    record["settings"] = {key: record["settings"].get(key, now[key]) for key in now}
+    record["settings"] = {key: value for key, value in record["settings"].items() if key in now}
     require_same(record, now, str(folder))
     yield None if diverged.is_file() else deciding(read_record(folder / "losses.json"), run.compare.select)
 
