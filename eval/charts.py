@@ -76,10 +76,10 @@ class _Charts:
             scores = runs.assign(score=runs["run"].map(both), low=np.nan, high=np.nan).dropna(subset="score")
             title = "Mean of GSM8K and MATH, and published ladders of the same model, data and batch (grey)"
             yield title, "published-learning-rate", self._rates(scores, "accuracy (%)", None, others)
-        for what, unit in (("loss", "nats per token"), ("accuracy", "share")):
+        for what, scale in (("loss", "nats per token"), ("accuracy", "share")):
             found = runs.assign(score=runs[f"validation_{what}"].astype(float), low=np.nan, high=np.nan)
             if ladder and len(found := found.dropna(subset="score")):
-                label = f"validation {what} ({unit})"
+                label = f"validation {what} ({scale})"
                 yield f"Validation {what} and rate", f"{what}-learning-rate", self._rates(found, label, None)
         split = "reporting" if runs["reporting_loss"].notna().any() else "validation"
         for number, (text, points) in enumerate(runs.dropna(subset="forgetting").groupby("forgetting_text")):
