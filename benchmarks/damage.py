@@ -65,14 +65,14 @@ def _flip(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def stranger(out: Path, locked: Path) -> Iterator[None]:
+def stranger(folder: Path, locked: Path) -> Iterator[None]:
     """Be `nobody`, who owns a folder but for one file in it: permissions stop everyone but root."""
     if os.geteuid():
         yield
         return
-    for path in [out, *out.rglob("*")]:
+    for path in [folder, *folder.rglob("*")]:
         os.chown(path, NOBODY if path != locked else 0, -1)
-    modes = {path: path.stat().st_mode for path in out.parents}
+    modes = {path: path.stat().st_mode for path in folder.parents}
     for path, mode in modes.items():
         path.chmod(mode | 0o011)
     os.seteuid(NOBODY)
@@ -198,7 +198,7 @@ def _one(found: Damage, config: Config, path: Path, kind: str, command: Callable
         found.damaged += 1
         case = f"{path.relative_to(config.output_dir)} {kind}"
         try:
-            with stranger(Path(config.output_dir), path) if kind == "unreadable" else contextlib.nullcontext():
+            with stranger(Path(config.output_dir).parent, path) if kind == "unreadable" else contextlib.nullcontext():
                 command(config)
             found.missed.append(f"{case}: nothing said")
         except (UserError, AstraError) as error:

@@ -69,7 +69,10 @@ class Texts:
         if not self.path.is_file():
             return
         # Not splitlines(): JSON may hold U+2028 and other line ends of Unicode as they are.
-        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        except OSError as error:
+            raise UserError(f"{self.path}: can't be read ({error.strerror})") from error
         for number, line in enumerate(lines, 1):
             try:
                 yield unsealed(json.loads(line))

@@ -127,7 +127,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines if line.endswith("}")]
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged ({first_line(error)}); {AGAIN}") from error
 
 
