@@ -28,7 +28,8 @@ def parse(usage: str, flags: dict[str, Any], argv: Sequence[str] | None = None) 
         print(inspect.cleandoc(usage))
         print(f"\nKeys of the configuration, each also a flag, with their defaults:\n{describe_keys()}")
         raise SystemExit(0 if words else 2)
-    stray, given = _fire(words)
+    dashes = [word for word in words if word and not word.strip("-")]  # which fire takes for orders to itself
+    stray, given = (tuple(dashes), {}) if dashes else _fire(words)
     if stray:
         raise UserError(f"unexpected word {str(stray[0])!r}; flags are written --key=value (see --help)")
     config = given.pop("config", None)

@@ -45,6 +45,8 @@ def test_values_are_read_as_python_and_as_yaml(config: str, word: str, section: 
     ("words", "named"),
     [
         (["stray"], "unexpected word 'stray'"),
+        (["-", "--force"], "unexpected word '-'"),
+        (["--", "--trace"], "unexpected word '--'"),
         (["--bogus=1"], "unknown flag --bogus"),
         (["--train.max_step=3"], "unknown key train.max_step"),
         (["--force=3"], "--force: takes no value"),
