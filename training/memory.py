@@ -24,8 +24,8 @@ from utils.config import Config
 from utils.models import config_folder, is_here, load_tokenizer, usable_dtype
 
 RECORDS = 1000  # read at most to see how long examples are
-# On a CPU freed blocks leave holes between kept ones, which the C library does not fill again: three quarters of what is
-# kept, on SmolLM2. With `MALLOC_MMAP_THRESHOLD_` set there are none, and the sum below is right without them.
+# On a CPU freed blocks leave holes between kept ones, which the C library does not fill again: three quarters of what
+# is kept, on SmolLM2. With `MALLOC_MMAP_THRESHOLD_` set there are none, and the sum below is right without them.
 HOLES = 0.75
 LOSS_BYTES = 12  # per logit: its log-softmax and two gradients, float32
 
