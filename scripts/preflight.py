@@ -78,7 +78,8 @@ def check_room(config: Config) -> None:
 def state_costs(config: Config) -> None:
     """Say what each stage takes in memory, and a run on disk; refuse what can't fit. No weights are needed.
 
-    It is that of the run that trains the most. DeepSpeed's shares are not known here: what it trains is not refused.
+    It is that of the run that trains the most. DeepSpeed's shares are not known here: with it
+    only activations are refused.
     """
     if config.model.task_type != "CAUSAL_LM":
         return
@@ -91,19 +92,20 @@ def state_costs(config: Config) -> None:
         log.warning("memory: can't be told for %s (%s)", largest.model.name, first_line(error))
         return
     stages = ", ".join(f"{stage} {size / 2**30:.2f} GiB" for stage, size in needed.items())
-    shared = "; DeepSpeed shares out a part of it" if largest.train.deepspeed else ""
+    shared = "; DeepSpeed shares out what are no activations" if largest.train.deepspeed else ""
     log.info("memory of one process, about: %s, of %.1f GiB%s", stages, here / 2**30, shared)
     log.info("disk: about %.2f GiB per run", 28 * trained_parameters(largest) / 2**30)
     remedies = {
         "calibrate": "model.device_map=auto",
         "train": "train.gradient_checkpointing=true, a smaller train.micro_batch_size, model.quantization=nf4 or "
         "train.deepspeed=configs/deepspeed/zero3.json",
+        "activations": "train.gradient_checkpointing=true, or a smaller train.micro_batch_size",
     }
+    spread = {"calibrate": largest.model.device_map, "train": largest.train.deepspeed, "activations": None}
     for stage, size in needed.items():
-        spread = largest.model.device_map if stage == "calibrate" else largest.train.deepspeed
-        if size > MARGIN * here and not spread:
+        if size > MARGIN * here and not spread[stage]:
             raise UserError(
-                f"model.name: {stage} needs about {size / 2**30:.1f} GiB in one process, and there are "
+                f"model.name: {stage}: about {size / 2**30:.1f} GiB in one process, and there are "
                 f"{here / 2**30:.1f}; set {remedies[stage]}"
             )
 

@@ -31,9 +31,10 @@ LOSS_BYTES = 12  # per logit: its log-softmax and two gradients, float32
 
 
 def needed_bytes(config: Config) -> dict[str, int]:
-    """The most bytes that one process holds, by stage: `calibrate` and `train`; on its GPU where there is one.
+    """The most bytes that one process holds, by stage; on its GPU where there is one.
 
-    On a CPU what the libraries take counts too, as in a process's resident size. A language model only.
+    They are `calibrate`, `train`, and of the latter `activations`, which no DeepSpeed shares out. On a CPU what the
+    libraries take counts too, as in a process's resident size. Of a language model only.
     """
     own = 0 if torch.cuda.is_available() else psutil.Process().memory_info().rss
     width = getattr(torch, usable_dtype(config.model.dtype)).itemsize
@@ -49,7 +50,7 @@ def needed_bytes(config: Config) -> dict[str, int]:
     kept += 0 if torch.cuda.is_available() else int(HOLES * kept)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     loss = sum(targets[:micro]) * vocabulary * (LOSS_BYTES + (2 if width == 2 else 0))
-    return found | {"train": own + trained_on + states + kept + loss}
+    return found | {"train": own + trained_on + states + kept + loss, "activations": kept + loss}
 
 
 def room() -> int:

@@ -41,10 +41,12 @@ def test_examples_are_as_long_as_they_are_and_no_longer_than_the_limit(config):
 
 def test_what_cannot_fit_is_refused_with_what_to_set(config, monkeypatch):
     monkeypatch.setattr(memory, "room", lambda: 2**20)
-    with pytest.raises(UserError, match=r"model\.name: calibrate needs about .* set model\.device_map=auto"):
+    with pytest.raises(UserError, match=r"model\.name: calibrate: about .* set model\.device_map=auto"):
         preflight.state_costs(config())
-    with pytest.raises(UserError, match=r"train needs about .* set train\.gradient_checkpointing=true"):
+    with pytest.raises(UserError, match=r"train: about .* set train\.gradient_checkpointing=true"):
         preflight.state_costs(config(model__device_map="auto"))
+    with pytest.raises(UserError, match=r"activations: about .* a smaller train\.micro_batch_size"):
+        preflight.state_costs(config(model__device_map="auto", train__deepspeed="configs/deepspeed/zero2.json"))
 
 
 def test_more_that_trains_needs_more(config):
