@@ -267,9 +267,11 @@ def _tune(name: str, runs: pd.DataFrame, select: str) -> Arm:
 
 
 def standing(results: Results, task: str) -> tuple[str, dict[str, bool]]:
-    """The best arm on a task, and of each arm whether it can't be told from it; none without single answers."""
+    """The best arm on a task, "" if all are equal; of each whether it can't be told from it, with single answers."""
     rows = results.at_best(task)
     means = rows.groupby("arm", sort=False)["score"].mean() * rows["better"].iloc[0]
+    if means.nunique() == 1:
+        return "", {}
     best = str(means.idxmax())
     answers = {str(arm): _answers(group, task) for arm, group in rows.groupby("arm", sort=False)}
     shapes = {None if found is None else found.shape[1] for found in answers.values()}

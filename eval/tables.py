@@ -117,6 +117,9 @@ def _best_arms(results: Results, task: str) -> Iterator[str]:
     if len(scores) < 2:
         return
     best, verdicts = standing(results, task)
+    if not best:
+        yield f"{_heading(task, metric)}: all {len(scores)} arms are at {_shown(scores.mean().iloc[0], metric)}."
+        return
     alike = [arm for arm, same in verdicts.items() if same and arm != best]
     line = f"{_heading(task, metric)}: best is {best} ({_shown(scores.mean()[best], metric)})"
     line += f"; can't be told from it: {', '.join(alike)}" if alike else ""

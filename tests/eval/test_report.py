@@ -110,6 +110,13 @@ def test_arms_of_a_comparison_have_their_names_and_their_ladders(tmp_path: Path)
     assert "| decayed | 3 | 1e-4, 3e-4, 1e-3 | 1e-3 |  | no: highest |  |" in ladders
 
 
+def test_where_all_arms_are_equal_none_is_best(tmp_path: Path) -> None:
+    for arm in ("plain", "decayed"):
+        make_run(tmp_path / "e", arm, 1e-3, 1, 0.0, 0.5, "lora", arm=arm)
+    text = write_report(tmp_path / "e")
+    assert "gsm8k (%): all 2 arms are at 0.0." in text and "**0.0" not in text
+
+
 def test_only_shares_are_shown_as_percent(folder: Path) -> None:
     for run, perplexity in (("low-1", 25.5), ("low-2", 24.5), ("lora-1", 31.25)):
         result = {"task": "lm_eval/wiki", "metric": "word_perplexity", "score": perplexity, "higher_is_better": False}
