@@ -91,7 +91,7 @@ def summary(config: Config) -> dict[str, Any]:
             key: float(np.std(np.log10([entry[f"best_{what}"] for entry in best]), ddof=1)) if len(best) > 1 else None
             for key, what in (("by_rate", "rate"), ("by_step", "step"))
         },
-        "forgetting_at_equal_loss": forgetting_at_equal_loss(kept),
+        "forgetting_at_equal_loss": forgetting_at_equal_loss(kept, chosen),
         "commit": commit(),
     }  # fmt: skip
 
@@ -122,12 +122,18 @@ def at_best(own: list[dict[str, Any]], runs: Runs, choice: Choice) -> dict[str, 
     }
 
 
-def forgetting_at_equal_loss(kept: list[dict[str, Any]], reference: str = "lora") -> dict[str, list[float | None]]:
-    """Per arm the forgetting at the losses that the reference reached, interpolated; None where it never was there."""
+def forgetting_at_equal_loss(
+    kept: list[dict[str, Any]], chosen: dict[str, Choice], reference: str = "lora"
+) -> dict[str, list[float | None]]:
+    """Per arm the forgetting at the losses that the reference reached, interpolated; None where it never was there.
+
+    Over the rungs up to an arm's best: beyond it the same losses come back, with more forgetting.
+    """
     points: dict[str, list[tuple[float, float]]] = {}
     for record in kept:
-        figures = record["figures"]
-        if not record["diverged"] and figures["forgetting"]:
+        figures, best = record["figures"], chosen[record["arm"]].best
+        rung = nearest(figures["settings"]["train.relative_step"])
+        if not record["diverged"] and figures["forgetting"] and best is not None and rung <= best:
             points.setdefault(record["arm"], []).append((figures["reporting_loss"], figures["forgetting"]["rise"]))
     wanted = sorted(loss for loss, _ in points.get(reference, []))
     found: dict[str, list[float | None]] = {}
