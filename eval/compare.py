@@ -1,13 +1,12 @@
 """`python -m eval.compare A B`: is B better than A on the same problems?"""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from eval.intervals import difference, mcnemar
 from eval.results import shares
 from eval.task_record import changes, find_samples
-from utils.cli import main
+from utils.cli import Parser, main
 from utils.errors import UserError
 from utils.files import read_record
 
@@ -43,7 +42,7 @@ def _settings(samples: Path) -> dict[str, Any]:
 
 def command() -> None:
     """Compare every task that both have."""
-    parser = argparse.ArgumentParser(prog="python -m eval.compare", description=USAGE)
+    parser = Parser(prog="python -m eval.compare", description=USAGE)
     parser.add_argument("a", type=Path, help="run folder, eval folder or samples file")
     parser.add_argument("b", type=Path, help="likewise")
     parser.add_argument("--task", help="only this task")

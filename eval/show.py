@@ -1,12 +1,11 @@
 """`python -m eval.show RUN`, or `--flipped A B`: print samples readably."""
 
-import argparse
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from eval.task_record import find_samples
-from utils.cli import main
+from utils.cli import Parser, main
 from utils.files import read_lines
 
 WIDTH = 100
@@ -67,7 +66,7 @@ def _short(value: Any) -> str:
 
 def command() -> None:
     """Print samples of every task in a folder, or what two folders differ in."""
-    parser = argparse.ArgumentParser(prog="python -m eval.show", description="Print samples readably.")
+    parser = Parser(prog="python -m eval.show", description="Print samples readably.")
     parser.add_argument("run", type=Path, nargs="?", help="run folder, eval folder or samples file")
     parser.add_argument("--task", help="only this task")
     parser.add_argument("--wrong", action="store_true", help="only wrong answers")
