@@ -83,7 +83,6 @@ def train(config: Config, force: bool = False) -> None:
         UserError: whatever the user can put right, in one line.
         SystemExit: 143 after SIGTERM, with a checkpoint written.
     """
-    from eval.in_training import Scorer
     from training.announce import announce, model_card, run_figures, warn_of_pitfalls  # these take seconds to import
     from training.arguments import training_arguments
     from training.checkpoints import checkpoint_to_resume, start_checkpoints
@@ -122,7 +121,11 @@ def train(config: Config, force: bool = False) -> None:
     # Fit, at the rate that was set or that the relative step asks for.
     step = first_rate(config, model)
     args.learning_rate = step["learning_rate"]
-    scorer = Scorer(config, tokenizer) if config.train.eval_tasks else None
+    scorer = None
+    if config.train.eval_tasks:
+        from eval.in_training import Scorer
+
+        scorer = Scorer(config, tokenizer)
     trainer = make_trainer(config, folder, args, model, tokenizer, examples, settings, scorer)
     trainer.add_callback(FirstStep(config, step))
     announce(config, model, examples, step)
