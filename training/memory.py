@@ -65,7 +65,9 @@ def shape_of_model(config: Config) -> Any:
     made = AutoConfig.from_pretrained(config_folder(config.model))
     dtype = "float32" if config.method.name == "full" else usable_dtype(config.model.dtype)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(made, dtype=getattr(torch, dtype))
+        return AutoModelForCausalLM.from_config(
+            made, dtype=getattr(torch, dtype), attn_implementation=config.model.attention
+        )
 
 
 def weights_in_training(config: Config, model: Any) -> int:
