@@ -38,8 +38,6 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "unreadable": lambda path: path.chmod(0),  # and `stranger` keeps root from reading it nevertheless
 }
 STAGES = ("dataset.prepare", "calibrate", "train", "eval.__main__", "eval.report")
-
-
 NOBODY = 65534
 
 

@@ -12,7 +12,7 @@ early. The last line is one JSON object; in it
     files_damaged, damage_detected   files times kinds of damage, and those that the next reader named
     configs_fuzzed, commands_fuzzed, records_fuzzed, tracebacks   cases, the second through the command lines
                                  themselves, and all that neither passed nor was refused in one line
-    unsafe_loads                 pickles that were loaded of those placed where a run or an adapter is read
+    unsafe_loads                 pickles that were loaded, or not refused by name, where a run or an adapter is read
     memory_estimate_error        largest error of the memory that --dry-run states, relative to what was measured
 """
 
@@ -173,7 +173,7 @@ def kill_trial(config: Path, work: Path, whole: Whole, moment: float, sent: str)
         end(process, signal.Signals[sent])
     if status := command(config, out, logs[1]).wait():
         return f"ended with {status}: {out.with_suffix('.log').read_text(errors='replace').splitlines()[-1:]}"
-    first, second = ({path for path in log.read_text(encoding="utf-8").splitlines()} for log in logs)
+    first, second = (set(log.read_text(encoding="utf-8").splitlines()) for log in logs)
     again = sorted(path for path in first & second if ONCE.fullmatch(os.path.relpath(path, out)))
     return f"{again[0]} was made again" if again else differs(result(out), whole.result)
 

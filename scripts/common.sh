@@ -78,7 +78,7 @@ refuse() { echo "error: $1" >&2; exit 2; }
 config=(--config "$1") # and the overrides: what every stage is given
 for word in "${@:2}"; do
     case $word in
-        --dry-run) dry_run=1 ;;
+        --dry-run) dry_run=1 costs=(--costs) ;;
         --force) force=(--force) ;;
         --config=*) config[1]=${word#*=} ;;
         --jobs=*) jobs=${word#*=} ;;
@@ -91,7 +91,7 @@ done
 [ "$jobs" = 1 ] || config=("${config[@]:0:2}" "--eval.engines=$jobs" "${config[@]:2}")
 [ "$dry_run" = 1 ] || bash scripts/setup.sh
 [ -x "$venv/bin/python" ] || refuse "--dry-run: call scripts/setup.sh first, it has a lot to install"
-[ "$dry_run" = 0 ] || costs=(--costs)
-plan=$(python -m scripts.preflight "${config[@]}" "${costs[@]}") # checks every stage, and writes a config for each run of the sweep
+# Checks every stage, and writes a config for each run of the sweep; a dry run also says what they cost.
+plan=$(python -m scripts.preflight "${config[@]}" "${costs[@]}")
 [ "$dry_run" = 1 ] || hold "${plan%%$'\n'*}"
 plan=$(tail -n +2 <<<"$plan")

@@ -78,8 +78,8 @@ def check_room(config: Config) -> None:
 def state_costs(config: Config) -> None:
     """Say what each stage takes in memory, and a run on disk; refuse what can't fit. No weights are needed.
 
-    It is that of the run that trains the most. DeepSpeed's shares are not known here: with it
-    only activations are refused.
+    It is that of the run that trains the most. DeepSpeed's shares are not known here: with it only activations are
+    refused.
     """
     if config.model.task_type != "CAUSAL_LM":
         return
