@@ -53,7 +53,7 @@ def test_a_run_says_what_it_solves_as_the_evaluation_does_and_trains_as_without(
 
 @pytest.mark.slow
 def test_two_processes_solve_what_one_does(scored, tmp_path):
-    alone, both = scored(run="alone", method__name="lora"), scored(run="both", method__name="lora")
+    alone, both = scored(run="alone"), scored(run="both")
     training.train(alone)
     launch(both, tmp_path, *TORCHRUN)
     one, two = (read_record(folder_of(run) / "losses.json")["solved"] for run in (alone, both))
