@@ -143,7 +143,7 @@ def _heading(task: str, metric: str) -> str:
 
 def _results_note(results: Results) -> str:
     several, config = any(len(arm.tried) > 1 for arm in results.arms.values()), results.config
-    split = "the accuracy on validation" if config.get("compare.select") == "accuracy" else "validation"
+    split = "validation accuracy" if config.get("compare.select") == "accuracy" else "validation"
     if config["model.task_type"] == "SEQ_CLS" and not config["data.validation"]:
         split = "the validation split, which is also what is scored, as is usual for GLUE"
     validated = results.runs["validation_loss"].notna().any()
