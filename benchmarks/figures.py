@@ -1,6 +1,7 @@
-"""Draw docs/precision.png from a result of `benchmarks/calibration.py --oracle`.
+"""Draw the figures of the docs from committed results.
 
-python benchmarks/figures.py benchmarks/results/calibration-precision-cpu.json docs/precision.png
+python benchmarks/figures.py precision benchmarks/results/calibration-precision-cpu.json docs/precision.png
+python benchmarks/figures.py which-tail benchmarks/results/which-tail docs/which-tail.png
 """
 
 import json
@@ -10,13 +11,15 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+import pandas as pd  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 
 FLOOR = 1e-12  # below this an excess is rounding
 
 
-def main(source: str, target: str) -> None:
-    layers = json.loads(Path(source).read_text(encoding="utf-8"))["layers"]
+def precision(source: Path, target: Path) -> None:
+    """Condition and tail energy of every layer, from a result of `benchmarks/calibration.py --oracle`."""
+    layers = json.loads(source.read_text(encoding="utf-8"))["layers"]
     types: dict[str, list[dict]] = {}
     for layer in layers:
         types.setdefault(layer["name"].rsplit(".", 1)[-1], []).append(layer)
@@ -36,5 +39,24 @@ def main(source: str, target: str) -> None:
     figure.savefig(target, dpi=110)
 
 
+def which_tail(source: Path, target: Path) -> None:
+    """Loss of every run over its learning rate and over its relative step, from the runs kept by which_tail.py."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(source.glob("*.json"))]
+    runs = pd.DataFrame([{"arm": record["arm"], **record["figures"]} for record in records if not record["diverged"]])
+    runs["relative_step"] = [settings["train.relative_step"] for settings in runs["settings"]]
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for x, axes in zip(("learning_rate", "relative_step"), panels, strict=True):
+        for arm, own in runs.groupby("arm"):
+            rungs = own.groupby("relative_step")[["learning_rate", "reporting_loss"]].mean().reset_index()
+            (line,) = axes.plot(rungs[x], rungs["reporting_loss"], lw=1.4, label=arm)
+            axes.plot(own[x], own["reporting_loss"], "o", ms=4, color=line.get_color(), alpha=0.6)
+        axes.set(xscale="log", xlabel=x.replace("_", " ").replace("relative", "relative first"))
+    panels[0].set_ylabel("loss on held-out records (nats per token)")
+    panels[1].legend(frameon=False)
+    what = "SmolLM2-135M (4-bit rounding in its weights), GSM8K, rank 16, 40 steps; a dot is a run"
+    figure.suptitle(what, fontsize=10)
+    figure.savefig(target, dpi=110)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    {"precision": precision, "which-tail": which_tail}[sys.argv[1]](*map(Path, sys.argv[2:4]))

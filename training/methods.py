@@ -76,7 +76,8 @@ class Method:
 
     Attributes:
         build: makes the model to train.
-        rates: the usual range of its learning rate.
+        rates: the usual range of its learning rate: for LoRA, DoRA, MiLoRA and PiSSA that of the best published ones
+            over ranks 8 to 128 (LLaMA-2-7B, arXiv 2602.04998); the tail's best is LoRA's (docs/which-tail.md).
         needs: what it reads: "nothing", a "calibration" store, or the calibration "samples" themselves.
         plain: whether what it trains is a plain LoRA on the untouched base.
         moves: whether it starts from a non-zero product, so that its change has rank 2r.
@@ -305,13 +306,13 @@ def _started_by_peft(model: nn.Module, request: Request, **options: Any) -> Peft
 
 
 METHODS: dict[str, Method] = {
-    "astra": Method(_astra, rates=(1e-4, 1e-3), needs="calibration", moves=True),
-    "lora": Method(_lora, rates=(1e-4, 5e-4)),
-    "lora_matched": Method(_lora_matched, rates=(1e-4, 1e-3), needs="calibration"),
+    "astra": Method(_astra, rates=(1e-4, 2e-3), needs="calibration", moves=True),
+    "lora": Method(_lora, rates=(1e-4, 2e-3)),
+    "lora_matched": Method(_lora_matched, rates=(1e-4, 2e-3), needs="calibration"),
     "rslora": Method(_rslora, rates=(2e-5, 2e-4)),
-    "dora": Method(_dora, rates=(1e-4, 4e-4), plain=False),
-    "pissa": Method(_pissa, rates=(1e-5, 1e-4), moves=True),
-    "milora": Method(_milora, rates=(1e-4, 5e-4), moves=True),
+    "dora": Method(_dora, rates=(1e-4, 2e-3), plain=False),
+    "pissa": Method(_pissa, rates=(4e-5, 1e-3), moves=True),
+    "milora": Method(_milora, rates=(1e-4, 2e-3), moves=True),
     "mica": Method(_mica, rates=(1e-4, 1e-3)),
     "olora": Method(_olora, rates=(2e-5, 2e-4), moves=True),
     "corda": Method(_corda, rates=(1e-5, 1e-4), needs="samples", moves=True),

@@ -108,8 +108,9 @@ def test_a_request_that_cannot_be_met_names_what_is_wrong(name, options, words):
         built(name, **options)
 
 
-def test_principal_directions_want_smaller_rates():
-    assert usual_rates("astra", "principal")[1] <= usual_rates("astra", "tail")[0]
+def test_principal_directions_take_pissas_rates_and_the_tail_loras():
+    assert usual_rates("astra", "principal") == usual_rates("pissa", "tail")
+    assert usual_rates("astra", "tail") == usual_rates("lora", "tail") > usual_rates("astra", "principal")
 
 
 def test_a_matched_lora_takes_a_step_as_long_as_astras_in_every_layer():
