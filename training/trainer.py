@@ -88,6 +88,18 @@ class RunTrainer(Trainer):
         steps = math.ceil(len(dataset) / batch)
         return BucketSampler(dataset.lengths, batch, self.args.seed, lambda: self.state.global_step // steps)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """Give no batches to a run that goes on from its last checkpoint: the Trainer would take one step more."""
+        stopped = any(
+            isinstance(found, EarlyStoppingCallback)
+            and found.early_stopping_patience_counter >= found.early_stopping_patience
+            for found in self.callback_handler.callbacks
+        )
+        if self.state.global_step >= self.state.max_steps or stopped:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:

@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import train as training
 from tests.runs import Crash, crash_at, folder_of, losses, metrics
@@ -59,12 +61,14 @@ def test_incomplete_checkpoints_are_removed_when_a_run_goes_on(config, monkeypat
     assert checkpoints(this) == {"checkpoint-2"}
 
 
+EARLY = {
+    "data__validation": 0.25, "train__learning_rate": 0.3, "train__max_steps": 60, "train__save_steps": 1,
+    "train__early_stopping": 3, "train__forgetting": False,
+}  # fmt: skip
+
+
 def test_early_stopping_counts_on_where_the_run_was_interrupted(config, monkeypatch):
-    changes = {
-        "data__validation": 0.25, "train__learning_rate": 0.3, "train__max_steps": 60, "train__save_steps": 1,
-        "train__early_stopping": 3, "train__forgetting": False,
-    }  # fmt: skip
-    whole, broken = config(run="whole", **changes), config(run="broken", **changes)
+    whole, broken = config(run="whole", **EARLY), config(run="broken", **EARLY)
     training.train(whole)
     steps = metrics(whole)["steps"]
     with monkeypatch.context() as patched, pytest.raises(Crash):
@@ -72,6 +76,20 @@ def test_early_stopping_counts_on_where_the_run_was_interrupted(config, monkeypa
         training.train(broken)
     training.train(broken)
     assert metrics(broken)["steps"] == steps < 60
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__max_steps": 4}, EARLY], ids=["steps", "within an epoch", "early"])
+def test_a_run_killed_between_its_last_step_and_its_export_takes_no_further_step(config, changes):
+    this = config(**changes)
+    training.train(this)
+    folder, steps = folder_of(this), metrics(this)["steps"]
+    lines, adapter = read_lines(folder / "metrics.jsonl"), load_file(folder / "lora" / "adapter_model.safetensors")
+    (folder / "metrics.json").unlink()
+    training.train(this)
+    assert metrics(this)["steps"] == steps
+    assert read_lines(folder / "metrics.jsonl") == lines
+    again = load_file(folder / "lora" / "adapter_model.safetensors")
+    assert again.keys() == adapter.keys() and all(torch.equal(again[key], adapter[key]) for key in adapter)
 
 
 def test_the_accuracy_is_that_of_the_checkpoint_exported(tmp_path):
