@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.check import check
-from training.stores import Need, check_settings, store_settings, stores
+from training.stores import Need, check_settings, fingerprints, store_settings, stores
 from utils.cli import main, parse
 from utils.config import Config
 from utils.distributed import barrier, device, is_main, process_group, rank, world_size
 from utils.errors import UserError
-from utils.files import MANIFEST, discard_temporary, fingerprint
+from utils.files import MANIFEST, discard_temporary
 from utils.log import Progress, log, log_to
 from utils.runs import held, stage
 
@@ -92,18 +92,6 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
             (folder / FIGURE).unlink(missing_ok=True)  # of what stood here before
         finish(folder, result, need)
     barrier()
-
-
-def fingerprints(config: Config, records: list[Record]) -> dict[str, str]:
-    """What the settings stand for: the model's weights, its tokenizer, and the records to choose samples from."""
-    from utils.models import model_fingerprint, resolve_model, tokenizer_fingerprint
-
-    folder = resolve_model(config.model)
-    return {
-        "model.fingerprint": model_fingerprint(folder),
-        "tokenizer.fingerprint": tokenizer_fingerprint(folder),
-        "data.fingerprint": fingerprint(records),
-    }
 
 
 def run_calibration(

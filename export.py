@@ -33,11 +33,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.rank is not None and flags.rank < 1:
         raise UserError(f"--rank: must be at least 1, not {flags.rank}")
-    if not (flags.adapter / "adapter_config.json").is_file():
-        raise UserError(f"--adapter: {flags.adapter} holds no adapter_config.json")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (flags.adapter / name).is_file():
+            raise UserError(f"--adapter: {flags.adapter} holds no {name}")
     check_folder(flags.adapter)
-    if flags.out.exists() and any(flags.out.iterdir()):
-        raise UserError(f"--out: {flags.out} is not empty")
+    if flags.out.is_file() or flags.out.exists() and any(flags.out.iterdir()):
+        raise UserError(f"--out: {flags.out} is a file, or not empty")
     return flags
 
 
@@ -49,20 +50,24 @@ def merge(adapter: Path, out: Path, base: str | None, dtype: str) -> None:
 
     from utils.config import ModelConfig
     from utils.files import atomic_write
-    from utils.models import load_model, merge_adapter
+    from utils.models import load_model, merge_adapter, resolve_model
 
     config = PeftConfig.from_pretrained(str(adapter))
     name = base or str(config.base_model_name_or_path)
     revision = None if base else config.revision  # of the base that the adapter names
     task_type = config.task_type or "CAUSAL_LM"
+    if task_type not in ("CAUSAL_LM", "SEQ_CLS"):
+        raise UserError(f"--adapter: {adapter} has task_type {task_type}; allowed: CAUSAL_LM, SEQ_CLS")
     source = ModelConfig.model_validate(
         {"name": name, "revision": revision, "dtype": "float32", "task_type": task_type}
     )
     outputs = head_size(adapter) if source.task_type == "SEQ_CLS" else None
+    with_tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else resolve_model(source)
+    tokenizer = AutoTokenizer.from_pretrained(with_tokenizer)
     model = merge_adapter(load_model(source, outputs), adapter)
     with atomic_write(out) as temporary:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(adapter).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     log.info("merged %s into %s: %s", adapter, name, out)
 
 
@@ -86,13 +91,17 @@ def compress(adapter: Path, rank: int, out: Path) -> dict[str, Any]:
     from peft import LoraConfig
 
     from astra.convert import compress_lora
+    from eval.candidates import PLAIN_INITIALISATIONS
     from utils.files import atomic_write, read_json
-    from utils.models import QUANTIZATION, state_quantization
+    from utils.models import QUANTIZATION, QUANTIZED_FROM, state_quantization
 
     config = LoraConfig.from_pretrained(str(adapter))
+    if str(config.init_lora_weights) in PLAIN_INITIALISATIONS:
+        config.init_lora_weights = True
     with atomic_write(out) as temporary:
         report = compress_lora(adapter, config, rank, temporary)
-        state_quantization(temporary, read_json(adapter / "adapter_config.json").get(QUANTIZATION))
+        stated = read_json(adapter / "adapter_config.json")
+        state_quantization(temporary, stated.get(QUANTIZATION), stated.get(QUANTIZED_FROM))
         for path in adapter.iterdir():
             if path.suffix in (".json", ".jinja", ".model") and path.name not in (MANIFEST, "adapter_config.json"):
                 shutil.copy(path, temporary / path.name)

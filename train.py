@@ -13,7 +13,7 @@ from typing import Any
 from eval.tasks import check_scored_in_training
 from training.check import check, finished, run_settings
 from training.methods import METHODS
-from training.stores import require_store
+from training.stores import check_settings, fingerprints, require_store, store_folder
 from utils.cli import main, parse
 from utils.config import Config, expand_sweep
 from utils.distributed import barrier, is_main
@@ -51,7 +51,8 @@ def command() -> None:
     check_writable(config)
     with held(folder):
         if is_main():
-            write_config(config, folder)  # from here on the report knows the run, and why it has no result
+            if not (folder / "metrics.json").exists():  # from here on the report knows the run, and why it fails
+                write_config(config, folder)
             log_to(folder / "log.txt")
         check(config)
         check_scored_in_training(config)
@@ -99,15 +100,17 @@ def train(config: Config, force: bool = False) -> None:
     calibration = require_store(config) if METHODS[config.method.name].needs == "calibration" else None
     args = training_arguments(config, folder)  # here several processes find each other
     if is_main():
-        start_run(config)
         if force:
             start_over(folder)
+        start_run(config)
     barrier()
 
     # Data: the examples as tokens. A checkpoint counts only if it was made from the same ones, in the same way.
     tokenizer = load_tokenizer(config.model)
     warn_of_pitfalls(config, tokenizer)
     examples = load_examples(config, tokenizer, args)
+    if calibration is not None:
+        check_settings(store_folder(config), calibration.settings, fingerprints(config, examples.records))
     settings[DATA] = examples.train.fingerprint
     checkpoint = checkpoint_to_resume(folder / "checkpoints", settings, args.deepspeed is not None)
 

@@ -81,6 +81,8 @@ def calibrate(
         rank = max([getattr(peft_config, "r", 0), *ranks])
     if rank < 1:
         raise AstraError(f"rank {rank} is not a positive number")
+    if spectrum not in ("full", "ends"):
+        raise AstraError(f"spectrum {spectrum!r} is not one of full, ends")
     if unknown := [subspace for subspace in subspaces if subspace not in SUBSPACES]:
         raise AstraError(f"subspace {unknown[0]!r} is not one of {', '.join(SUBSPACES)}")
     if folder is not None and settings is None:

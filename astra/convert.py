@@ -130,6 +130,8 @@ def save_lora(
     Raises:
         AstraError: as `to_lora`, or a setting of the adapter that the folder would not carry.
     """
+    if adapter_name not in peft_model.peft_config:
+        raise AstraError(f"the model has no adapter {adapter_name!r}; it has {', '.join(peft_model.peft_config)}")
     source = peft_model.peft_config[adapter_name]
     check_config(source)
     weights = to_lora(peft_model, max_rank, adapter_name)

@@ -149,8 +149,8 @@ class Calibration:
             (folder / MANIFEST).unlink(missing_ok=True)
             for name, path in staged.items():
                 os.replace(path, folder / name)
-        for stale in set(folder.glob("*.safetensors")) - {folder / name for name in tables}:
-            stale.unlink()
+        for subspace in set(SUBSPACES) - set(self.subspaces):  # of a calibration that stood here before
+            (folder / f"{subspace}.safetensors").unlink(missing_ok=True)
         self.folder = folder
 
     @classmethod

@@ -122,7 +122,7 @@ def calibration_batches(
     batch_size: int | None = None,
     labels: bool = False,
 ) -> list[dict[str, Tensor]]:
-    """Batches of `wanted.samples` training examples chosen by its seed, their text exactly as training sees it.
+    """Batches of `wanted.samples` training examples chosen by its seed, their text as training sees it.
 
     Every method that reads data at its start gets these. The choice depends on the records and the seed alone, never
     on `batch_size` (default: that of `wanted`). Examples of like length share a batch (little padding), the longest

@@ -51,13 +51,14 @@ launch() { # start a script on all processes: deepspeed over nodes, torchrun ove
 }
 
 sweep() { # start a script for every run, and for those that a ladder asks for then; a failed run does not stop the rest
-    local before
+    local started=
     while [ -n "$plan" ]; do
         mapfile -t runs <<<"$plan"
         wave "$@"
-        before=$plan
-        [ "$dry_run" = 1 ] || plan=$(python -m scripts.preflight "${config[@]}" --next)
-        [ "$plan" != "$before" ] || break # what failed would fail again
+        [ "$dry_run" = 0 ] || break
+        started+=$plan$'\n'
+        plan=$(python -m scripts.preflight "${config[@]}" --next)
+        plan=$(grep -vxFf <(printf %s "$started") <<<"$plan" || true) # what failed would fail again
     done
 }
 
@@ -92,6 +93,6 @@ done
 [ "$dry_run" = 1 ] || bash scripts/setup.sh
 [ -x "$venv/bin/python" ] || refuse "--dry-run: call scripts/setup.sh first, it has a lot to install"
 # Checks every stage, and writes a config for each run of the sweep; a dry run also says what they cost.
-plan=$(python -m scripts.preflight "${config[@]}" "${costs[@]}")
+plan=$(python -m scripts.preflight "${config[@]}" "${costs[@]}" "${force[@]}")
 [ "$dry_run" = 1 ] || hold "${plan%%$'\n'*}"
 plan=$(tail -n +2 <<<"$plan")

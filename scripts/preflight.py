@@ -46,14 +46,10 @@ def preflight(config: Config) -> None:
 
 
 def check_packages(config: Config) -> None:
-    """Raise a `UserError` when the evaluation engine or a report integration is not installed."""
-    needed = {name: "train.report_to" for name in config.train.report_to if name in ("tensorboard", "wandb")}
-    if config.eval.engine == "vllm" and config.model.task_type == "CAUSAL_LM":
-        needed["vllm"] = "eval.engine"
-    for package, key in sorted(needed.items()):
-        if importlib.util.find_spec(package) is None:
-            hint = "; use --eval.engine=transformers" if package == "vllm" else ""
-            raise UserError(f"{key}: {package} is not installed{hint}")
+    """Raise a `UserError` when the evaluation engine is not installed."""
+    wanted = config.eval.engine == "vllm" and config.model.task_type == "CAUSAL_LM"
+    if wanted and importlib.util.find_spec("vllm") is None:
+        raise UserError("eval.engine: vllm is not installed; use --eval.engine=transformers")
 
 
 def check_room(config: Config) -> None:
@@ -88,7 +84,9 @@ def state_costs(config: Config) -> None:
     largest = max(expand_sweep(config), key=trained_parameters)
     try:
         needed, here = needed_bytes(largest), room()
-    except (RuntimeError, NotImplementedError) as error:  # of a shape that depends on the data, as experts' does
+    except (
+        Exception
+    ) as error:  # an estimate: shapes that depend on the data, as experts' do, and whatever else it meets
         log.warning("memory: can't be told for %s (%s)", largest.model.name, first_line(error))
         return
     stages = ", ".join(f"{stage} {size / 2**30:.2f} GiB" for stage, size in needed.items())
@@ -125,7 +123,11 @@ def trained_parameters(config: Config) -> int:
 
 
 def command() -> None:
-    config, flags = parse(USAGE, {"next": False, "costs": False})
+    config, flags = parse(USAGE, {"next": False, "costs": False, "force": False})
+    if flags["force"] and ladder_key(config):
+        raise UserError(
+            f"--force: a comparison goes on from the runs that ended; remove them from {config.output_dir}"
+        )
     if not flags["next"]:
         names = [run.run for run in expand_sweep(config)]
         repeated = {name for name in names if names.count(name) > 1}

@@ -141,9 +141,41 @@ def test_an_adapter_of_an_nf4_base_is_merged_into_what_that_stands_for(adapter, 
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     quantize_base(base, "cpu")
     expected = PeftModel.from_pretrained(base, folder).eval()(tokens()).logits
-    state_quantization(folder, "nf4")
+    state_quantization(folder, "nf4", "float32")
     export.merge(folder, tmp_path / "merged", None, "float32")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert relative_difference(merged(tokens()).logits, expected) < 1e-5
     export.compress(folder, 2, tmp_path / "cut")
     assert json.loads((tmp_path / "cut" / "adapter_config.json").read_text())[QUANTIZATION] == "nf4"
+
+
+def test_nf4_rounds_the_weights_in_the_data_type_they_were_trained_in():
+    pytest.importorskip("bitsandbytes")
+    from utils.quantize import round_to_nf4
+
+    exact, rounded = tiny_model(), tiny_model().bfloat16()
+    round_to_nf4(rounded, None)
+    round_to_nf4(exact, "bfloat16")
+    for name, weight in exact.named_parameters():
+        if "proj" in name:
+            assert relative_difference(weight.detach(), rounded.get_parameter(name).detach().float()) < 1e-2
+
+
+def test_an_adapter_goes_only_onto_a_base_that_has_its_layers(adapter, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    folder, _ = adapter
+    other = tiny_model().config
+    other.num_hidden_layers = 1
+    LlamaForCausalLM(other).save_pretrained(tmp_path / "shorter")
+    with pytest.raises(UserError, match=r"layers\.1\..* does not fit this base model"):
+        export.merge(folder, tmp_path / "merged", str(tmp_path / "shorter"), "float32")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_without_a_tokenizer_is_merged_with_its_bases(adapter, tmp_path):
+    folder, _ = adapter
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    export.merge(folder, tmp_path / "merged", None, "float32")
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()

@@ -4,6 +4,7 @@ import json
 import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ class MetricsFile(TrainerCallback):
         if is_main() and logs and ("loss" in logs or "eval_loss" in logs):
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class PackingCheck(TrainerCallback):
+    """Looks before the first step whether packed examples stay apart; `require` raises if they don't."""
+
+    def __init__(self, require: Callable[[], None]) -> None:
+        self.require = require
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.require()
 
 
 class StepProgress(TrainerCallback):

@@ -55,22 +55,38 @@ def check_combination(config: Config) -> None:
             raise UserError(
                 f"model.quantization: nf4 freezes the weights that {config.method.name} trains or rescales"
             )
-        if deepspeed is not None and deepspeed["zero_optimization"]["stage"] == 3:
+        if zero_stage(deepspeed) == 3:
             raise UserError("model.quantization: ZeRO-3 can't split nf4 weights; use configs/deepspeed/zero2.json")
     if config.train.liger_kernel and importlib.util.find_spec("liger_kernel") is None:
         raise UserError("train.liger_kernel: the package liger-kernel is not installed (pip install liger-kernel)")
+    for name in config.train.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"train.report_to: {name} is not installed (tensorboard, wandb, mlflow, ...)")
     if config.train.early_stopping and not validated(config):
         raise UserError("train.early_stopping: needs validation examples (data.validation)")
+    if config.data.reporting and config.model.task_type == "SEQ_CLS":
+        raise UserError(
+            "data.reporting: a classifier is reported on its task's own set; hold out data.validation only"
+        )
+    if config.method.split == "balanced" and config.method.subspace == "nullspace":
+        raise UserError(
+            "method.split: balanced shares what nullspace does not have, as A starts at 0; use orthonormal"
+        )
     if config.train.eval_tasks:
         if config.model.task_type == "SEQ_CLS":
             raise UserError("train.eval_tasks: a classifier's accuracy is measured at every validation; name no task")
-        if deepspeed is not None and deepspeed["zero_optimization"]["stage"] == 3:
+        if zero_stage(deepspeed) == 3:
             raise UserError("train.eval_tasks: ZeRO-3 splits the weights that generate; use ZeRO-2, or python -m eval")
     if config.method.freeze_b and not method.moves:
         raise UserError(f"method.freeze_b: {config.method.name} has no start of B to keep; name a method that has")
     if config.method.rank_allocation == "effective_rank" and method.needs != "calibration":
         able = " or ".join(name for name, other in METHODS.items() if other.needs == "calibration")
         raise UserError(f"method.rank_allocation: effective_rank needs method.name={able}, not {config.method.name}")
+
+
+def zero_stage(deepspeed: dict[str, Any] | None) -> int:
+    """Return the ZeRO stage that a DeepSpeed file asks for, 0 where it names none."""
+    return int(((deepspeed or {}).get("zero_optimization") or {}).get("stage", 0))
 
 
 def validated(config: Config) -> bool:

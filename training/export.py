@@ -13,7 +13,7 @@ from training.checkpoints import trainable_state
 from training.methods import METHODS
 from utils.config import Config
 from utils.files import MANIFEST, atomic_write, write_record
-from utils.models import PACKAGES, load_model, resolve_model, state_quantization
+from utils.models import PACKAGES, load_model, resolve_model, state_quantization, usable_dtype
 
 
 def is_plain(config: Config) -> bool:
@@ -57,7 +57,7 @@ def _export_lora(config: Config, model: Any, tokenizer: Any, target: Path, card:
         return save_lora(model, target, base_name(config), config.model.revision, write=False)
     with atomic_write(target) as temporary:
         report = save_lora(model, temporary, base_name(config), config.model.revision)
-        state_quantization(temporary, config.model.quantization)
+        state_quantization(temporary, config.model.quantization, usable_dtype(config.model.dtype))
         _complete(temporary, tokenizer, card)
     return report
 

@@ -24,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.pytorch_utils import Conv1D
 
 from astra.adapter import lora_layers
+from astra.errors import AstraError
 from astra.factors import Factor
 from astra.targets import find_targets
 from dataset.tokens import calibration_batches
@@ -40,7 +41,7 @@ def unit_step(model: nn.Module, config: Config) -> float:
     """|dW_1| / |W| over the adapted layers, per unit of the learning rate, from the model before its first step."""
     step = norm = 0.0
     if not isinstance(model, PeftModel):
-        for module in find_targets(model, config.method.target_modules).values():
+        for module in _measured(model, config).values():
             step += module.weight.numel()  # type: ignore[operator, union-attr]
             norm += float(module.weight.double().square().sum())  # type: ignore[union-attr, operator]
         return (step / norm) ** 0.5
@@ -143,15 +144,18 @@ def held_out(config: Config, trainer: Any, examples: Examples, folder: Path) -> 
 
     `base_loss` is that of the base model, where it is known. Every process must call it.
     """
-    if config.model.task_type == "SEQ_CLS" or examples.validation is None:
-        return {}
     parts = {"validation": examples.validation, "reporting": examples.reporting}
-    losses = {split: trainer.record_losses(part) for split, part in parts.items() if part is not None}
+    losses = {
+        split: trainer.record_losses(part) for split, part in parts.items() if part is not None and trainer.causal
+    }
+    if not losses:
+        return {}
     solved = trainer.solved()
     if trainer.args.should_save:
         write_record(folder / "losses.json", {**losses, "solved": solved} if solved else losses)
     mean = {split: sum(values) / len(values) for split, values in losses.items()}
     shown = examples.reporting or examples.validation
+    assert shown is not None
     base = base_losses(config, trainer.model, shown.fingerprint, lambda _: trainer.record_losses(shown))
     means = {"reporting_loss": mean.get("reporting"), "base_loss": sum(base) / len(base) if base else None}
     every = [right for found in solved.values() for right in found]
@@ -215,7 +219,7 @@ def _changes(model: nn.Module, config: Config) -> Iterator[tuple[Tensor | None, 
     for path in sorted(resolve_model(config.model).glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             files.update(dict.fromkeys(file.keys(), path))
-    for name, module in find_targets(model, config.method.target_modules).items():
+    for name, module in _measured(model, config).items():
         weight: Any = module.weight
         key = f"{name}.weight"
         if key not in files or hasattr(weight, "ds_id"):
@@ -224,6 +228,14 @@ def _changes(model: nn.Module, config: Config) -> Iterator[tuple[Tensor | None, 
         with safe_open(files[key], "pt") as file:
             before = file.get_tensor(key).to(weight)
         yield weight - before, before
+
+
+def _measured(model: nn.Module, config: Config) -> dict[str, nn.Module]:
+    """The layers of a fully trained model that count: those an adapter would have, or all if it names none of them."""
+    try:
+        return find_targets(model, config.method.target_modules)
+    except AstraError:
+        return find_targets(model, "all-linear")
 
 
 def _lora_change(layer: Any) -> Tensor:

@@ -83,7 +83,7 @@ def weights_in_training(config: Config, model: Any) -> int:
 def add_shape_of_adapter(config: Config, model: nn.Module) -> int:
     """Let what trains train; return its bytes with gradients, AdamW's states and, of a product, the fixed start."""
     wanted, method = config.method, METHODS[config.method.name]
-    if not method.plain and wanted.name == "full":
+    if wanted.name == "full":
         return sum(parameter.numel() for parameter in model.parameters()) * 12  # the weights themselves are counted
     lora = LoraConfig(
         r=wanted.rank, target_modules=wanted.target_modules, exclude_modules=wanted.exclude_modules,

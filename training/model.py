@@ -18,6 +18,7 @@ from dataset.tokens import calibration_batches
 from training.checkpoints import INITIAL, load_initial
 from training.data import Examples
 from training.methods import METHODS, Request, build, restore
+from training.stores import ALLOCATION_HEADROOM
 from utils.config import Config
 from utils.errors import UserError, memory_for
 from utils.models import load_model, usable_dtype
@@ -138,9 +139,8 @@ def rank_pattern(config: Config, calibration: Calibration | None) -> dict[str, i
     if method.rank_allocation == "uniform":
         return {}
     assert calibration is not None  # see `training.check`
-    highest = {
-        name: min(*info.shape, info.numerical_rank, calibration.max_rank) for name, info in calibration.layers.items()
-    }
+    most = ALLOCATION_HEADROOM * method.rank  # whatever larger ranks other runs have stored
+    highest = {name: min(*info.shape, info.numerical_rank, most) for name, info in calibration.layers.items()}
     budget = method.rank * len(highest)
     return allocate(calibration.effective_ranks(), budget, max(method.rank // 4, 1), highest)
 

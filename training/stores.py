@@ -12,10 +12,11 @@ from training.methods import METHODS
 from utils.config import Config, expand_sweep
 from utils.errors import UserError
 from utils.files import MANIFEST, fingerprint
-from utils.models import model_fingerprint, resolve_model
+from utils.models import model_fingerprint, resolve_model, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from astra import Calibration
+    from dataset.records import Record
 
 FULL_SPECTRUM = "effective_rank"  # the rank allocation that needs whole spectra
 ALLOCATION_HEADROOM = 2  # a shared rank budget may give a layer up to so many times the mean rank
@@ -62,8 +63,9 @@ def need(runs: Sequence[Config]) -> Need:
             raise UserError("calibration.spectrum: ends has no effective ranks; method.rank_allocation needs full")
         wanted = run.method.rank * (ALLOCATION_HEADROOM if shared else 1)
         most = run.calibration.max_rank
-        if most is not None and most < run.method.rank:
-            raise UserError(f"calibration.max_rank: {most} is less than method.rank, {run.method.rank}")
+        if most is not None and most < wanted:
+            why = f" twice over, as {FULL_SPECTRUM} may give a layer" if shared else ""
+            raise UserError(f"calibration.max_rank: {most} is less than method.rank, {run.method.rank}{why}")
         rank = max(rank, wanted if most is None else most)
         subspaces += [run.method.subspace, *(run.calibration.subspaces or [])]
     return Need(rank, tuple(dict.fromkeys(subspaces)), max(run.method.rank for run in runs))
@@ -91,7 +93,7 @@ def require_store(config: Config) -> Calibration:
     """The calibration that a run reads.
 
     Raises:
-        UserError: it is not there, was made from another model, or does not have the run's rank or subspace.
+        UserError: it is not there, or does not have the run's rank or subspace.
         AstraError: it is damaged.
     """
     from astra import Calibration
@@ -101,14 +103,23 @@ def require_store(config: Config) -> Calibration:
     if not (folder / MANIFEST).exists():
         raise UserError(f"{folder}: no calibration for these settings; {command}")
     found = Calibration.load(folder)
-    check_settings(folder, found.settings, {"model.fingerprint": model_fingerprint(resolve_model(config.model))})
-    missing = Need(config.method.rank, (config.method.subspace,), config.method.rank)
-    if not missing.met_by(found.max_rank, found.subspaces):
+    rank, subspace = need([config]).rank, config.method.subspace
+    if found.max_rank < rank or subspace not in found.subspaces:
         raise UserError(
-            f"{folder}: has rank {found.max_rank} of {', '.join(found.subspaces)}, "
-            f"not rank {missing.rank} of {missing.subspaces[0]}; {command}"
+            f"{folder}: has rank {found.max_rank} of {', '.join(found.subspaces)}, not rank {rank} of {subspace}; "
+            f"{command}"
         )
     return found
+
+
+def fingerprints(config: Config, records: Sequence[Record]) -> dict[str, str]:
+    """What the settings stand for: the model's weights, its tokenizer, and the records to choose samples from."""
+    folder = resolve_model(config.model)
+    return {
+        "model.fingerprint": model_fingerprint(folder),
+        "tokenizer.fingerprint": tokenizer_fingerprint(folder),
+        "data.fingerprint": fingerprint(records),
+    }
 
 
 def check_settings(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

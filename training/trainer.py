@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from training.callbacks import MetricsFile, StepProgress, StopOnSignal
+from training.callbacks import MetricsFile, PackingCheck, StepProgress, StopOnSignal
 from training.checkpoints import WEIGHTS, load_trainable, rotate, trainable_state, write_manifest
 from training.data import IGNORED, BucketSampler, Collator, Examples, Share, TokenDataset
 from training.forgetting import Forgetting
@@ -140,6 +140,22 @@ class RunTrainer(Trainer):
         return self.target_logits(model, inputs, positions).float(), targets[positions], positions
 
     @torch.no_grad()
+    def require_apart(self) -> None:
+        """Raise a `UserError` if packed examples see each other, as in models that do not heed `position_ids`."""
+        features = [self.train_dataset[k] for k in range(2)]  # type: ignore[index]
+        batches = [self.data_collator(features), *(self.data_collator([feature]) for feature in features)]
+        self.model_wrapped.eval()
+        with self.accelerator.autocast():
+            inputs = [self._prepare_inputs(batch) for batch in batches]
+            logits = [self._at_targets(self.model_wrapped, batch, batch.pop("labels"))[0] for batch in inputs]
+        self.model_wrapped.train()
+        together, apart = logits[0], torch.cat(logits[1:])
+        if (together - apart).abs().max() > 0.1 * (apart.max() - apart.min()):
+            raise UserError(
+                f"train.packing: {type(self.model).__name__} lets packed examples see each other; set false"
+            )
+
+    @torch.no_grad()
     def record_losses(self, examples: TokenDataset) -> list[float]:
         """Return each record's summed loss over the mean count of targets: their mean is the loss per target.
 
@@ -149,8 +165,8 @@ class RunTrainer(Trainer):
         model.eval()
         share = Share(examples, self.args.process_index, self.args.world_size)
         sums = torch.zeros(2, len(share), dtype=torch.float64, device=self.args.device)
-        done = 0
-        for batch in DataLoader(share, self.args.per_device_eval_batch_size, collate_fn=self.data_collator):
+        done, padded = 0, Collator(self.data_collator.pad_id)  # type: ignore[union-attr]  # a packed batch is one row
+        for batch in DataLoader(share, self.args.per_device_eval_batch_size, collate_fn=padded):
             inputs = self._prepare_inputs(batch)
             labels = inputs.pop("labels")
             logits, targets, positions = self._at_targets(model, inputs, labels)
@@ -293,6 +309,8 @@ def make_trainer(
         ],
     )
     trainer.remove_callback(PrinterCallback)
+    if config.train.packing and trainer.causal:
+        trainer.add_callback(PackingCheck(trainer.require_apart))
     if config.train.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(config.train.early_stopping))
     return trainer

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from utils.errors import UserError, first_line
@@ -123,7 +123,7 @@ class TrainConfig(Section):
     early_stopping: int | None = Field(None, ge=1, description="stop after N validations without progress")
     deepspeed: str | None = Field(None, description="path of a DeepSpeed JSON; one process uses it only to offload")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
-    packing: bool = Field(False, description="padding-free packing (flash_attention_2)")
+    packing: bool = Field(False, description="padding-free packing, for models that keep packed examples apart")
     compile: bool = Field(False, description="torch.compile")
     liger_kernel: bool = Field(False, description="Liger's fused layers (package liger-kernel, GPUs only)")
     forgetting: bool = Field(True, description="measure the loss on general text before and after")
@@ -196,7 +196,9 @@ class Config(Section):
         "outputs/experiment", min_length=1, description="folder of the runs and their calibrations"
     )
     run: str | None = Field(
-        None, pattern=r"^[^./][^/]*$", description="folder of this run in output_dir; default: from the swept keys"
+        None,
+        pattern=r"^[^./][^/]*$",
+        description="folder of this run in output_dir; default: from the swept keys",
     )
     arm: str | None = Field(None, description="the arm of a comparison that a run belongs to")
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -209,6 +211,13 @@ class Config(Section):
     sweep: dict[str, list[Any] | dict[str, dict[str, Any]] | Literal["ladder"]] = Field(
         default_factory=dict, description="dotted key -> values; the grid is run. arm: named sets of overrides"
     )
+
+    @field_validator("run")
+    @classmethod
+    def _not_taken(cls, run: str | None) -> str | None:
+        if run in ("adapters", "base", "calibration", "plan", "stages", "tokens"):
+            raise ValueError(f"{run} is a folder of the experiment's own; take another name")
+        return run
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:

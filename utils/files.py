@@ -19,11 +19,11 @@ AGAIN = "restore it from a copy, or make it anew with --force"
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, keep: bool = False) -> Iterator[Path]:
     """Yield a temporary file or folder name beside `path`; rename it to `path` when the block ends without an error.
 
     A process that is killed in the block leaves `path` as it was. What stood at `path` is replaced; a folder only by a
-    folder.
+    folder, and not at all with `keep`: another process has made the same one meanwhile, and may be reading it.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -32,9 +32,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         try:
             _remove(temporary)
             yield temporary
-            if temporary.is_dir():
+            if temporary.is_dir() and not keep:
                 _remove(path)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                if not (keep and path.is_dir()):
+                    raise
         finally:
             _remove(temporary)
     except OSError as error:

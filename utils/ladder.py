@@ -108,10 +108,10 @@ def next_runs(arms: Mapping[str, Runs], start: float, seeds: Sequence[int], max_
     """
     done = sum(len(seeds_) for runs in arms.values() for seeds_ in runs.values())
     wanted = [run for arm, runs in arms.items() for run in _climb(arm, runs, start, seeds[0])]
-    if not wanted:
-        for arm, runs in arms.items():
-            tied = choose(runs, seeds[0]).tied
-            wanted += [Wanted(arm, r, seed) for seed in seeds[1:] for r in tied if seed not in runs[r]]
+    climbing = {run.arm for run in wanted}
+    for arm, runs in arms.items():
+        tied = choose(runs, seeds[0]).tied if arm not in climbing else ()  # a run that fails holds up no other arm
+        wanted += [Wanted(arm, rung, seed) for seed in seeds[1:] for rung in tied if seed not in runs[rung]]
     return wanted[: max(max_runs - done, 0)]
 
 

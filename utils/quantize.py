@@ -29,13 +29,18 @@ def quantize_base(model: nn.Module, device: Any) -> None:
 
 
 @torch.no_grad()
-def round_to_nf4(model: nn.Module) -> None:
-    """Give every weight that `quantize_base` would replace the values that its NF4 form stands for, in place."""
+def round_to_nf4(model: nn.Module, dtype: str | None) -> None:
+    """Give every weight that `quantize_base` would replace the values that its NF4 form stands for, in place.
+
+    `dtype` is the data type that the weights had when they were quantised; None: that of the model.
+    """
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
     for parent, name in _linears(model):
         layer = getattr(parent, name)
+        if dtype is not None:
+            layer.weight.copy_(layer.weight.to(getattr(torch, dtype)))
         weight: Any = _nf4(layer, Linear4bit).weight
         layer.weight.copy_(dequantize_4bit(weight.data, weight.quant_state))
 

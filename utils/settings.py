@@ -19,7 +19,8 @@ FORMAT = 2  # of metrics.json and of the manifests of checkpoints; CHANGELOG.md 
 # Settings that may differ between the start of a run and its resumption: they leave the result as it is.
 FREE = (
     "train.report_to", "train.logging_steps", "train.save_steps", "train.forgetting", "data.general_text",
-    "train.micro_batch_size", "train.gradient_checkpointing", "calibration.batch_size",
+    "train.micro_batch_size", "train.gradient_checkpointing", "calibration.batch_size", "calibration.max_rank",
+    "calibration.subspaces", "model.device_map", "data.dir",
 )  # fmt: skip
 _DEFAULTS = flat_settings(Config().model_dump())
 DATA = "data.fingerprint"  # of the tokens: known only once they are read

@@ -9,6 +9,7 @@ import torch
 
 from astra import AstraError, Calibration, LayerInfo
 from astra import store as store_module
+from tests.astra.tiny import calibration, targets, tiny_model
 
 
 def make(rank: int = 3) -> Calibration:
@@ -101,3 +102,10 @@ def test_saving_again_drops_what_is_stale(tmp_path: Path) -> None:
     assert Calibration.load(tmp_path).subspaces == ("tail", "principal")
     make().save(tmp_path)
     assert not (tmp_path / "principal.safetensors").exists() and Calibration.load(tmp_path).subspaces == ("tail",)
+
+
+def test_saving_leaves_the_files_of_others_alone(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    model = tiny_model()
+    calibration(model, targets()).save(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == b"weights"

@@ -9,13 +9,14 @@ import torch
 
 from tests.runs import ROOT, folder_of
 from training.arguments import training_arguments
-from training.check import check, check_combination, finished
+from training.check import check, check_combination, finished, run_settings
 from training.checkpoints import last_complete
 from training.methods import METHODS, Method
 from training.stores import stores
 from utils.config import CHOOSERS
 from utils.errors import UserError
 from utils.files import write_json
+from utils.settings import FORMAT, require_same
 
 
 def test_an_unknown_method_names_those_there_are(config):
@@ -69,3 +70,43 @@ def test_b_can_only_be_frozen_where_it_starts_somewhere(config):
     with pytest.raises(UserError, match=r"method\.freeze_b: lora has no start of B"):
         check_combination(config(method__name="lora", method__freeze_b=True))
     check_combination(config(method__name="pissa", method__freeze_b=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__report_to": ["tensorbord"]}, r"train\.report_to: tensorbord is not installed"),
+        (
+            {"model__task_type": "SEQ_CLS", "data__reporting": 0.2},
+            r"data\.reporting: a classifier is reported on its task's own set",
+        ),
+        ({"method__split": "balanced", "method__subspace": "nullspace"}, r"method\.split: balanced"),
+    ],
+)
+def test_settings_that_make_no_sense_together_are_refused(config, changes, message):
+    with pytest.raises(UserError, match=message):
+        check_combination(config(**changes))
+
+
+def test_a_deepspeed_file_need_not_name_a_stage(config, tmp_path):
+    path = tmp_path / "deepspeed.json"
+    path.write_text("{}")
+    check_combination(config(model__quantization="nf4", train__deepspeed=str(path)))
+
+
+def test_a_rank_that_may_be_doubled_needs_room_in_the_store(config):
+    with pytest.raises(UserError, match=r"calibration\.max_rank: 4 is less than method\.rank, 4 twice over"):
+        stores(config(method__name="astra", method__rank_allocation="effective_rank", calibration__max_rank=4))
+
+
+@pytest.mark.parametrize("name", ["base", "calibration", "stages"])
+def test_a_run_is_not_called_like_a_folder_of_the_experiment(config, name):
+    with pytest.raises(UserError, match="run: "):
+        config(run=name)
+
+
+def test_what_leaves_the_result_as_it_is_may_change(config, tmp_path):
+    this = config()
+    record = {"format": FORMAT, "settings": run_settings(this)}
+    other = config(calibration__subspaces=["tail"], calibration__max_rank=64, data__dir=str(tmp_path))
+    require_same(record, run_settings(other), "here")

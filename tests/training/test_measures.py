@@ -1,7 +1,9 @@
 """What a run measures of its training: the size of its steps, the change of its weights, losses record by record."""
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import train as training
 from tests.runs import calibrate, folder_of, losses, metrics
@@ -102,3 +104,32 @@ def test_the_rate_that_is_set_is_the_rate_of_the_steps(config):
         training.train(this)
         rates[name] = losses(this)
     assert rates["by-step"] == pytest.approx(rates["by-rate"], rel=1e-6)
+
+
+def test_losses_are_per_record_when_training_packs_too(config):
+    found = []
+    for packing in (False, True):
+        this = config(
+            method__name="lora", run=f"packing {packing}", train__packing=packing, data__validation=0.25,
+            train__forgetting=False, train__save_steps=6,
+        )  # fmt: skip
+        training.train(this)
+        found.append(read_record(folder_of(this) / "losses.json")["validation"])
+    assert found[0] == pytest.approx(found[1], rel=1e-3) and len(found[0]) == 6
+
+
+def test_records_held_out_to_report_on_are_reported_on_without_validation(config):
+    this = config(method__name="lora", data__reporting=0.25, train__forgetting=False)
+    training.train(this)
+    kept = read_record(folder_of(this) / "losses.json")["reporting"]
+    assert len(kept) == 6 and metrics(this)["reporting_loss"] == pytest.approx(np.mean(kept))
+
+
+def test_full_training_is_measured_whatever_target_modules_name(config, tmp_path, base):
+    folder = tmp_path / "gpt2"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    this = config(model__name=str(folder), method__name="full", train__max_steps=2, train__save_steps=2)
+    training.train(this)
+    assert metrics(this)["update"]["relative_norm"] > 0

@@ -2,23 +2,35 @@
 
 import contextlib
 import logging
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Gemma2Config, GPT2Config, MistralConfig, Qwen2Config
+import yaml
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    GPT2Config,
+    MistralConfig,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+)
 
 import train as training
 from astra.adapter import lora_layers
 from astra.convert import starting_factors
 from tests.astra.tiny import relative_difference, targets, tiny_model, tokens
-from tests.runs import TORCHRUN, Crash, calibrate, crash_at, launch, losses, metrics, train_and_reload
+from tests.runs import TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics, train_and_reload
 from training import data, model
 from training import trainer as fitting
 from training.callbacks import duration
-from training.check import check
+from training.check import check, finished
 from training.data import Share, tokenize
 from training.methods import Request, build, restore
+from training.model import rank_pattern
+from training.stores import require_store
 from training.trainer import RunTrainer
 from utils.errors import UserError
 
@@ -163,3 +175,50 @@ def test_a_run_says_how_long_it_will_take(config, caplog):
     with caplog.at_level(logging.INFO, logger="astra"):
         training.train(config(train__forgetting=False))
     assert "3 steps to come take about" in caplog.text
+
+
+def test_models_that_let_packed_examples_see_each_other_are_refused(config, tmp_path, base):
+    folder = tmp_path / "opt"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    settings = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    OPTForCausalLM(settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    this = config(
+        model__name=str(folder), method__name="lora", method__target_modules=["q_proj", "v_proj"], train__packing=True
+    )
+    with pytest.raises(UserError, match=r"train\.packing: .*OPT.* lets packed examples see each other"):
+        training.train(this)
+
+
+def test_a_calibration_of_other_records_is_refused(config, tmp_path, records):
+    own = tmp_path / "mine.jsonl"
+    own.write_text(records.read_text(encoding="utf-8"), encoding="utf-8")
+    this = config(data__train=str(own))
+    calibrate(this)
+    own.write_text("".join(sorted(own.read_text(encoding="utf-8").splitlines(keepends=True))[::-1]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"made with data\.fingerprint"):
+        training.train(this)
+
+
+def test_a_force_that_is_refused_leaves_the_finished_run_alone(config, tmp_path, monkeypatch):
+    this = config(method__name="lora")
+    training.train(this)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(this.model_dump()), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(path), "--force", "--data.train=missing.jsonl"])
+    with pytest.raises(UserError, match="missing.jsonl"):
+        training.command()
+    assert finished(this, folder_of(this))
+
+
+def test_ranks_shared_by_effective_rank_do_not_depend_on_what_other_runs_store(config):
+    changes = {"method__rank": 2, "method__rank_allocation": "effective_rank"}
+    alone, beside = (config(output_dir=str(config().output_dir) + name, **changes) for name in ("1", "2"))
+    calibrate(alone)
+    calibrate(beside.model_copy(update={"sweep": {"method.rank": [2, 8]}}))
+    patterns = [rank_pattern(this, require_store(this)) for this in (alone, beside)]
+    assert patterns[0] == patterns[1] and len(set(patterns[0].values())) > 1

@@ -48,3 +48,11 @@ def test_the_order_of_keys_does_not_change_a_fingerprint(value: dict[str, int]) 
 
 def test_a_changed_value_changes_the_fingerprint() -> None:
     assert fingerprint({"rank": 8}) != fingerprint({"rank": 16})
+
+
+def test_a_folder_that_another_process_has_made_meanwhile_is_kept(tmp_path):
+    with atomic_write(tmp_path / "cache", keep=True) as temporary:
+        temporary.mkdir()
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / "theirs").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["cache", "theirs"]

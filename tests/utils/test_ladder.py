@@ -117,3 +117,10 @@ def test_a_comparison_killed_anywhere_ends_with_the_same_runs():
             if rng.random() < 0.5:
                 kept[arm].setdefault(rung, {})[seed] = whole[arm][rung][seed]
         assert keys(tune(arms, known=kept)) >= keys(whole)
+
+
+def test_an_arm_whose_run_fails_holds_up_no_other_arm():
+    runs = tune({"lora": simulate(START)}, seeds=(1,))
+    wanted = next_runs({**runs, "broken": {START - 1: {1: np.ones(200)}}}, 1e-3, SEEDS, 100)
+    assert {run.arm for run in wanted[:2]} == {"broken"}  # tuning comes first
+    assert {(run.arm, run.seed) for run in wanted[2:]} == {("lora", 2), ("lora", 3)}
