@@ -150,7 +150,7 @@ class RunTrainer(Trainer):
             logits = [self._at_targets(self.model_wrapped, batch, batch.pop("labels"))[0] for batch in inputs]
         self.model_wrapped.train()
         together, apart = logits[0], torch.cat(logits[1:])
-        if (together - apart).abs().max() > 0.1 * (apart.max() - apart.min()):
+        if (together - apart).abs().max() > 0.05 * (apart.max() - apart.min()):  # bfloat16 differs by half a percent
             raise UserError(
                 f"train.packing: {type(self.model).__name__} lets packed examples see each other; set false"
             )

@@ -197,7 +197,7 @@ def test_models_that_let_packed_examples_see_each_other_are_refused(config, tmp_
 def test_a_calibration_of_other_records_is_refused(config, tmp_path, records):
     own = tmp_path / "mine.jsonl"
     own.write_text(records.read_text(encoding="utf-8"), encoding="utf-8")
-    this = config(data__train=str(own))
+    this = config(method__name="astra", data__train=str(own))
     calibrate(this)
     own.write_text("".join(sorted(own.read_text(encoding="utf-8").splitlines(keepends=True))[::-1]), encoding="utf-8")
     with pytest.raises(UserError, match=r"made with data\.fingerprint"):
@@ -216,7 +216,7 @@ def test_a_force_that_is_refused_leaves_the_finished_run_alone(config, tmp_path,
 
 
 def test_ranks_shared_by_effective_rank_do_not_depend_on_what_other_runs_store(config):
-    changes = {"method__rank": 2, "method__rank_allocation": "effective_rank"}
+    changes = {"method__name": "astra", "method__rank": 2, "method__rank_allocation": "effective_rank"}
     alone, beside = (config(output_dir=str(config().output_dir) + name, **changes) for name in ("1", "2"))
     calibrate(alone)
     calibrate(beside.model_copy(update={"sweep": {"method.rank": [2, 8]}}))
