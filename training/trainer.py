@@ -151,9 +151,8 @@ class RunTrainer(Trainer):
         self.model_wrapped.train()
         together, apart = logits[0], torch.cat(logits[1:])
         if (together - apart).abs().max() > 0.05 * (apart.max() - apart.min()):  # bfloat16 differs by half a percent
-            raise UserError(
-                f"train.packing: {type(self.model).__name__} lets packed examples see each other; set false"
-            )
+            kind = self.model.config.model_type  # type: ignore[union-attr]
+            raise UserError(f"train.packing: a model of type {kind} lets packed examples see each other; set false")
 
     @torch.no_grad()
     def record_losses(self, examples: TokenDataset) -> list[float]:
