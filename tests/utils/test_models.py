@@ -1,5 +1,7 @@
 """Names of models: packaged, local, or on the hub."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,12 @@ def test_half_precision_becomes_float32_where_the_cpu_is_slow_at_it(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert usable_dtype("bfloat16") == used
     assert usable_dtype("float32") == usable_dtype("float16") == "float32"
+
+
+def test_a_decoder_that_classifies_knows_its_padding(tmp_path, base):
+    folder = tmp_path / "unpadded"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}), encoding="utf-8")
+    settings = ModelConfig(name=str(folder), dtype="float32", task_type="SEQ_CLS")
+    assert load_model(settings, 2).config.pad_token_id == load_tokenizer(settings).pad_token_id
