@@ -110,3 +110,16 @@ def test_what_leaves_the_result_as_it_is_may_change(config, tmp_path):
     record = {"format": FORMAT, "settings": run_settings(this)}
     other = config(calibration__subspaces=["tail"], calibration__max_rank=64, data__dir=str(tmp_path))
     require_same(record, run_settings(other), "here")
+
+
+def test_the_trainer_is_told_what_the_config_says(config, tmp_path):
+    wanted = {
+        "learning_rate": 0.02, "weight_decay": 0.1, "scheduler": "linear", "max_grad_norm": 0.5, "warmup_ratio": 0.25,
+        "epochs": 3.0, "max_steps": 7, "seed": 11, "logging_steps": 2, "gradient_checkpointing": True, "compile": False,
+    }  # fmt: skip
+    args = training_arguments(config(**{f"train__{key}": value for key, value in wanted.items()}), tmp_path)
+    names = {
+        "scheduler": "lr_scheduler_type", "warmup_ratio": "warmup_steps", "epochs": "num_train_epochs",
+        "compile": "torch_compile",
+    }  # fmt: skip
+    assert {key: getattr(args, names.get(key, key)) for key in wanted} == wanted

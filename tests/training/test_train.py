@@ -114,11 +114,7 @@ def products(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["astra", "pissa", "dora", "full"])
 def test_a_resumed_run_ends_with_the_curve_of_an_uninterrupted_one(config, monkeypatch, name):
-    whole, broken = (
-        config(method__name=name, run="whole"),
-        config(method__name=name, run="broken", method__dropout=0.1),
-    )
-    whole = config(method__name=name, run="whole", method__dropout=0.1)
+    whole, broken = (config(method__name=name, run=run, method__dropout=0.1) for run in ("whole", "broken"))
     calibrate(whole)
     training.train(whole)
     with monkeypatch.context() as patched, pytest.raises(Crash):
