@@ -84,9 +84,7 @@ def state_costs(config: Config) -> None:
     largest = max(expand_sweep(config), key=trained_parameters)
     try:
         needed, here = needed_bytes(largest), room()
-    except (
-        Exception
-    ) as error:  # an estimate: shapes that depend on the data, as experts' do, and whatever else it meets
+    except Exception as error:  # it is an estimate, of any architecture: shapes may depend on the data, as experts' do
         log.warning("memory: can't be told for %s (%s)", largest.model.name, first_line(error))
         return
     stages = ", ".join(f"{stage} {size / 2**30:.2f} GiB" for stage, size in needed.items())
