@@ -142,7 +142,8 @@ class RunTrainer(Trainer):
     @torch.no_grad()
     def require_apart(self) -> None:
         """Raise a `UserError` if packed examples see each other, as in models that do not heed `position_ids`."""
-        features = [self.train_dataset[k] for k in range(2)]  # type: ignore[index]
+        dataset: Any = self.train_dataset
+        features = [dataset[k] for k in range(min(2, len(dataset)))]
         batches = [self.data_collator(features), *(self.data_collator([feature]) for feature in features)]
         self.model_wrapped.eval()
         with self.accelerator.autocast():

@@ -115,11 +115,8 @@ def test_what_leaves_the_result_as_it_is_may_change(config, tmp_path):
 def test_the_trainer_is_told_what_the_config_says(config, tmp_path):
     wanted = {
         "learning_rate": 0.02, "weight_decay": 0.1, "scheduler": "linear", "max_grad_norm": 0.5, "warmup_ratio": 0.25,
-        "epochs": 3.0, "max_steps": 7, "seed": 11, "logging_steps": 2, "gradient_checkpointing": True, "compile": False,
+        "epochs": 3.0, "max_steps": 7, "seed": 11, "logging_steps": 2, "gradient_checkpointing": True,
     }  # fmt: skip
     args = training_arguments(config(**{f"train__{key}": value for key, value in wanted.items()}), tmp_path)
-    names = {
-        "scheduler": "lr_scheduler_type", "warmup_ratio": "warmup_steps", "epochs": "num_train_epochs",
-        "compile": "torch_compile",
-    }  # fmt: skip
+    names = {"scheduler": "lr_scheduler_type", "warmup_ratio": "warmup_steps", "epochs": "num_train_epochs"}
     assert {key: getattr(args, names.get(key, key)) for key in wanted} == wanted
