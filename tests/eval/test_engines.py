@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from eval.candidates import check_base, read_adapter
+from eval.candidates import Target, check_base, read_adapter
 from eval.engines import Pair, Prompt, Sampling, open_engine
 from tests.eval.engine_fixtures import PROMPTS, save_adapter, tiny_llama
 from utils.config import EvalConfig, ModelConfig
@@ -188,11 +188,13 @@ def test_the_cpu_lora_product_leaves_tokens_without_an_adapter_alone():
     assert (y[:2] == 0).all() and (y[2:] == 10).all()
 
 
-def test_adapters_that_vllm_cannot_serve_are_told_apart(smollm2, tmp_path):
+def test_adapters_that_cannot_be_served_are_told_apart_and_merged(smollm2, tmp_path):
     plain = save_adapter(smollm2, tmp_path / "plain", 4, seed=0)
     dora = save_adapter(smollm2, tmp_path / "dora", 4, seed=0, use_dora=True)
     assert read_adapter(plain).unservable is None
     assert read_adapter(dora).unservable == "DoRA"
+    targets = [Target("a", smollm2, read_adapter(path), tmp_path) for path in (plain, dora)]
+    assert [target.merged for target in targets] == [None, targets[1].adapter]
 
 
 def test_an_adapter_of_too_high_a_rank_is_merged(tmp_path):
