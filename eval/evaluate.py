@@ -145,7 +145,7 @@ def prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> 
         return [Prompt(problem["prompt"], sampling) for problem in problems]
     tokenizer = tokenizer_of(model) if template == "chat" else None
     given = (template, tokenizer, wanted.response_prefix, wanted.chat_template_kwargs)
-    return [Prompt(format_prompt(problem["instruction"], *given), sampling) for problem in problems]
+    return [Prompt(format_prompt(problem, *given), sampling) for problem in problems]
 
 
 def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Job, dict[str, Any]]]:
