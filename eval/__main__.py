@@ -56,10 +56,13 @@ def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
         raise UserError("--run, --adapter and --base: give one of them (--eval.base=true adds the base model)")
     if flags["regrade"] and flags["force"]:
         raise UserError("--regrade and --force: the one reads the texts that the other removes")
+    if config.model.task_type == "SEQ_CLS" and (flags["base"] or flags["regrade"]):
+        raise UserError("--base and --regrade: a classifier makes no texts, and without training it has no head")
     if flags["base"]:
         return [base_target(config)]
     targets = [base_target(config)] if config.eval.base else []
-    if isinstance(run := flags["run"], str) and ("/" in run or Path(run).is_dir()):
+    run = flags["run"]
+    if run and isinstance(run, str) and ("/" in run or Path(run).is_dir()):
         return [*targets, run_target(config, Path(run))]
     if flags["adapter"]:
         return [*targets, adapter_target(config, Path(flags["adapter"]))]

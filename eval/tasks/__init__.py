@@ -115,6 +115,8 @@ def check_tasks(config: Config) -> None:
     A classifier is scored on the task it learns, whatever `eval.tasks` says.
     """
     if config.model.task_type == "SEQ_CLS":
+        if config.eval.base:
+            raise UserError("eval.base: a classifier without training has no head; allowed: false")
         return
     wanted, found = config.eval, expand_groups(config.eval.tasks, config.data.dir)
     tasks = [get_task(name) for name in found]

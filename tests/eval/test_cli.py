@@ -284,9 +284,19 @@ def test_a_run_is_given_by_its_folder_or_by_its_name(config_file):
     config = load_config(config_file)
     folder = Path(config.output_dir) / "second"
     shutil.copytree(folder.with_name("mine"), folder)
-    for given in ("second", str(folder)):
+    for given, found in ("second", folder), (str(folder), folder), ("", folder.with_name("mine")):
         (target,) = find_targets(config, {**FLAGS, "run": given})
-        assert target.folder == folder / "eval"
+        assert target.folder == found / "eval"
+
+
+def test_the_base_model_is_no_classifier_and_keeps_no_texts(config_file):
+    config = load_config(config_file, {"model.task_type": "SEQ_CLS", "data.train": "rte"})
+    for flag in ("base", "regrade"):
+        with pytest.raises(UserError, match="--base and --regrade: a classifier makes no texts"):
+            find_targets(config, {**FLAGS, flag: True})
+    config.eval.base = True
+    with pytest.raises(UserError, match="eval.base: a classifier without training has no head"):
+        check_tasks(config)
 
 
 @pytest.mark.parametrize(
