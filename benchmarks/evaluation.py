@@ -58,7 +58,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     dtype = given.dtype or usable_dtype("bfloat16")
     count = len(given.batch_sizes)
     problems = load_evaluation("gsm8k", given.data_dir)[: given.prompts * count + WARM_UP]
-    texts_of = [format_prompt(problem["instruction"], "alpaca") for problem in problems]
+    texts_of = [format_prompt(problem, "alpaca") for problem in problems]
     warm_up, texts_of = dict(enumerate(texts_of[:WARM_UP])), texts_of[WARM_UP:]
     sizes: dict[int, float] = {}
     rates: list[float] = []

@@ -98,6 +98,12 @@ def glue_source(task: str, split: Split) -> Source:
     )  # fmt: skip
 
 
+def glue_sources(task: str) -> list[Source]:
+    """Return what a GLUE task learns from and is scored on, MNLI's mismatched set too."""
+    splits: tuple[Split, ...] = ("train", "validation", "mismatched")
+    return [glue_source(task, split) for split in splits if task == "mnli" or split != "mismatched"]
+
+
 def load_glue(task: str, split: Split, data_dir: str | Path | None = None) -> list[Record]:
     """Return one split of a GLUE task; see `dataset.catalog.Source.records`."""
     return list(glue_source(task, split).records(data_dir))

@@ -19,10 +19,10 @@ from typing import Any
 from astra.manifest import sha256_file
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
 from dataset.general_text import load_general_text, measured_in_training
-from dataset.glue import GLUE, glue_source
+from dataset.glue import GLUE, glue_sources
 from dataset.overlap import RULES, TestQuestions
 from dataset.records import Record
-from dataset.sources import ARITHMETIC, load_training, test_questions, test_sets
+from dataset.sources import ARITHMETIC, check_training, load_training, test_questions, test_sets
 from utils.cli import Parser, main, parse
 from utils.config import Config
 from utils.errors import UserError
@@ -35,7 +35,7 @@ TASKS = list(dict.fromkeys([*TRAINING, *EVALUATION, *GLUE]))
 def prepare(task: str, data_dir: str | None = None) -> dict[str, Any]:
     """Prepare one task, the test sets that it is judged by first; log what it holds and return that."""
     if task in GLUE:
-        sources = [glue_source(task, "train"), glue_source(task, "validation")]
+        sources = glue_sources(task)
     elif task in TRAINING:
         sources = [*test_sets(TESTED_BY.get(task, DISTINCT), data_dir), TRAINING[task]]
     elif task in EVALUATION:
@@ -47,7 +47,7 @@ def prepare(task: str, data_dir: str | None = None) -> dict[str, Any]:
     for source in sources:
         records = list(source.records(data_dir))
         report = _report(source, len(records), data_dir)
-        found[f"{source.task} test" if source.role == "test" else source.role] = report
+        found[f"{source.task} test" if source.role == "test" else source.split or source.role] = report
         if source.role == "test":
             questions.add(source.task, records)
         elif task in TRAINING:
@@ -82,13 +82,15 @@ def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict
 
 def prepare_experiment(config: Config) -> None:
     """Prepare what an experiment trains on and is judged by, once: it is noted in `<output_dir>/data.json`."""
+    check_training(config.data, config.model.task_type)
     judged = expand_groups(config.eval.tasks, config.data.dir) if config.model.task_type == "CAUSAL_LM" else []
     covered = TESTED_BY.get(config.data.train, DISTINCT) if config.data.train in TRAINING else ()
     tasks = [name for name in (config.data.train, *judged) if name in TASKS and name not in covered]
     own = config.data.train if config.data.train not in (*TASKS, ARITHMETIC) else None
     text = config.data.general_text if measured_in_training(config) or "forgetting" in judged else None
-    sums = {own: sha256_file(own)} if own else {}
-    wanted = {"dir": config.data.dir, "tasks": tasks, "own": sums, "general_text": text}
+    counted = {"fields", "limit", "decontaminate", "validation", "reporting", "seed"}  # they choose own records
+    chosen = {own: sha256_file(own), **config.data.model_dump(include=counted)} if own else {}
+    wanted = {"dir": config.data.dir, "tasks": tasks, "own": chosen, "general_text": text}
     path = Path(config.output_dir) / "data.json"
     if path.exists() and read_record(path)["wanted"] == wanted:
         return

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dataset.arithmetic import generate
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source
-from dataset.glue import GLUE, glue_source, load_glue
+from dataset.glue import GLUE, glue_sources, load_glue
 from dataset.overlap import Rule, TestQuestions
 from dataset.records import Record, Row, read_rows
 from utils.config import DataConfig
@@ -102,11 +102,13 @@ def check_training(data: DataConfig, task_type: str = "CAUSAL_LM") -> None:
         raise UserError(
             f"model.task_type: {data.train} needs {wanted}, not {task_type}; SEQ_CLS goes with {', '.join(GLUE)}"
         )
+    if data.decontaminate and data.train in (ARITHMETIC, *GLUE):
+        raise UserError(f"data.decontaminate: {data.train} is not compared with test sets; allowed: false")
     if data.train == ARITHMETIC:
         return
     if data.train in GLUE:
-        glue_source(data.train, "train").check(data.dir)
-        glue_source(data.train, "validation").check(data.dir)
+        for source in glue_sources(data.train):
+            source.check(data.dir)
     elif data.train in TRAINING:
         TRAINING[data.train].check(data.dir)
     elif not sum(1 for _ in islice(_own_records(data), data.limit)):

@@ -26,38 +26,40 @@ ALPACA = (
 
 
 def format_prompt(
-    instruction: str,
+    record: Record,
     template: TemplateName,
     tokenizer: Any = None,
     response_prefix: str = "",
     chat: Mapping[str, Any] | None = None,
 ) -> str:
-    """The prompt of one instruction.
+    """The prompt of a record: its `instruction`, or the turns of its `messages`, which need `chat`.
 
     The template `chat` needs a tokenizer that has one. `response_prefix` is put where the response begins (published
     evaluations use " Let's think step by step."); `chat` holds variables of the chat template, as `enable_thinking`.
     """
     if template == "alpaca":
-        return ALPACA.format(instruction=instruction) + response_prefix
-    turns = [{"role": "user", "content": instruction}]
-    return _render(turns, tokenizer, add_generation_prompt=True, **(chat or {})) + response_prefix
+        return ALPACA.format(instruction=record["instruction"]) + response_prefix
+    return _render(_turns(record), tokenizer, add_generation_prompt=True, **(chat or {})) + response_prefix
 
 
 def format_example(record: Record, template: TemplateName, tokenizer: Any) -> tuple[str, str]:
-    """The prompt of a training record and the target that follows it, end of sequence included.
-
-    A conversation, which needs `chat`, also has `messages`, all turns before the response `output`.
-    """
+    """The prompt of a training record and the target that follows it, end of sequence included."""
     response, end = record["output"], tokenizer.eos_token or ""
+    prompt = format_prompt(record, template, tokenizer)
     if template == "alpaca":
-        return format_prompt(record["instruction"], template), f"{response}\n{end}"
-    turns = record.get("messages") or [{"role": "user", "content": record["instruction"]}]
-    prompt = _render(turns, tokenizer, add_generation_prompt=True)
-    rendered = _render([*turns, {"role": "assistant", "content": response}], tokenizer, add_generation_prompt=False)
+        return prompt, f"{response}\n{end}"
+    rendered = _render(
+        [*_turns(record), {"role": "assistant", "content": response}], tokenizer, add_generation_prompt=False
+    )
     # The end of turn that the template puts after the response. Templates that open the response with markers of their
     # own (thinking, say) don't continue the prompt they render.
     target = rendered[len(prompt) :].rstrip() if rendered.startswith(prompt) else response
     return prompt, target if target.startswith(response) and target != response else response + end
+
+
+def _turns(record: Record) -> list[dict[str, str]]:
+    """All turns before the response."""
+    return record.get("messages") or [{"role": "user", "content": record["instruction"]}]
 
 
 def _render(turns: Sequence[Mapping[str, str]], tokenizer: Any, add_generation_prompt: bool, **chat: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from utils.cli import main, parse
 from utils.comparison import tested
-from utils.config import Config, ladder_key
+from utils.config import Config, ladder_key, validate
 from utils.errors import UserError
 from utils.log import log, log_to
 from utils.runs import run_folder
@@ -15,7 +15,7 @@ USAGE = """
 Score models on benchmarks: the runs of an experiment, one run, any PEFT adapter, or the base model.
 
   python -m eval --config configs/metamath.yaml                      all runs of the experiment (of its sweep)
-  python -m eval --config configs/metamath.yaml --run outputs/x/y    one run folder
+  python -m eval --config configs/metamath.yaml --run outputs/x/y    one run folder; else --run=NAME is the key `run`
   python -m eval --config configs/metamath.yaml --adapter path       any PEFT LoRA adapter of the same base model
   python -m eval --config configs/metamath.yaml --base               the base model alone
   --eval.base=true                                                   the base model, too
@@ -56,23 +56,28 @@ def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
         raise UserError("--run, --adapter and --base: give one of them (--eval.base=true adds the base model)")
     if flags["regrade"] and flags["force"]:
         raise UserError("--regrade and --force: the one reads the texts that the other removes")
+    if config.model.task_type == "SEQ_CLS" and (flags["base"] or flags["regrade"]):
+        raise UserError("--base and --regrade: a classifier makes no texts, and without training it has no head")
     if flags["base"]:
         return [base_target(config)]
     targets = [base_target(config)] if config.eval.base else []
-    if flags["run"]:
-        return [*targets, run_target(config, Path(flags["run"]))]
+    run = flags["run"]
+    if run and isinstance(run, str) and ("/" in run or Path(run).is_dir()):
+        return [*targets, run_target(config, Path(run))]
     if flags["adapter"]:
         return [*targets, adapter_target(config, Path(flags["adapter"]))]
+    if run:
+        config = validate({**config.model_dump(), "run": run}, "--run")
     folders = [run_folder(run) for run in tested(config)]
     if not folders and ladder_key(config):
         log.info("compare.test: %s: no run is scored", config.compare.test)
         return targets
     trained = [folder for folder in folders if (folder / "lora").is_dir() or (folder / "merged").is_dir()]
+    if not trained:
+        raise UserError(f"{folders[0]}: holds neither lora/ nor merged/; train it first, or give --base or --adapter")
     for folder in folders:
         if folder not in trained:
             log.warning("%s: left out, it is not trained", folder)
-    if not trained:
-        raise UserError(f"{folders[0]}: holds neither lora/ nor merged/; train it first, or give --base or --adapter")
     return [*targets, *(run_target(config, folder) for folder in trained)]
 
 

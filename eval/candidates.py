@@ -29,7 +29,7 @@ class Adapter:
     rank: int  # the largest of its layers
     base: str  # the base model's name as the adapter states it
     fingerprint: str  # 16 hexadecimal digits of its weights and config
-    unservable: str | None = None  # why vLLM can't serve it beside the base model
+    unservable: str | None = None  # why it can't be served beside the base model
     quantization: str | None = None  # how the base model it was trained on is quantised ("nf4")
 
 
@@ -113,14 +113,15 @@ class Target:
     adapter: Adapter | None
     folder: Path  # where its `<task>.json` files go
 
-    def merged(self, engine: str) -> Adapter | None:
+    @property
+    def merged(self) -> Adapter | None:
         """The adapter, if an engine gets the base model with it merged in, in place of both.
 
         One that was trained on a quantised model is merged into the values that the quantised weights stand for: on
-        the unquantised ones it is another model.
+        the unquantised ones it is another model. PEFT changes the base model in place for some others, and so the
+        models that share it.
         """
-        adapter = self.adapter
-        return adapter if adapter and (adapter.quantization or (engine == "vllm" and adapter.unservable)) else None
+        return self.adapter if self.adapter and self.adapter.unservable else None
 
     def fingerprints(self) -> dict[str, str | None]:
         """What tells this model from another."""

@@ -19,8 +19,8 @@ from eval.evaluate import describe
 from eval.intervals import interval
 from eval.task_record import TaskRecord
 from eval.tasks import Record
+from eval.tracking import check_trackers, track
 from utils.config import Config
-from utils.errors import UserError
 from utils.files import fingerprint
 from utils.log import log, progress
 from utils.models import load_model, load_tokenizer, usable_dtype
@@ -37,12 +37,11 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 def score_classifiers(config: Config, targets: Sequence[Target], force: bool = False) -> None:
     """Write `<target.folder>/<task>.json` and `<task>.samples.jsonl` for every trained classifier."""
+    check_trackers(config)
     task = config.data.train
     problems = load_glue(task, "validation", config.data.dir)
     others = load_glue(task, "mismatched", config.data.dir) if task == "mnli" else []
     for target in targets:
-        if target.name == "base":
-            raise UserError("eval.base: an untrained classification head has nothing to score")
         settings = {
             **target.fingerprints(),
             "data": fingerprint([problems, others]),
@@ -57,6 +56,7 @@ def score_classifiers(config: Config, targets: Sequence[Target], force: bool = F
         if result is None or result["settings"] != settings:
             with held(target.folder.parent), stage(Path(config.output_dir), "evaluate"):
                 result = _score(config, target, problems, others, record)
+            track(config, target, {task: result})
         log.info("%s", describe(result))
 
 

@@ -1,26 +1,22 @@
 """`python -m eval.compare A B`: is B better than A on the same problems?"""
 
 from pathlib import Path
-from typing import Any
 
 from eval.intervals import difference, mcnemar
 from eval.results import shares
-from eval.task_record import changes, find_samples
+from eval.task_record import changes, made_under, paired_samples
 from utils.cli import Parser, main
 from utils.errors import UserError
-from utils.files import read_record
 
 USAGE = """Compare two results problem by problem: the paired difference B - A with a 95% bootstrap interval, and the
 exact McNemar test (the chance of so uneven a split of the problems that only one of them solves, were they equal)."""
 
 
 def compare(first: Path, second: Path) -> str:
-    """One line on two samples files of one task."""
+    """One line on two samples files of the same problems."""
     a, b = shares(first), shares(second)
     if not (len(a) and len(b)):
         raise UserError(f"{first} and {second}: samples that are not right or wrong; nothing to compare")
-    if _settings(first).get("data") != _settings(second).get("data") or not a.index.equals(b.index):
-        raise UserError(f"{first} and {second}: not the same problems; they can't be paired")
     change, low, high = difference([a], [b])
     text = f"A {a.mean():.1%}, B {b.mean():.1%} of {len(a)}; "
     text += f"B - A = {100 * change:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
@@ -33,11 +29,7 @@ def compare(first: Path, second: Path) -> str:
 def settings_differ(first: Path, second: Path) -> str:
     """The settings, other than the models', that two samples files were made under, where they differ."""
     models = dict.fromkeys(("model", "adapter"))
-    return changes({**_settings(first), **models}, {**_settings(second), **models})
-
-
-def _settings(samples: Path) -> dict[str, Any]:
-    return read_record(str(samples).removesuffix(".samples.jsonl") + ".json").get("settings", {})
+    return changes({**made_under(first), **models}, {**made_under(second), **models})
 
 
 def command() -> None:
@@ -47,14 +39,10 @@ def command() -> None:
     parser.add_argument("b", type=Path, help="likewise")
     parser.add_argument("--task", help="only this task")
     given = parser.parse_args()
-    first, second = find_samples(given.a, given.task), find_samples(given.b, given.task)
-    shared = [task for task in first if task in second]
-    if not shared:
-        raise UserError(f"{given.a} and {given.b}: no task in common ({', '.join(first)}; {', '.join(second)})")
-    for task in shared:
-        if differ := settings_differ(first[task], second[task]):
+    for task, first, second in paired_samples(given.a, given.b, given.task):
+        if differ := settings_differ(first, second):
             print(f"{task}: A and B were made under other settings ({differ})")
-        print(f"{task}: {compare(first[task], second[task])}")
+        print(f"{task}: {compare(first, second)}")
 
 
 if __name__ == "__main__":

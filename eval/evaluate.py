@@ -14,14 +14,15 @@ from eval.candidates import Adapter, Target, weights
 from eval.engines import Prompt, Sampling, encode, engine_version, open_engine
 from eval.generation import Job, fill, finish, tokenizer_of
 from eval.task_record import FORMAT, TaskRecord, changes
-from eval.tasks import DirectTask, Record, Task, check_tasks, get_task, load_problems, own
+from eval.tasks import DirectTask, Record, Task, get_task, load_problems, own
 from eval.tracking import check_trackers, track
 from utils.config import Config
 from utils.errors import memory_for
-from utils.files import fingerprint, write_record
+from utils.files import fingerprint, read_record, write_record
 from utils.log import log
 from utils.models import usable_dtype
 from utils.runs import held, package_version, stage
+from utils.settings import flat_settings, require_same
 
 Results = dict[str, dict[str, dict[str, Any]]]
 
@@ -32,7 +33,6 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False, reg
     `force` forgets what is there, texts included; `regrade` computes all verdicts anew from the texts that are there
     and starts no engine.
     """
-    check_tasks(config)
     check_trackers(config)
     results: Results = {target.name: {} for target in targets}
     with ExitStack() as stack:
@@ -66,6 +66,8 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False, reg
 
 def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
     """Every task on every target, finished or not."""
+    for target in targets if config.eval.split == "validation" else ():
+        _check_held_out(config, target.folder.parent)
     engine = {
         "engine": config.eval.engine,
         "engine_version": engine_version(config.eval.engine),
@@ -76,7 +78,7 @@ def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
         task = get_task(name)
         problems = load_problems(name, config) if isinstance(task, Task) else []
         for target in targets:
-            deciding, merged = {**target.fingerprints(), **engine}, target.merged(config.eval.engine)
+            deciding, merged = {**target.fingerprints(), **engine}, target.merged
             if isinstance(task, DirectTask):
                 settings = {**deciding, **task.settings(config)}
                 yield Job(target, task, TaskRecord(target.folder, name, settings, deciding), merged)
@@ -85,6 +87,15 @@ def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
                 settings = {**deciding, **_settings(config, task, problems, asked)}
                 record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
                 yield Job(target, task, record, merged, problems, asked)
+
+
+def _check_held_out(config: Config, run: Path) -> None:
+    """Refuse to score a run on records that it may have been trained on: its data settings say what it held out."""
+    if (run / "metrics.json").is_file():
+        record = read_record(run / "metrics.json")
+        now = flat_settings({"data": config.data.model_dump(exclude={"dir", "general_text"})})
+        record["settings"] = {key: value for key, value in record["settings"].items() if key in now}
+        require_same(record, now, str(run))
 
 
 def _suffix(config: Config) -> str:
@@ -134,7 +145,7 @@ def prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> 
         return [Prompt(problem["prompt"], sampling) for problem in problems]
     tokenizer = tokenizer_of(model) if template == "chat" else None
     given = (template, tokenizer, wanted.response_prefix, wanted.chat_template_kwargs)
-    return [Prompt(format_prompt(problem["instruction"], *given), sampling) for problem in problems]
+    return [Prompt(format_prompt(problem, *given), sampling) for problem in problems]
 
 
 def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Job, dict[str, Any]]]:

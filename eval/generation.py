@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from eval.candidates import Adapter, Target
 from eval.code import pass_at_k
 from eval.engines import Answer, Engine, Output, Prompt, Request
 from eval.intervals import interval
+from eval.numbers import parse_number
 from eval.task_record import TaskRecord
 from eval.tasks import DirectTask, Judged, Record, Task, Verdicts
 from utils.config import Config
@@ -166,10 +168,10 @@ def _scores(task: Task, problems: Sequence[Record], judged: Verdicts) -> dict[st
     scores |= {"unparsable": unread, "unparsable_share": unread / len(every)}
     if flags := Counter(verdict.flag for verdict in every if verdict.flag):
         scores["flags"] = dict(sorted(flags.items()))
-    for key in task.groups:
+    for key in (key for key in task.groups if all(key in problem for problem in problems)):
         found: dict[str, list[float]] = {}
         for problem, share in zip(problems, right, strict=True):
-            found.setdefault(str(problem.get(key)), []).append(share)
+            found.setdefault(str(problem[key]), []).append(share)
         scores.setdefault("by", {})[key] = {value: _mean("accuracy", found[value]) for value in sorted(found)}
     return scores
 
@@ -180,9 +182,16 @@ def _mean(name: str, values: Sequence[float]) -> dict[str, Any]:
 
 def _vote(group: Sequence[Judged]) -> float:
     """Whether the answer that most texts give is right; of equally many, the one given first."""
-    answers = Counter(verdict.extracted for verdict in group if verdict.extracted is not None)
-    chosen = answers.most_common(1)[0][0] if answers else None
-    return float(next((verdict.correct for verdict in group if verdict.extracted == chosen), False))
+    votes = Counter(_meaning(verdict) for verdict in group if verdict.extracted is not None)
+    return float(bool(votes) and votes.most_common(1)[0][0] is None)
+
+
+def _meaning(verdict: Judged) -> Fraction | str | None:
+    """What makes answers equal: None for all right ones; of others the number, or the text where it is none."""
+    if verdict.correct:
+        return None
+    number = parse_number(str(verdict.extracted))
+    return str(verdict.extracted) if number is None else number.value
 
 
 def _told(verdict: Judged) -> dict[str, Any]:

@@ -90,13 +90,13 @@ def _is_variable(text: str) -> bool:
     return not re.match(r"[mgshlLAVWJNKCF]|a\W+\w", text[word.start() :])
 
 
-def extract_number(text: str, marker: str = MARKER) -> str | None:
-    """The number after the last `marker`, on that line, as written; None without. This is the strict reading.
+def extract_number(text: str) -> str | None:
+    """The number after the last `MARKER`, on that line, as written; None without. This is the strict reading.
 
     Of "5 + 3 = 8" it takes the last side that is a number, and of "18 dollars, as ..." what stands before the reason.
     Any other sentence must hold one number only: "3 or 4", "10:30" and "5 feet 3 inches" are no answer.
     """
-    _, found, tail = text.rpartition(marker)
+    _, found, tail = text.rpartition(MARKER)
     line = re.sub(r"^[\s$\\\[]*(?=\n)", "", tail).strip().partition("\n")[0].strip()
     sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
     head = _ASIDE.split(re.sub(r"\([^()]*\)", "", sentence), maxsplit=1)[0]

@@ -26,7 +26,7 @@ from utils.errors import UserError, first_line
 from utils.files import read_lines, read_record
 from utils.settings import FREE, flat_settings
 
-RATES = ("train.relative_step", "train.learning_rate")  # what a ladder varies; the first that is set is the axis
+RATES = ("train.relative_step", "train.learning_rate")  # of ladders; the first that all runs set is the axis
 BASE = "base model"
 LOSS = {"reporting": "held-out loss", "validation": "validation loss"}  # the former never chose a rate
 # Metrics between 0 and 1 (correlations: -1 and 1), which are shown as percent; all others as they are.
@@ -92,7 +92,7 @@ def collect(folders: Sequence[Path]) -> Results:
         if not (configs := sorted(folder.glob("*/config.yaml"))):
             raise UserError(f"{folder}: no run in this folder")
         found |= {path.parent: _settings(path.parent) for path in configs}
-    axis = next(key for key in RATES if any(settings.get(key) is not None for settings in found.values()))
+    axis = next(key for key in RATES if all(settings.get(key) is not None for settings in found.values()))
     if several := len(folders) > 1:
         found = {path: {"experiment": path.parent.name, **settings} for path, settings in found.items()}
     labels, ranks = _labels(found), {path: _rank(settings) for path, settings in found.items()}
@@ -101,8 +101,11 @@ def collect(folders: Sequence[Path]) -> Results:
         rank, label = ranks[path], labels[path]
         named = {"run": f"{path.parent.name}/{path.name}" if several else path.name, "folder": path}
         arm = f"{label}, rank {rank}" if rank and len(set(ranks.values()) - {None}) > 1 else label
-        place = {"rank": rank, "rate": settings.get(axis), "seed": settings["train.seed"]}
-        rows.append({**named, "arm": arm, "label": label, **place, **_figures(path)})
+        figures = _figures(path)
+        measured = axis != RATES[0] and settings.get(RATES[0]) is not None  # its learning rate was not set
+        rate = figures["learning_rate"] if measured else settings.get(axis)
+        place = {"rank": rank, "rate": rate, "seed": settings["train.seed"]}
+        rows.append({**named, "arm": arm, "label": label, **place, **figures})
     runs = pd.DataFrame(rows)
     split = "reporting" if runs["reporting_loss"].notna().any() else "validation"
     scored = [{"run": BASE, "arm": BASE, "folder": folder / "base"} for folder in folders] + rows
@@ -239,8 +242,8 @@ def _tell_apart(scores: pd.DataFrame) -> None:
 
 def _tune(name: str, runs: pd.DataFrame, select: str) -> Arm:
     """Choose the rate of an arm on validation, as `compare.select` says."""
-    ended = runs[runs["validation_loss"].notna() | runs["diverged"]]
-    diverged = tuple(sorted(runs.loc[runs["diverged"], "rate"]))
+    ended = runs[(runs["validation_loss"].notna() | runs["diverged"]) & runs["rate"].notna()]
+    diverged = tuple(sorted(runs.loc[runs["diverged"], "rate"].dropna()))
     if ended["validation_loss"].isna().all():
         tried = tuple(sorted(runs["rate"].dropna().unique()))
         alone = len(tried) == 1 and not diverged

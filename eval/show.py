@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from eval.task_record import find_samples
+from eval.task_record import find_samples, paired_samples
 from utils.cli import Parser, main
 from utils.files import read_lines
 
@@ -77,13 +77,13 @@ def command() -> None:
     if (given.run is None) == (given.flipped is None):
         parser.error("name one run, or two after --flipped")
     if given.flipped:
-        first, second = (find_samples(place, given.task) for place in given.flipped)
-        for task in (task for task in first if task in second):
-            pairs = flipped(read_lines(first[task]), read_lines(second[task]))
-            only_a = sum(a["correct"] for a, _ in pairs)
+        a, b = given.flipped
+        for task, first, second in paired_samples(a, b, given.task):
+            pairs = flipped(read_lines(first), read_lines(second))
+            only_a = sum(of_a["correct"] for of_a, _ in pairs)
             print(f"{task}: A alone is right {only_a} times, B alone {len(pairs) - only_a} times\n")
-            for a, b in pairs[: given.limit]:
-                print(render_pair(task, a, b), end="\n\n")
+            for pair in pairs[: given.limit]:
+                print(render_pair(task, *pair), end="\n\n")
         return
     wanted = {verdict for verdict, asked in ((False, given.wrong), (True, given.right)) if asked}
     for task, path in find_samples(given.run, given.task).items():

@@ -175,7 +175,7 @@ def main_table(results: Results) -> pd.DataFrame:
     order = results.at_best(ranked[0]) if ranked else results.scores[:0]
     means = (order["score"] * order["better"]).groupby(order["arm"]).mean().to_dict() | {BASE: float("inf")}
     at = table["arm"].map(lambda arm: -means.get(arm, -float("inf"))).argsort(kind="stable")
-    return table.iloc[at, [*(k for k, name in enumerate(table) if name != "seeds" and table[name].any()), -1]]
+    return table.iloc[at][[*(name for name in table if name != "seeds" and table[name].any()), "seeds"]]
 
 
 def _arm_rate(results: Results, name: str) -> str:
@@ -264,7 +264,8 @@ def summary(results: Results) -> dict[str, Any]:
         means |= {"forgetting": None} if len(texts) > 1 else {}  # no mean over two texts
         arms[name] = {
             "rate": arm.rate, "tried": list(arm.tried), "edge": arm.edge, "seeds": list(arm.seeds),
-            "diverged": len(arm.diverged), "loras": [str(folder / "lora") for folder in own["folder"]],
+            "diverged": len(arm.diverged),
+            "loras": [str(lora) for folder in own["folder"] if (lora := folder / "lora").is_dir()],
             **means, "forgetting_text": " and ".join(texts) or None,
         }  # fmt: skip
     return {

@@ -15,7 +15,7 @@ from typing import Any
 from astra.manifest import sealed, unsealed
 from eval.engines import Answer, Output, Request, Score
 from utils.errors import UserError
-from utils.files import AGAIN, read_record, write_record, write_text
+from utils.files import AGAIN, read_lines, read_record, write_record, write_text
 
 Settings = dict[str, Any]
 FORMAT = 2  # of results and texts; files of another form are refused
@@ -161,7 +161,8 @@ def readings(result: Settings) -> dict[str, float]:
 def find_samples(place: Path, task: str | None = None) -> dict[str, Path]:
     """The samples files of a run folder, an `eval` folder or a samples file, by task: all, or that of `task`."""
     folder = place / "eval" if (place / "eval").is_dir() else place
-    paths = [place] if place.is_file() else sorted(folder.glob("*.samples.jsonl"))
+    alone = place.is_file() and place.name.endswith(".samples.jsonl")
+    paths = [place] if alone else sorted(folder.glob("*.samples.jsonl"))
     found = {path.name.removesuffix(".samples.jsonl"): path for path in paths}
     for name, path in found.items():
         if (result := path.with_name(f"{name}.json")).exists():
@@ -171,3 +172,28 @@ def find_samples(place: Path, task: str | None = None) -> dict[str, Path]:
     if task is not None and task not in found:
         raise UserError(f"{place}: no samples of {task!r}; there are: {', '.join(found)}")
     return found if task is None else {task: found[task]}
+
+
+def paired_samples(a: Path, b: Path, task: str | None = None) -> Iterator[tuple[str, Path, Path]]:
+    """The tasks that two places share, each with its two samples files.
+
+    Raises:
+        UserError: there is no such task, or two files are not of the same problems.
+    """
+    first, second = find_samples(a, task), find_samples(b, task)
+    if not (shared := [name for name in first if name in second]):
+        raise UserError(f"{a} and {b}: no task in common ({', '.join(first)}; {', '.join(second)})")
+    for name in shared:
+        if _problems(first[name]) != _problems(second[name]):
+            raise UserError(f"{first[name]} and {second[name]}: not the same problems; they can't be paired")
+        yield name, first[name], second[name]
+
+
+def _problems(samples: Path) -> tuple[Any, set[int]]:
+    return made_under(samples).get("data"), {sample["problem"] for sample in read_lines(samples)}
+
+
+def made_under(samples: Path) -> Settings:
+    """The settings of the result that a samples file belongs to."""
+    settings: Settings = read_record(str(samples).removesuffix(".samples.jsonl") + ".json").get("settings", {})
+    return settings

@@ -93,7 +93,7 @@ def test_the_plain_lora_equals_the_trained_model(trained: Trained) -> None:
 def texts(smollm2: Path, trained: Trained) -> Iterator[dict[str, list[str]]]:
     """Greedy texts of the converted adapter on held-out problems, from each engine."""
     pytest.importorskip("vllm")
-    prompts = dict(enumerate(format_prompt(r["instruction"], "alpaca") for r in generate("test", 4, seed=1)))
+    prompts = dict(enumerate(format_prompt(record, "alpaca") for record in generate("test", 4, seed=1)))
     found = {}
     adapter = read_adapter(trained.folder)
     for name in ("transformers", "vllm"):

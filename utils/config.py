@@ -174,7 +174,8 @@ class EvalConfig(Section):
     @classmethod
     def _one_task(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("tasks"), str):
-            values["tasks"] = [task for task in values["tasks"].split(",") if task]
+            words = values["tasks"].strip("[] ").split(",")  # a list with a slash in it comes as a text
+            values["tasks"] = [word.strip() for word in words if word.strip()]
         if isinstance(values, dict) and "protocol" in values:
             raise ValueError("protocol is gone: for likelihoods name lm-eval's tasks, such as lm_eval/boolq, in tasks")
         return values

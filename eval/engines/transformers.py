@@ -89,9 +89,8 @@ class TransformersEngine(Engine):
         places = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
         if not places:
             return Output(text, len(ids) + (end is not None), finish)
-        used = next(
-            k for k in range(1, len(ids) + 1) if any(stop in self.tokenizer.decode(ids[:k]) for stop in sampling.stop)
-        )
+        texts = (self.tokenizer.decode(ids[:k], skip_special_tokens=True) for k in range(1, len(ids) + 1))
+        used = next(k for k, made in enumerate(texts, 1) if any(stop in made for stop in sampling.stop))
         return Output(text[: min(places)], used, "stop")
 
     @torch.inference_mode()

@@ -27,7 +27,6 @@ VALIDATED: dict[str, tuple[str, ...]] = {
     "arithmetic": ("",),
     "gsm8k": ("GSM", "gsm8k", "own"),
     "math": ("MATH", "own"),
-    **{name: (name,) for name in COMMONSENSE},
 }
 _FILES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "commonsense")
 _MODULES = dict(zip(_FILES, _FILES, strict=True)) | dict.fromkeys(COMMONSENSE, "commonsense")
@@ -116,6 +115,8 @@ def check_tasks(config: Config) -> None:
     A classifier is scored on the task it learns, whatever `eval.tasks` says.
     """
     if config.model.task_type == "SEQ_CLS":
+        if config.eval.base:
+            raise UserError("eval.base: a classifier without training has no head; allowed: false")
         return
     wanted, found = config.eval, expand_groups(config.eval.tasks, config.data.dir)
     tasks = [get_task(name) for name in found]
@@ -126,8 +127,8 @@ def check_tasks(config: Config) -> None:
     for key in ("max_new_tokens", "stop"):
         given = getattr(wanted, key)
         for name in given if isinstance(given, dict) else ():
-            if name not in names() and not name.startswith(LM_EVAL):
-                raise UserError(f"eval.{key}: no task {name!r}; allowed: {', '.join(names())}")
+            if name not in _MODULES and not name.startswith(LM_EVAL):
+                raise UserError(f"eval.{key}: no task {name!r}; allowed: {', '.join(_MODULES)}, {LM_EVAL}NAME")
     theirs = [name for name in found if name.startswith(LM_EVAL)]
     for key in ("num_fewshot", "task_dir"):
         if getattr(wanted, key) is not None and not theirs:

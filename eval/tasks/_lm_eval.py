@@ -44,7 +44,8 @@ def task(name: str) -> DirectTask:
 
 def _settings(name: str, config: Config) -> dict[str, Any]:
     """What may change the figures: lm-eval's version, the examples, the limit, and your own definitions."""
-    own = sorted(Path(config.eval.task_dir).rglob("*.*")) if config.eval.task_dir else []
+    folder = Path(config.eval.task_dir or "")
+    own = sorted(path for path in folder.rglob("*") if path.is_file()) if config.eval.task_dir else []
     return {
         "lm_eval": package_version("lm-eval"),
         "num_fewshot": config.eval.num_fewshot,
@@ -53,7 +54,7 @@ def _settings(name: str, config: Config) -> dict[str, Any]:
         "chat_template_kwargs": config.eval.chat_template_kwargs,
         "seed": config.eval.seed,
         **{key: _of_this(config, key, name) for key in ("max_new_tokens", "stop")},
-        "task_dir": {path.name: sha256_file(path)[:16] for path in own if path.suffix in (".yaml", ".py", ".jsonl")},
+        "task_dir": {str(path.relative_to(folder)): sha256_file(path)[:16] for path in own if path.suffix != ".pyc"},
     }
 
 
@@ -93,7 +94,8 @@ def _figures(name: str, found: dict[str, Any]) -> tuple[dict[str, Any], str]:
     counts = {task: count["effective"] for task, count in found["n-samples"].items()}
     frame = pd.DataFrame([metrics[task] for task in counts]).dropna(axis="columns")
     whole = metrics.get(name) or frame.mean().filter(regex="^((?!stderr).)*$").to_dict()
-    keys = [key for key in whole if "stderr" not in key]
+    if not (keys := [key for key in whole if "stderr" not in key]):
+        raise UserError(f"eval.tasks: {LM_EVAL}{name} has no metric that all its tasks have; name {', '.join(counts)}")
     headline = next(iter([*(key for start in HEADLINES for key in keys if key.split(",")[0] == start), *keys]))
     metric, _, filtered = headline.partition(",")
     value, error = whole[headline], whole.get(f"{metric}_stderr,{filtered}")
@@ -183,7 +185,11 @@ def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
                 parts = get_rolling_token_windows(ids, self.prefix_token_id, width, 1)
                 pairs = [make_disjoint_window(part) for part in parts]
                 windows.append([Pair(tuple(before), tuple(scored)) for before, scored in pairs])
-            scores: Any = iter(ask([pair for pairs in windows for pair in pairs]))
+            asked = [pair for pairs in windows for pair in pairs]
+            answers: list[Any] = ask(asked)
+            if any(score.tokens < len(pair.continuation) for score, pair in zip(answers, asked, strict=True)):
+                raise UserError(f"eval.max_model_len: windows of {width} tokens don't fit the model; set its context")
+            scores = iter(answers)
             return [sum(next(scores).logprob for _ in pairs) for pairs in windows]
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:

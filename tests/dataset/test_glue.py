@@ -26,7 +26,7 @@ TSV = {  # the header (or none) and a line of each task's train.tsv, with the la
 def write(tmp_path, task, text):
     folder = tmp_path / "glue" / GLUE[task].folder
     folder.mkdir(parents=True)
-    for name in ("train", f"dev{GLUE[task].suffix}"):
+    for name in ("train", *(["dev_matched", "dev_mismatched"] if task == "mnli" else ["dev"])):
         (folder / f"{name}.tsv").write_text(text)
 
 
@@ -74,3 +74,7 @@ def test_mistakes_are_named(tmp_path):
         check("cola", tmp_path)
     with pytest.raises(UserError, match="QQP/train.tsv: No such file"):
         check("qqp", tmp_path)
+    write(tmp_path, "mnli", "".join(TSV["mnli"][:2]))
+    (tmp_path / "glue/MNLI/dev_mismatched.tsv").unlink()
+    with pytest.raises(UserError, match="MNLI/dev_mismatched.tsv: No such file"):
+        check("mnli", tmp_path)

@@ -52,9 +52,25 @@ def test_own_records_are_compared_with_the_test_sets_they_are_judged_by(mirror, 
         f"output_dir: {tmp_path / 'out'}\ndata: {{train: {tmp_path / 'own.jsonl'}, dir: {mirror}}}\n"
         "eval: {tasks: [gsm8k]}\ntrain: {forgetting: false}\n"
     )
-    command(["--config", str(tmp_path / "own.yaml")])
-    noted = json.loads((tmp_path / "out" / "data.json").read_text())["found"]
-    assert noted[str(tmp_path / "own.jsonl")]["contain_a_test_question"] == {"gsm8k": 1, "any": 1}
+    for words, count in ([], 1), (["--data.decontaminate=true"], 0):
+        command(["--config", str(tmp_path / "own.yaml"), *words])
+        noted = json.loads((tmp_path / "out" / "data.json").read_text())["found"]
+        assert noted[str(tmp_path / "own.jsonl")]["contain_a_test_question"].get("any", 0) == count
+
+
+def test_own_records_are_counted_again_when_others_are_chosen(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"instruction": "1 + 1?", "output": "2"}\n' * 2)
+    (tmp_path / "own.yaml").write_text(
+        f"output_dir: {tmp_path / 'out'}\ndata: {{train: {tmp_path / 'own.jsonl'}}}\n"
+        "eval: {tasks: [arithmetic]}\ntrain: {forgetting: false}\n"
+    )
+    words = ["--config", str(tmp_path / "own.yaml")]
+    for key, value in {"limit": 1, "validation": 0.5}.items():
+        command([*words, f"--data.{key}={value}"])
+        assert json.loads((tmp_path / "out" / "data.json").read_text())["wanted"]["own"][key] == value
+    for name, said in ("arithmetc", "no task 'arithmetc'; allowed: metamath"), ("x.jsonl", "x.jsonl: No such file"):
+        with pytest.raises(UserError, match=said):
+            command([*words, f"--data.train={name}"])
 
 
 def mirror_with_a_short(split, mirror, tmp_path):

@@ -173,6 +173,7 @@ def test_other_mistakes_are_named(tmp_path):
         (config(cut), "cut.jsonl.gz: "),
         (config(broken), "list.json:2: not JSON"),
         (config(empty, fields={"input": "a"}), "data.fields: has input; allowed: instruction, output"),
+        (config("arithmetic", decontaminate=True), "data.decontaminate: arithmetic is not compared with test sets"),
         (config("gsm8k", dir="no/such/folder"), "data.dir: no/such/folder is not a folder"),
         (config("gsm8k", dir=str(tmp_path)), "gsm8k/train.jsonl: No such file"),
     ]:

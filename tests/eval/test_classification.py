@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from eval.classification import score
+from eval.candidates import Target
+from eval.classification import score, score_classifiers
+from utils.config import Config
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -22,6 +24,19 @@ def test_correlations_of_scores():
     gold, predicted = [0.0, 1.0, 2.5, 2.5, 5.0], [0.3, 0.2, 2.0, 9.0, 4.0]
     assert score("pearson", gold, predicted) == pytest.approx(pearsonr(gold, predicted).statistic)
     assert score("spearman", gold, predicted) == pytest.approx(spearmanr(gold, predicted).statistic)
+
+
+def test_what_is_scored_anew_is_reported_to_trackers(tmp_path, monkeypatch):
+    reported = []
+    problems = [{"text": "a", "text_pair": "b", "label": label} for label in (0, 1)]
+    monkeypatch.setattr("eval.classification.load_glue", lambda *_: problems)
+    monkeypatch.setattr("eval.classification._predict", lambda *_: [1, 1])
+    monkeypatch.setattr("eval.candidates.model_fingerprint", lambda _: "f")
+    monkeypatch.setattr("eval.classification.track", lambda _, target, results: reported.append(results))
+    config = Config(output_dir=str(tmp_path), data={"train": "rte"}, model={"task_type": "SEQ_CLS"})
+    for _ in range(2):
+        score_classifiers(config, [Target("mine", tmp_path, None, tmp_path / "mine" / "eval")])
+    assert [found["rte"]["accuracy"] for found in reported] == [0.5]
 
 
 @pytest.mark.parametrize("metric", ["f1", "matthews_correlation", "pearson", "spearman"])

@@ -15,14 +15,16 @@ import yaml
 from transformers import AutoTokenizer
 
 from dataset.sources import load_splits
+from eval.__main__ import FLAGS, find_targets
 from eval.candidates import adapter_target, base_target, run_target
 from eval.evaluate import evaluate, jobs
-from eval.tasks import Judged, get_task
+from eval.tasks import Judged, check_tasks, get_task
 from tests.eval.engine_fixtures import save_adapter, tiny_llama
 from utils.config import load_config
 from utils.errors import UserError
-from utils.files import read_lines, read_record
+from utils.files import read_lines, read_record, write_json
 from utils.runs import held
+from utils.settings import flat_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -191,8 +193,9 @@ def test_limits_and_stop_strings_may_be_given_per_task(config_file):
     wanted = {"max_new_tokens": {"arithmetic": 3, "gsm8k": 400}, "stop": {"arithmetic": ["zz"]}}
     found = score(config_file, base=False, **wanted)["mine"]["arithmetic"]
     assert found["settings"]["max_new_tokens"] == 3 and found["settings"]["stop"] == ["zz"]
-    with pytest.raises(UserError, match="eval.max_new_tokens: no task 'gsm9k'"):
-        score(config_file, base=False, max_new_tokens={"gsm9k": 3})
+    for name in ("gsm9k", "commonsense"):
+        with pytest.raises(UserError, match=f"eval.max_new_tokens: no task '{name}'; allowed: arithmetic, .*NAME"):
+            check_tasks(load_config(config_file, {"eval.max_new_tokens": {name: 3}}))
 
 
 def test_variables_reach_the_chat_template(config_file, tiny, tmp_path):
@@ -205,7 +208,7 @@ def test_variables_reach_the_chat_template(config_file, tiny, tmp_path):
     (job,) = jobs(config, [base_target(config)])
     assert all(prompt.text.endswith("?<no thoughts>") for prompt in job.prompts)
     with pytest.raises(UserError, match="eval.chat_template_kwargs: data.template alpaca takes none"):
-        evaluate(load_config(config_file, changes), [])
+        check_tasks(load_config(config_file, changes))
 
 
 def test_what_is_held_out_of_training_can_be_scored(config_file):
@@ -218,7 +221,14 @@ def test_what_is_held_out_of_training_can_be_scored(config_file):
     samples = read_lines(texts(config_file).with_name("arithmetic-validation.samples.jsonl"))
     assert [sample["gold"] for sample in samples] == [record["answer"] for record in held]
     with pytest.raises(UserError, match="eval.split: validation needs records held out"):
-        evaluate(load_config(config_file, {"eval.split": "validation"}), [run])
+        check_tasks(load_config(config_file, {"eval.split": "validation"}))
+    settings = flat_settings({"data": config.data.model_dump()})
+    for key, value in {"data.dir": "elsewhere", "data.general_text": "other", "model.name": "other"}.items():
+        write_json(run.folder.parent / "metrics.json", {"format": 2, "settings": {**settings, key: value}})
+        assert evaluate(config, [run])
+    write_json(run.folder.parent / "metrics.json", {"format": 2, "settings": {**settings, "data.validation": 0.1}})
+    with pytest.raises(UserError, match=r"mine was made with data.validation=0.1, now 0.2"):
+        evaluate(config, [run])
 
 
 def test_prompts_longer_than_the_context_are_counted(config_file):
@@ -266,14 +276,34 @@ def test_an_adapter_of_another_shape_is_named(config_file, tiny, smollm2):
         run_target(config, lora.parent)
     settings = json.loads((lora / "adapter_config.json").read_text())
     (lora / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(smollm2)}))
-    with pytest.raises(UserError, match=r"q_proj \(32 inputs, .*\) does not fit|does not fit model.name"):
+    with pytest.raises(UserError, match=r"down_proj \(64 inputs, the model's weight is 576 x 1536\) does not fit"):
         run_target(config, lora.parent)
+
+
+def test_a_run_is_given_by_its_folder_or_by_its_name(config_file):
+    config = load_config(config_file)
+    folder = Path(config.output_dir) / "second"
+    shutil.copytree(folder.with_name("mine"), folder)
+    for given, found in ("second", folder), (str(folder), folder), ("", folder.with_name("mine")):
+        (target,) = find_targets(config, {**FLAGS, "run": given})
+        assert target.folder == found / "eval"
+
+
+def test_the_base_model_is_no_classifier_and_keeps_no_texts(config_file):
+    config = load_config(config_file, {"model.task_type": "SEQ_CLS", "data.train": "rte"})
+    for flag in ("base", "regrade"):
+        with pytest.raises(UserError, match="--base and --regrade: a classifier makes no texts"):
+            find_targets(config, {**FLAGS, flag: True})
+    config.eval.base = True
+    with pytest.raises(UserError, match="eval.base: a classifier without training has no head"):
+        check_tasks(config)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--run", "nowhere"], "nowhere: holds neither lora/ nor merged/"),
+        (["--run", "nowhere"], "out/nowhere: holds neither lora/ nor merged/"),
+        (["--run"], "--run: run: input should be a valid string, not True"),
         (["--base", "--run", "x"], "--run, --adapter and --base: give one of them"),
     ],
 )

@@ -2,13 +2,15 @@
 
 import importlib.util
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
-from eval.candidates import check_base, read_adapter
+from eval.candidates import Target, check_base, read_adapter
 from eval.engines import Pair, Prompt, Sampling, open_engine
+from eval.engines.transformers import TransformersEngine
 from tests.eval.engine_fixtures import PROMPTS, save_adapter, tiny_llama
 from utils.config import EvalConfig, ModelConfig
 from utils.errors import UserError
@@ -188,11 +190,13 @@ def test_the_cpu_lora_product_leaves_tokens_without_an_adapter_alone():
     assert (y[:2] == 0).all() and (y[2:] == 10).all()
 
 
-def test_adapters_that_vllm_cannot_serve_are_told_apart(smollm2, tmp_path):
+def test_adapters_that_cannot_be_served_are_told_apart_and_merged(smollm2, tmp_path):
     plain = save_adapter(smollm2, tmp_path / "plain", 4, seed=0)
     dora = save_adapter(smollm2, tmp_path / "dora", 4, seed=0, use_dora=True)
     assert read_adapter(plain).unservable is None
     assert read_adapter(dora).unservable == "DoRA"
+    targets = [Target("a", smollm2, read_adapter(path), tmp_path) for path in (plain, dora)]
+    assert [target.merged for target in targets] == [None, targets[1].adapter]
 
 
 def test_an_adapter_of_too_high_a_rank_is_merged(tmp_path):
@@ -223,6 +227,15 @@ def test_a_models_own_penalties_change_no_text(smollm2, tmp_path):
     assert texts() == plain
     GenerationConfig(eos_token_id=list(range(49152))).save_pretrained(folder)
     assert all(output.finish == "stop" for (output,) in texts().values())
+
+
+def test_a_stop_string_around_a_special_token_ends_a_text(smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    engine = SimpleNamespace(tokenizer=tokenizer)
+    model = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=0))
+    ids = tokenizer("one ##<|im_start|># two")["input_ids"]
+    output = TransformersEngine._output(engine, ids, Sampling(8, stop=("###",)), model)
+    assert output.text == "one " and output.finish == "stop" and output.tokens == len(ids) - 1
 
 
 def test_an_engine_that_cannot_start_says_what_to_set(monkeypatch, tmp_path):

@@ -8,6 +8,8 @@ import yaml
 from eval.candidates import base_target
 from eval.evaluate import evaluate
 from eval.show import render
+from eval.tasks import check_tasks
+from eval.tasks._lm_eval import _figures, _settings
 from tests.eval.engine_fixtures import tiny_llama
 from utils.config import Config, load_config
 from utils.errors import UserError
@@ -52,8 +54,9 @@ def definitions(tmp_path_factory):
     """One folder for all tests: lm-eval reads its own thousands of definitions again for each."""
     folder = tmp_path_factory.mktemp("definitions")
     (folder / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in DOCS))
+    long = {"sums_long": {**TASKS["sums_rolling"], "doc_to_target": "{{question * 99}}"}}
     both = {name: {**TASKS["sums_choice"], "tag": "sums_both"} for name in ("first", "second")}
-    for name, definition in {**TASKS, **both}.items():
+    for name, definition in {**TASKS, **both, **long}.items():
         data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "docs.jsonl")}}}
         text = yaml.safe_dump({"task": name, "test_split": "test", **data, **definition, "metadata": {"version": 1}})
         (folder / f"{name}.yaml").write_text(text)
@@ -71,6 +74,7 @@ def config_file(tiny, definitions, tmp_path):
 
 def score(path, regrade=False, **changes):
     config = load_config(path, {f"eval.{key}": value for key, value in changes.items()})
+    check_tasks(config)
     found = evaluate(config, [base_target(config)], regrade=regrade)["base"]
     return found, path.parent / "out" / "base" / "eval"
 
@@ -100,6 +104,27 @@ def test_a_set_of_tasks_is_known_by_its_mean(config_file):
     assert result["n"] == 4 and result["score"] == result["metrics"]["first"]["acc,none"]
     numbers = [sample["problem"] for sample in read_lines(made / "lm_eval-sums_both.samples.jsonl")]
     assert numbers == [0, 1, 2, 3]
+
+
+def test_a_set_without_a_common_metric_is_named():
+    found = {"results": {"a": {"acc,none": 1.0}, "b": {"em,none": 0.5}}, "groups": {}}
+    with pytest.raises(UserError, match="eval.tasks: lm_eval/both has no metric that all its tasks have; name a, b"):
+        _figures("both", {**found, "n-samples": {name: {"effective": 1} for name in "ab"}})
+
+
+def test_windows_longer_than_the_model_reads_are_refused(config_file):
+    with pytest.raises(UserError, match="eval.max_model_len: windows of 2048 tokens don't fit"):
+        score(config_file, tasks=["lm_eval/sums_long"], limit=1)
+    found, _ = score(config_file, tasks=["lm_eval/sums_long"], limit=1, max_model_len=512)
+    assert found["lm_eval/sums_long"]["score"] > 1
+
+
+def test_every_file_of_your_own_definitions_counts(tmp_path):
+    for name in ("a/docs.json", "b/docs.json", "b/prompt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    settings = _settings("lm_eval/own", Config(eval={"task_dir": str(tmp_path)}))
+    assert list(settings["task_dir"]) == ["a/docs.json", "b/docs.json", "b/prompt"]
 
 
 def test_examples_stand_before_the_question(config_file):

@@ -48,6 +48,7 @@ def make_run(
         )
         metrics["reporting_loss"] = validation
     write_json(run / "metrics.json", metrics)
+    (run / "lora").mkdir()
     lines = [{"step": step, "loss": 2.0 / step} for step in range(1, 41)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return run
@@ -134,6 +135,25 @@ def test_what_was_trained_is_shown_not_what_the_config_says_now(folder: Path) ->
     assert 0.7 not in set(collect([folder]).runs["rate"])
 
 
+def test_runs_set_by_their_step_stand_at_the_rate_that_was_measured(folder: Path) -> None:
+    for name, figures in (("high-1", {"learning_rate": 2e-3}), ("low-2", {})):
+        config = Config.model_validate(yaml.safe_load((folder / name / "config.yaml").read_text(encoding="utf-8")))
+        config.train.relative_step = 1e-3
+        write_config(config, folder / name)
+        metrics = json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))
+        write_json(folder / name / "metrics.json", {**metrics, **figures})
+    results = collect([folder])
+    assert results.axis == "train.learning_rate"
+    assert results.arms["astra (tail)"].tried == (1e-4, 2e-3)
+    assert "The rate is the learning rate." in write_report(folder)
+
+
+def test_a_task_that_the_first_arm_lacks_has_its_column(folder: Path) -> None:
+    add_score(folder / "lora-1", "math", 0.2)
+    heading = section(write_report(folder), "Results").split("| arm |")[1].splitlines()[0]
+    assert heading.count("math (%)") == heading.count("seeds") == 1 and heading.endswith("| seeds |")
+
+
 def test_every_task_has_its_column_and_its_place_in_the_summary(folder: Path) -> None:
     for run in ("low-1", "low-2", "lora-1"):
         add_score(folder / run, "math", 0.2)
@@ -168,6 +188,7 @@ def test_an_arm_is_the_best_only_where_the_others_are_significantly_worse(tmp_pa
     text = write_report(tmp_path / "e")
     rows = {line.split(" | ")[0].strip("| "): line for line in section(text, "Results").splitlines()}
     assert "**61.5" in rows["astra (tail)"]
+    assert "60.5 ± 0.7 †" in rows["lora"]
     assert "†" not in rows["pissa"] and "21.5" in rows["pissa"]
     assert "gsm8k (%): best is astra (tail)" in text and "2 seeds could have shown a difference" in text
 
@@ -292,6 +313,9 @@ def test_a_single_run_has_a_summary(tmp_path: Path) -> None:
     assert summary["seconds"] == {"calibrate": 3.0, "train": 12.0}
     assert summary["peak_memory_bytes"] == 100
     assert summary["arms"]["astra (tail)"]["loras"] == [str(run / "lora")]
+    (run / "lora").rename(run / "merged")
+    write_report(folder)
+    assert json.loads((folder / "summary.json").read_text())["arms"]["astra (tail)"]["loras"] == []
 
 
 def test_a_folder_is_enough(folder: Path) -> None:

@@ -6,7 +6,7 @@ from eval.compare import compare, settings_differ
 from eval.engines import Output, Pair, Prompt, Sampling, Score
 from eval.intervals import interval, mcnemar, wilson
 from eval.show import command, render
-from eval.task_record import TaskRecord, Texts, changes, find_samples
+from eval.task_record import TaskRecord, Texts, changes, find_samples, paired_samples
 from utils.errors import UserError
 from utils.files import read_lines
 
@@ -121,12 +121,17 @@ def test_comparing_is_paired(tmp_path):
     assert "+0.0 points [+0.0, +0.0]" in compare(finish(tmp_path / "a", right), finish(tmp_path / "c", right))
 
 
-def test_comparing_refuses_other_problems(tmp_path):
-    first = finish(tmp_path / "a", [True, False, True])
-    assert "B - A = +33.3 points" in compare(first, finish(tmp_path / "b", [True, True, True]))
-    for other in (finish(tmp_path / "c", [True]), finish(tmp_path / "d", [True, False, True], data="other")):
-        with pytest.raises(UserError, match="not the same problems"):
-            compare(first, other)
+def test_other_problems_are_not_paired(tmp_path, monkeypatch, capsys):
+    first, second = finish(tmp_path / "a", [True, False, True]), finish(tmp_path / "b", [True, True, True])
+    assert list(paired_samples(tmp_path / "a", second)) == [("gsm8k", first, second)]
+    assert "B - A = +33.3 points" in compare(first, second)
+    finish(tmp_path / "c", [True])
+    finish(tmp_path / "d", [True, False, True], data="other")
+    second.with_name("gsm8k.json").unlink()
+    second.rename(second.with_name("math.samples.jsonl"))
+    for name, said in ("c", "not the same problems"), ("d", "not the same problems"), ("b", "no task in common"):
+        with pytest.raises(UserError, match=said):
+            shown(monkeypatch, capsys, "--flipped", tmp_path / "a", tmp_path / name)
 
 
 def test_comparing_says_which_settings_differ(tmp_path):
@@ -154,8 +159,10 @@ def test_samples_are_found_by_run_folder_eval_folder_or_file(tmp_path):
         assert find_samples(place) == {"gsm8k": path}
     with pytest.raises(UserError, match="no samples of 'math'; there are: gsm8k"):
         find_samples(tmp_path, "math")
-    with pytest.raises(UserError, match="no samples here"):
-        find_samples(tmp_path / "nothing")
+    (tmp_path / "eval" / "gsm8k.texts.jsonl").write_text("")
+    for place in (tmp_path / "nothing", tmp_path / "eval" / "gsm8k.texts.jsonl"):
+        with pytest.raises(UserError, match="no samples here"):
+            find_samples(place)
 
 
 def test_samples_are_selected_and_rendered(tmp_path, monkeypatch, capsys):

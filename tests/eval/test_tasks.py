@@ -3,6 +3,7 @@
 import pytest
 
 from dataset.catalog import expand_groups, left_out
+from eval.generation import _scores, _vote
 from eval.tasks import STOP, Judged, check_tasks, get_task, load_problems, names
 from eval.tasks.commonsense import options
 from utils.config import Config, EvalConfig
@@ -59,6 +60,26 @@ def test_mathematics_is_judged_by_equivalence():
         ("\\frac12", True),
         (None, False),
     ]
+
+
+def test_equal_answers_are_one_vote():
+    texts = ["The answer is: 7", "The answer is: 7", "The answer is: 8", "The answer is: 8.0", "The answer is: $8"]
+    for answer, right in (("7", 0.0), ("8", 1.0)):
+        assert _vote(judge("gsm8k", {"answer": answer}, *texts)) == right
+    texts = [r"\boxed{x}", r"\boxed{x}", r"\boxed{1/2}", r"\boxed{0.5}", r"\boxed{\frac12}"]
+    assert _vote(judge("math", {"answer": r"\boxed{\frac{1}{2}}"}, *texts)) == 1.0
+    assert _vote(judge("gsm8k", {"answer": "7"}, "none", "none")) == 0.0
+
+
+def test_what_the_problems_do_not_say_is_no_group():
+    task, verdicts = get_task("math"), [[Judged("1", True)], [Judged("2", False)]]
+    assert _scores(task, [{"type": "MATH"}] * 2, verdicts)["by"].keys() == {"type"}
+    assert "by" not in _scores(task, [{}] * 2, verdicts)
+
+
+@pytest.mark.parametrize("tasks", ["[gsm8k,lm_eval/mmlu]", "gsm8k, lm_eval/mmlu", ["gsm8k", "lm_eval/mmlu"]])
+def test_tasks_are_a_list_however_they_are_written(tasks):
+    assert EvalConfig(tasks=tasks).tasks == ["gsm8k", "lm_eval/mmlu"]
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
