@@ -8,6 +8,7 @@ from dataset.records import Converter, Record, Row
 METAMATH_TYPES = (
     "GSM_Rephrased", "GSM_AnsAug", "GSM_SV", "GSM_FOBAR", "MATH_Rephrased", "MATH_AnsAug", "MATH_SV", "MATH_FOBAR",
 )  # fmt: skip
+OPTIONS = re.compile(r"Answer format:\s*(\S+)\s*$")  # in a commonsense instruction, of LLM-Adapters' form
 MBPP_TRAIN = range(601, 975)
 MBPP_TEST = range(11, 511)
 
@@ -78,7 +79,7 @@ def commonsense(task: str) -> Converter:
     """The LLM-Adapters form: the question with its options, and `the correct answer is OPTION`."""
 
     def convert(row: Row) -> Record:
-        options = re.search(r"Answer format:\s*(\S+)\s*$", row["instruction"])
+        options = OPTIONS.search(row["instruction"])
         # Nothing is read back from the hub's mixed training set, which we have not seen in full.
         if task != "commonsense" and (options is None or row["answer"] not in options.group(1).split("/")):
             raise ValueError(f"answer {row['answer']!r} is not among the options after `Answer format:`")

@@ -116,7 +116,7 @@ def _grade(config: Config, task: Task, job: Job, answers: list[Any]) -> tuple[di
     started = time.monotonic()
     judged = {grader: task.judge(job.problems, texts, config.eval, grader) for grader in task.graders}
     grading = time.monotonic() - started
-    headline = config.eval.grader if config.eval.grader in judged else task.graders[0]
+    headline = task.headline(config.eval.grader)
     ends = Counter(output.finish for group in outputs for output in group)
     graders = {grader: _scores(task, job.problems, verdicts) for grader, verdicts in judged.items()}
     figures = {

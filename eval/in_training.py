@@ -43,8 +43,7 @@ class Scorer:
                 mine = range(rank(), len(made), world_size())
                 answers = engine.generate({number: made[number] for number in mine})
                 texts = dict(gather([(number, [output.text for output in answer]) for number, answer in answers]))
-                wanted = self.config.eval.grader
-                grader = wanted if wanted in task.graders else task.graders[0]
+                grader = task.headline(self.config.eval.grader)
                 verdicts = task.judge(problems, [texts[k] for k in range(len(made))], self.config.eval, grader)
                 solved[task.name] = [float(verdict.correct) for (verdict,) in verdicts]
         base.train(training)

@@ -9,15 +9,14 @@ the prompt is the training prompt. Its BoolQ has no passages. For likelihoods (a
 import re
 from collections.abc import Sequence
 
+from dataset.converters import OPTIONS
 from eval.tasks import Generated, Judged, Record, Task, Verdicts
 from utils.config import EvalConfig
-
-_FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
 
 
 def options(instruction: str) -> list[str]:
     """The names that an answer may have, from the instruction's `Answer format: answer1/answer2`."""
-    found = _FORMAT.search(instruction)
+    found = OPTIONS.search(instruction)
     if found is None:
         raise ValueError(f"no `Answer format:` at the end of {instruction[-80:]!r}")
     return found.group(1).split("/")
