@@ -44,9 +44,6 @@ from utils.files import read_lines, read_record  # noqa: E402
 from utils.runs import commit  # noqa: E402
 
 SECONDS_TO_STOP = 30
-FOUND = """\
-Found by the kills and mended: a run stopped between its last step and its export took one step more when it went on.
-That trial was made again with the mended code (a2a4ca0); the ones before it were not."""
 
 WATCH = """
 import os, signal
@@ -306,7 +303,8 @@ def page(found: dict[str, Any]) -> str:
         f"Pickles loaded of those placed in a run and an adapter folder: {_known(found['unsafe_loads'], 'd')}.",
         f"Largest error of the memory that `--dry-run` states: {_known(found['memory_estimate_error'], '.0%')}.", "",
         f"Not run: {'; '.join(left) or 'nothing of the above'}.",
-        "", "What went wrong:" if wrong else "Nothing went wrong.", *wrong, "", FOUND, "",
+        "", "What went wrong:" if wrong else "Nothing went wrong.", *wrong, "",
+        *(part["found"] for part in found["parts"].values() if "found" in part), "",
     ])  # fmt: skip
 
 

@@ -54,7 +54,6 @@ def restore(config: Config) -> None:
         settings = record["figures"]["settings"]
         rung = nearest(settings["train.relative_step"])
         folder = run_folder(run_config(config, arms(config)[record["arm"]], rung, settings["train.seed"]))
-        settings[LOCAL] = config.data.dir
         if not record["diverged"]:
             write_record(folder / "losses.json", record["losses"])
         write_record(folder / ("diverged.json" if record["diverged"] else "metrics.json"), record["figures"])
@@ -91,6 +90,7 @@ def summary(config: Config) -> dict[str, Any]:
             key: float(np.std(np.log10([entry[f"best_{what}"] for entry in best]), ddof=1)) if len(best) > 1 else None
             for key, what in (("by_rate", "rate"), ("by_step", "step"))
         },
+        "difference_from_lora": differences(kept, chosen),
         "forgetting_at_equal_loss": forgetting_at_equal_loss(kept, chosen),
         "commit": commit(),
     }  # fmt: skip
@@ -120,6 +120,29 @@ def at_best(own: list[dict[str, Any]], runs: Runs, choice: Choice) -> dict[str, 
             if any(x is not None for x in per_seed.values())
         },
     }
+
+
+def differences(
+    kept: list[dict[str, Any]], chosen: dict[str, Choice], reference: str = "lora"
+) -> dict[str, dict[str, list[float]]]:
+    """Per arm and split the loss at its best rung less the reference's, mean over seeds, and its standard error.
+
+    The error is that over records, which are paired; nothing where the arms have no seeds in common.
+    """
+    losses: dict[str, dict[int, Any]] = {}
+    for record in kept:
+        settings = record["figures"]["settings"]
+        if not record["diverged"] and nearest(settings["train.relative_step"]) == chosen[record["arm"]].best:
+            losses.setdefault(record["arm"], {})[settings["train.seed"]] = record["losses"]
+    found: dict[str, dict[str, list[float]]] = {}
+    for arm in losses.keys() - {reference}:
+        shared = losses[arm].keys() & losses.get(reference, {}).keys()
+        for split in ("validation", "reporting") if shared else ():
+            pairs = [np.subtract(losses[arm][seed][split], losses[reference][seed][split]) for seed in shared]
+            change = np.mean(pairs, axis=0)
+            error = change.std(ddof=1) / len(change) ** 0.5
+            found.setdefault(arm, {})[split] = [round(float(change.mean()), 6), round(float(error), 6)]
+    return dict(sorted(found.items()))
 
 
 def forgetting_at_equal_loss(

@@ -22,7 +22,7 @@ from utils.files import fingerprint, read_record, write_record
 from utils.log import log
 from utils.models import usable_dtype
 from utils.runs import held, package_version, stage
-from utils.settings import flat_settings, require_same
+from utils.settings import flat_settings, require_shared
 
 Results = dict[str, dict[str, dict[str, Any]]]
 
@@ -92,10 +92,9 @@ def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
 def _check_held_out(config: Config, run: Path) -> None:
     """Refuse to score a run on records that it may have been trained on: its data settings say what it held out."""
     if (run / "metrics.json").is_file():
-        record = read_record(run / "metrics.json")
-        now = flat_settings({"data": config.data.model_dump(exclude={"dir", "general_text"})})
-        record["settings"] = {key: value for key, value in record["settings"].items() if key in now}
-        require_same(record, now, str(run))
+        now = flat_settings({"data": config.data.model_dump()})
+        remedy = "eval.split: only with the data settings of its training is it known what it was not trained on"
+        require_shared(read_record(run / "metrics.json"), now, str(run), remedy)
 
 
 def _suffix(config: Config) -> str:

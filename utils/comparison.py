@@ -13,7 +13,7 @@ from utils.config import Config, expand_sweep, grid, ladder_key, point_config
 from utils.files import read_record
 from utils.ladder import MOST, RUNGS, Choice, Losses, Runs, choose, nearest, next_runs, value
 from utils.runs import run_folder
-from utils.settings import flat_settings, require_same
+from utils.settings import flat_settings, require_shared
 
 SEED = "train.seed"
 
@@ -97,8 +97,7 @@ def _ended(run: Config) -> Iterator[Losses]:
         return
     record = read_record(diverged if diverged.is_file() else folder / "metrics.json")
     now = flat_settings(run.model_dump(include={"model", "data", "method", "train"}))
-    record["settings"] = {key: value for key, value in record["settings"].items() if key in now}
-    require_same(record, now, str(folder))
+    require_shared(record, now, str(folder))
     yield None if diverged.is_file() else deciding(read_record(folder / "losses.json"), run.compare.select)
 
 

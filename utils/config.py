@@ -197,9 +197,7 @@ class Config(Section):
         "outputs/experiment", min_length=1, description="folder of the runs and their calibrations"
     )
     run: str | None = Field(
-        None,
-        pattern=r"^[^./][^/]*$",
-        description="folder of this run in output_dir; default: from the swept keys",
+        None, pattern=r"^[^./][^/]*$", description="folder of this run in output_dir; default: from the swept keys"
     )
     arm: str | None = Field(None, description="the arm of a comparison that a run belongs to")
     model: ModelConfig = Field(default_factory=ModelConfig)

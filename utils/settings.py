@@ -26,15 +26,18 @@ _DEFAULTS = flat_settings(Config().model_dump())
 DATA = "data.fingerprint"  # of the tokens: known only once they are read
 
 
-def require_same(record: dict[str, Any], now: dict[str, Any], where: str) -> None:
+REMEDY = "give this run another name (--run=...) or start it over (--force)"
+
+
+def require_same(record: dict[str, Any], now: dict[str, Any], where: str, remedy: str = REMEDY) -> None:
     """Refuse what an older version wrote, and name the first setting that changed since `where` was written.
 
     Args:
         record: What was written: its `format` and its `settings`.
         now: The settings of the run that wants to go on with it, flat.
         where: Its file or folder.
+        remedy: What the user can do about it.
     """
-    remedy = "give this run another name (--run=...) or start it over (--force)"
     if record.get("format") != FORMAT:
         raise UserError(
             f"{where} was written by another version (format {record.get('format', 1)}, not {FORMAT}): {remedy}"
@@ -43,3 +46,9 @@ def require_same(record: dict[str, Any], now: dict[str, Any], where: str) -> Non
     for key in sorted({*record["settings"], *now} - set(FREE)):
         if before.get(key) != now.get(key):
             raise UserError(f"{where} was made with {key}={before.get(key)!r}, now {now.get(key)!r}: {remedy}")
+
+
+def require_shared(record: dict[str, Any], now: dict[str, Any], where: str, remedy: str = REMEDY) -> None:
+    """As `require_same`, but of the settings in `now` alone."""
+    shared = {key: value for key, value in record["settings"].items() if key in now}
+    require_same({**record, "settings": shared}, now, where, remedy)
