@@ -77,7 +77,7 @@ class Method:
     Attributes:
         build: makes the model to train.
         rates: the usual range of its learning rate: for LoRA, DoRA, MiLoRA and PiSSA that of the best published ones
-            over ranks 8 to 128 (LLaMA-2-7B, arXiv 2602.04998); the tail's best is LoRA's (docs/which-tail.md).
+            over ranks 8 to 128 (LLaMA-2-7B, arXiv 2602.04998); the tail's best is near LoRA's (docs/which-tail.md).
         needs: what it reads: "nothing", a "calibration" store, or the calibration "samples" themselves.
         plain: whether what it trains is a plain LoRA on the untouched base.
         moves: whether it starts from a non-zero product, so that its change has rank 2r.
