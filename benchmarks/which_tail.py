@@ -2,6 +2,7 @@
 
     python benchmarks/which_tail.py --config configs/which-tail.yaml              # keep the runs that have ended
     python benchmarks/which_tail.py --config configs/which-tail.yaml --restore    # go on elsewhere: lay them out again
+    python benchmarks/which_tail.py --config configs/which-tail.yaml --table      # the table of docs/which-tail.md
 
 Keeps each ended run in benchmarks/results/which-tail/ (its figures, its losses per held-out record, its settings) and
 writes benchmarks/results/which-tail.json from those files alone, which is printed as the last line. Restored runs have
@@ -17,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from eval.intervals import smallest_difference  # noqa: E402
 from utils.cli import main, parse  # noqa: E402
 from utils.comparison import arms, choices, run_config, seeds  # noqa: E402
 from utils.config import Config  # noqa: E402
@@ -82,6 +84,7 @@ def summary(config: Config) -> dict[str, Any]:
         if choice.best is not None:
             found[arm] |= at_best(own, runs, choice)
     best = [entry for entry in found.values() if "best_rate" in entry]
+    spreads = [entry["loss"]["sd"] for entry in best if entry["loss"]["sd"] is not None]
     return {
         "model": "smollm2, float32", "data": "GSM8K train, whole records of at most 160 tokens",
         "arms": found,
@@ -91,6 +94,7 @@ def summary(config: Config) -> dict[str, Any]:
             for key, what in (("by_rate", "rate"), ("by_step", "step"))
         },
         "difference_from_lora": differences(kept, chosen),
+        "smallest_difference": smallest_difference(spreads, len(seeds(config))),
         "forgetting_at_equal_loss": forgetting_at_equal_loss(kept, chosen),
         "commit": commit(),
     }  # fmt: skip
@@ -169,12 +173,44 @@ def forgetting_at_equal_loss(
     return found
 
 
+def table(kept: list[dict[str, Any]]) -> str:
+    """A row of Markdown per arm and rung: means over seeds, with the standard deviation of the losses."""
+    import pandas as pd
+
+    runs = pd.DataFrame(
+        {"arm": record["arm"], **record["figures"], **record["figures"]["update"]}
+        for record in kept
+        if not record["diverged"]
+    )
+    runs["rise"] = [(measured or {}).get("rise") for measured in runs["forgetting"]]
+
+    def loss(values: pd.Series) -> str:
+        return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
+
+    def mean(values: pd.Series, form: str) -> str:
+        return "" if values.isna().all() else f"{values.mean():{form}}"
+
+    lines = []
+    for (arm, step), own in runs.groupby(["arm", "relative_step"], sort=True):
+        cells = [
+            f"`{arm}`", f"{step:.1e}", mean(own["learning_rate"], ".1e"), str(len(own)),
+            loss(own["validation_loss"]), loss(own["reporting_loss"]), mean(own["relative_norm"], ".3f"),
+            mean(own["output_change"], ".1e"), mean(own["inside_span"].astype(float), ".0%"),
+            ", ".join(f"{rise:.3f}" for rise in own["rise"].dropna()),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def command() -> None:
-    config, flags = parse(str(__doc__), {"restore": False})
+    config, flags = parse(str(__doc__), {"restore": False, "table": False})
     if flags["restore"]:
         restore(config)
         for arm, choice in choices(config).items():
             print(f"{arm}: {len(choice.tried)} rungs", file=sys.stderr)
+        return
+    if flags["table"]:
+        print(table(records()))
         return
     keep(config)
     result = summary(config)
