@@ -154,23 +154,24 @@ def forgetting_at_equal_loss(
 ) -> dict[str, list[float | None]]:
     """Per arm the forgetting at the losses that the reference reached, interpolated; None where it never was there.
 
-    Over the rungs up to an arm's best: beyond it the same losses come back, with more forgetting.
+    Between means over seeds of the rungs up to an arm's best: beyond it the same losses come back, with more
+    forgetting.
     """
-    points: dict[str, list[tuple[float, float]]] = {}
+    measured: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for record in kept:
         figures, best = record["figures"], chosen[record["arm"]].best
         rung = nearest(figures["settings"]["train.relative_step"])
         if not record["diverged"] and figures["forgetting"] and best is not None and rung <= best:
-            points.setdefault(record["arm"], []).append((figures["reporting_loss"], figures["forgetting"]["rise"]))
-    wanted = sorted(loss for loss, _ in points.get(reference, []))
-    found: dict[str, list[float | None]] = {}
-    for arm, own in points.items():
-        own.sort()
-        losses, rises = zip(*own, strict=True)
-        found[arm] = [
-            float(np.interp(loss, losses, rises)) if losses[0] <= loss <= losses[-1] else None for loss in wanted
-        ]
-    return found
+            point = figures["reporting_loss"], figures["forgetting"]["rise"]
+            measured.setdefault(record["arm"], {}).setdefault(rung, []).append(point)
+    points = {
+        arm: np.array(sorted(tuple(np.mean(own, axis=0)) for own in rungs.values())) for arm, rungs in measured.items()
+    }
+    wanted = points[reference][:, 0] if reference in points else []
+    return {
+        arm: [float(np.interp(x, *own.T)) if own[0, 0] <= x <= own[-1, 0] else None for x in wanted]
+        for arm, own in points.items()
+    }
 
 
 def table(kept: list[dict[str, Any]]) -> str:
