@@ -85,11 +85,10 @@ def add_adapter(
 ) -> Any:
     """Return the base model with the method's adapter on it; a resumed run gets the factors it started with."""
     request = build_request(config, calibration, tokenizer, examples, device)
-    name = config.method.name
-    if resumed is not None and METHODS[name].keeps_start:
-        model = restore(name, model, request, *load_initial(resumed.parent / INITIAL))
+    if resumed is not None and METHODS[config.method.name].keeps_start:
+        model = restore(model, request, load_initial(resumed.parent / INITIAL))
     else:
-        model = build(name, model, request)
+        model = build(model, request)
     if config.method.freeze_b:
         for _, layer in lora_layers(model):
             layer.lora_B.requires_grad_(False)
@@ -106,8 +105,6 @@ def build_request(
     config: Config, calibration: Calibration | None, tokenizer: Any, examples: Examples, device: Any
 ) -> Request:
     """Return what a method is asked to build."""
-    method = config.method
-    targets = method.target_modules
     device = "cpu" if config.model.quantization is not None else device  # where `load_base` leaves the model
 
     def samples(size: int) -> Iterator[dict[str, Tensor]]:
@@ -117,20 +114,8 @@ def build_request(
         ):
             yield {key: value.to(device) for key, value in batch.items()}
 
-    return Request(
-        rank=method.rank,
-        alpha=method.scaled_alpha,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=method.exclude_modules,
-        dropout=method.dropout,
-        subspace=method.subspace,
-        split=method.split,
-        seed=method.seed,
-        task_type=config.model.task_type,
-        rank_pattern=rank_pattern(config, calibration),
-        calibration=calibration,
-        samples=samples if METHODS[method.name].needs == "samples" else None,
-    )
+    ranks = rank_pattern(config, calibration)
+    return Request(config.method, config.model.task_type, ranks, calibration, samples)
 
 
 def rank_pattern(config: Config, calibration: Calibration | None) -> dict[str, int]:
