@@ -98,7 +98,7 @@ def calibrate(
         done, distinct = count(1), _distinct_tokens(mine)
         for number, block in enumerate(_in_place(blocks if start < len(blocks) else [])):
             new = number >= start and bool(block.targets)
-            sums = Sums(block.targets, seen.leader, block.last, block.calls) if new else None
+            sums = Sums(block.targets, seen.leader, block.stop) if new else None
             with _together(block.name):
                 for k in range(len(mine)):
                     with sums.batch(k, rows[k]) if sums else nullcontext():

@@ -173,8 +173,7 @@ def _write(folder: str | Path, weights: LoraWeights, extra: dict[str, Tensor], s
     contiguous = {name: tensor.contiguous() for name, tensor in (state | extra).items()}
     save_file(contiguous, path, metadata={"format": "pt"})
     values = {key: value for key, value in config.to_dict().items() if key in CONFIG_KEYS}
-    values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-    text = json.dumps(values, indent=2, sort_keys=True, default=str)
+    text = json.dumps(values, indent=2, sort_keys=True, default=lambda x: sorted(x) if isinstance(x, set) else str(x))
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
     report = {key: value for key, value in vars(weights).items() if key != "layers"}
     return {**report, "bytes": path.stat().st_size}

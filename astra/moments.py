@@ -41,13 +41,13 @@ class Sums:
     Args:
         targets: layer name -> module.
         leader: layer -> the layer whose input tensor it reads too; a layer that is not there reads its own.
-        last, calls: a forward pass ends after the `calls`-th call of the layer `last`.
+        stop: a forward pass ends after that layer's call of that number, counted from 1.
     """
 
     def __init__(
-        self, targets: Mapping[str, nn.Module], leader: Mapping[str, str], last: str | None = None, calls: int = 0
+        self, targets: Mapping[str, nn.Module], leader: Mapping[str, str], stop: tuple[str, int] | None = None
     ) -> None:
-        self.targets, self.last, self.calls = targets, last, calls
+        self.targets, self.stop = targets, stop
         self.leader = {name: leader.get(name, name) for name in targets}
         self.kinds = _kinds(targets, self.leader)
         self.sums: dict[str, OuterSum] = {}
@@ -108,7 +108,7 @@ class Sums:
         return handles
 
     def _stop_after(self, name: str) -> None:
-        if name == self.last and self._seen.calls[name] == self.calls:
+        if (name, self._seen.calls[name]) == self.stop:
             raise StopForward
 
     def _add_output(self, name: str, x: Tensor, y: Tensor) -> None:

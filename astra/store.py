@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -132,24 +132,28 @@ class Calibration:
         """
         folder = Path(folder)
         tables = {f"{name}.safetensors": self.tensors(name) for name in ("spectra", *self.subspaces)}
-        staged = {name: folder / f".{name}.tmp" for name in (*tables, MANIFEST)}
-        with _staging(staged.values(), f"the calibration to {folder}"):
-            for name, tensors in tables.items():
-                _write_tensors(staged[name], tensors)
-            manifest = {
-                "format": FORMAT,
-                "max_rank": self.max_rank,
-                "subspaces": list(self.subspaces),
-                "settings": self.settings,
-                "left_out": list(self.left_out),
-                "layers": [asdict(info) for info in self.layers.values()],
-                "files": {name: sha256_file(staged[name]) for name in tables},
-            }
-            text = json.dumps(sealed(manifest), indent=1, sort_keys=True) + "\n"
-            staged[MANIFEST].write_text(text, encoding="utf-8")
-            (folder / MANIFEST).unlink(missing_ok=True)
-            for name, path in staged.items():
-                os.replace(path, folder / name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary:
+                staged = Path(temporary)
+                for name, tensors in tables.items():
+                    _write_tensors(staged / name, tensors)
+                manifest = {
+                    "format": FORMAT,
+                    "max_rank": self.max_rank,
+                    "subspaces": list(self.subspaces),
+                    "settings": self.settings,
+                    "left_out": list(self.left_out),
+                    "layers": [asdict(info) for info in self.layers.values()],
+                    "files": {name: sha256_file(staged / name) for name in tables},
+                }
+                text = json.dumps(sealed(manifest), indent=1, sort_keys=True) + "\n"
+                (staged / MANIFEST).write_text(text, encoding="utf-8")
+                (folder / MANIFEST).unlink(missing_ok=True)
+                for name in (*tables, MANIFEST):
+                    os.replace(staged / name, folder / name)
+        except (OSError, SafetensorError) as error:
+            raise AstraError(f"cannot write the calibration to {folder}: {_reason(error)}") from error
         for subspace in set(SUBSPACES) - set(self.subspaces):  # of a calibration that stood here before
             (folder / f"{subspace}.safetensors").unlink(missing_ok=True)
         self.folder = folder
@@ -195,20 +199,6 @@ class Calibration:
         return self.tables[name]
 
 
-@contextmanager
-def _staging(paths: Collection[Path], what: str) -> Iterator[None]:
-    """Make the folder of some temporary files, none of which stays; what goes wrong is one line."""
-    try:
-        next(iter(paths)).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-        finally:
-            for path in paths:
-                path.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise AstraError(f"cannot write {what}: {_reason(error)}") from error
-
-
 def _too_few(info: LayerInfo, subspace: str, rank: int, stored: int) -> str:
     message = f"layer {info.name}: rank {rank} of {subspace!r} asked for, but it has {stored}"
     if subspace == "tail" and info.rank_bound in (info.tokens, info.distinct):
@@ -217,7 +207,6 @@ def _too_few(info: LayerInfo, subspace: str, rank: int, stored: int) -> str:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    path.unlink(missing_ok=True)
     path.touch()
     mode = path.stat().st_mode
     # Names of modules go into the header, so that their order (the model's) is that of the file's bytes.
