@@ -39,7 +39,7 @@ def test_what_trains_is_float32_and_the_rest_stays_as_loaded(name, dtype):
 def test_a_bfloat16_run_learns(config, monkeypatch, name, dtypes):
     for module in (models, arguments, model_):
         monkeypatch.setattr(module, "usable_dtype", lambda dtype: dtype)
-    this, seen = config(method__name=name, model__dtype="bfloat16", train__forgetting=False, data__limit=4), set()
+    this, seen = config(method__name=name, model__dtype="bfloat16", data__limit=4), set()
 
     class Look(TrainerCallback):
         def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -53,10 +53,7 @@ def test_a_bfloat16_run_learns(config, monkeypatch, name, dtypes):
 @pytest.mark.parametrize("engine", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_deepspeed_leaves_the_adapter_in_float32_and_the_base_in_bfloat16(config, tmp_path, engine):
     path = f"configs/deepspeed/{engine}.json"
-    this = config(
-        model__dtype="bfloat16", method__name="astra", train__deepspeed=path, train__max_steps=3,
-        train__forgetting=False,
-    )  # fmt: skip
+    this = config(model__dtype="bfloat16", method__name="astra", train__deepspeed=path, train__max_steps=3)
     calibrate(this)
     found = tmp_path / "dtypes.json"
     run_processes(this, tmp_path, found)
@@ -68,10 +65,8 @@ def test_deepspeed_leaves_the_adapter_in_float32_and_the_base_in_bfloat16(config
 
 @pytest.mark.slow
 def test_under_zero3_all_weights_train_in_float32(config, tmp_path):
-    this = config(
-        model__dtype="bfloat16", method__name="full", train__deepspeed="configs/deepspeed/zero3.json",
-        train__max_steps=3, train__forgetting=False,
-    )  # fmt: skip
+    path = "configs/deepspeed/zero3.json"
+    this = config(model__dtype="bfloat16", method__name="full", train__deepspeed=path, train__max_steps=3)
     run_processes(this, tmp_path, tmp_path / "dtypes.json")
     found = json.loads((tmp_path / "dtypes.json").read_text())
     assert found["trained"] == found["reduced"] == ["torch.float32"]

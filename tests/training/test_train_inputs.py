@@ -32,7 +32,7 @@ def test_every_family_trains_and_is_exported(config, base, tmp_path, family):
     tokenizer.save_pretrained(tmp_path / family)
     this = config(
         model__name=str(tmp_path / family), method__name="astra", method__target_modules=names,
-        train__forgetting=False, train__max_steps=3, data__limit=4,  # so every step sees the same examples
+        train__max_steps=3, data__limit=4,  # so every step sees the same examples
         data__max_length=64, calibration__max_length=64,
     )  # fmt: skip
     calibrate(this)
@@ -60,7 +60,7 @@ def test_validation_examples_count_once_whatever_the_number_of_processes(config,
 
 @pytest.mark.slow
 def test_two_processes_validate_as_one(config, tmp_path):
-    changes = {"data__validation": 0.2, "train__max_steps": 2, "train__forgetting": False}  # 5 examples
+    changes = {"data__validation": 0.2, "train__max_steps": 2}  # 5 examples
     alone, both = config(run="alone", **changes), config(run="both", **changes)
     training.train(alone)
     launch(both, tmp_path, *TORCHRUN)
@@ -73,7 +73,7 @@ def test_no_room_on_the_gpu_is_one_line_that_says_what_to_set(config, monkeypatc
 
     monkeypatch.setattr(RunTrainer, "training_step", exhausted)
     with pytest.raises(UserError, match=r"train\.micro_batch_size: .* 2 examples .*gradient_checkpointing"):
-        training.train(config(train__forgetting=False))
+        training.train(config())
 
 
 def test_no_room_for_the_model_is_one_line(config, monkeypatch):
@@ -86,12 +86,12 @@ def test_no_room_for_the_model_is_one_line(config, monkeypatch):
 
 
 def test_a_run_goes_on_with_less_memory_and_ends_the_same(config, monkeypatch):
-    whole, broken = config(run="whole", train__forgetting=False), config(run="broken", train__forgetting=False)
+    whole, broken = config(run="whole"), config(run="broken")
     training.train(whole)
     with monkeypatch.context() as patched, pytest.raises(Crash):
         crash_at(patched, 3)
         training.train(broken)
-    remedy = {"train__micro_batch_size": 1, "train__gradient_checkpointing": True, "train__forgetting": False}
+    remedy = {"train__micro_batch_size": 1, "train__gradient_checkpointing": True}
     training.train(config(run="broken", **remedy))
     assert losses(broken) == pytest.approx(losses(whole), abs=1e-4)
 
@@ -111,7 +111,7 @@ def test_a_loss_that_is_not_a_number_stops_a_float16_run_too(config, monkeypatch
     monkeypatch.setattr(fitting, "make_trainer", half)
     monkeypatch.setattr(RunTrainer, "summed_loss", broken)
     with pytest.raises(UserError, match="not a number at step 4"):
-        training.train(config(train__forgetting=False))
+        training.train(config())
 
 
 @pytest.mark.parametrize(("name", "rank", "warned"), [("pissa", 300, 1), ("pissa", 256, 0), ("lora", 300, 0)])
@@ -127,7 +127,7 @@ def test_durations_read_well(seconds, words):
 
 def test_a_run_says_how_long_it_will_take(config, caplog):
     with caplog.at_level(logging.INFO, logger="astra"):
-        training.train(config(train__forgetting=False))
+        training.train(config())
     assert "3 steps to come take about" in caplog.text
 
 
