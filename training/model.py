@@ -36,41 +36,33 @@ def room_for_model(config: Config) -> Iterator[None]:
 
 
 def load_base(config: Config, device: Any) -> Any:
-    """Load the base model to train onto the device; one that will be quantised stays on the CPU until it is small."""
-    torch.manual_seed(config.method.seed)  # of a new classification head
-    model = load_trained(config)
-    if sharded(model):
-        if METHODS[config.method.name].needs == "samples":
-            raise UserError(
-                f"train.deepspeed: {config.method.name} runs the model before ZeRO-3 can; "
-                "use configs/deepspeed/zero2.json"
-            )
-    elif config.model.quantization is None:
-        model.to(device)
-    return model
-
-
-def sharded(model: nn.Module) -> bool:
-    """Whether ZeRO-3 has split the model's weights over the processes."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-
-
-def load_trained(config: Config) -> Any:
     """Load the base model to train: in float32 where all its weights train, as an optimizer's steps need.
 
-    Under ZeRO-3 a classifier is loaded in float32 too: once split, its head can't be made float32 alone.
+    It comes onto the device; one that will be quantised stays on the CPU until it is small. Under ZeRO-3 a classifier
+    is loaded in float32 too: once split, its head can't be made float32 alone.
     """
+    torch.manual_seed(config.method.seed)  # of a new classification head
     sharding = deepspeed_config() if is_deepspeed_zero3_enabled() else None
     if config.method.name == "full" or (sharding is not None and config.model.task_type == "SEQ_CLS"):
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
     if sharding is None:
-        return load_model(config.model, num_labels(config))
+        model = load_model(config.model, num_labels(config))
+        return model if config.model.quantization is not None else model.to(device)
+    if METHODS[config.method.name].needs == "samples":
+        raise UserError(
+            f"train.deepspeed: {config.method.name} runs the model before ZeRO-3 can; use configs/deepspeed/zero2.json"
+        )
     # ZeRO-3 makes every weight in its own data type; while it trains, that type would be what trains, too.
     sharding["bf16"]["enabled"] = usable_dtype(config.model.dtype) == "bfloat16"
     try:
         return load_model(config.model, num_labels(config))
     finally:
         sharding["bf16"]["enabled"] = False
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has split the model's weights over the processes."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def add_adapter(
