@@ -156,7 +156,7 @@ def check_config(config: Any) -> None:
     default = LoraConfig()
     for field in dataclasses.fields(LoraConfig):
         value = getattr(config, field.name)
-        if field.name not in CARRIED | {"init_lora_weights"} and value != getattr(default, field.name):
+        if field.name not in CARRIED and value != getattr(default, field.name):
             raise AstraError(
                 f"LoraConfig.{field.name}: {value!r} is not supported: a saved adapter would not carry it"
             )

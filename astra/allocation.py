@@ -44,8 +44,7 @@ def _check(effective_ranks: Mapping[str, float], budget: int, minimum: int, high
     bad = next((name for name, rank in effective_ranks.items() if not (math.isfinite(rank) and rank > 0)), None)
     if bad is not None:
         raise AstraError(f"layer {bad}: effective rank {effective_ranks[bad]} is not a positive number")
-    small = next((name for name in highest if highest[name] < minimum), None)
-    if small is not None or minimum < 1:
+    if not 1 <= minimum <= min(highest.values()):
         raise AstraError(f"minimum rank {minimum} is not within 1..{min(highest.values())}, the smallest maximum")
     low, high = minimum * len(highest), sum(highest.values())
     if not low <= budget <= high:

@@ -34,8 +34,7 @@ class Block:
     targets: dict[str, nn.Module]  # the target layers in it
     run: Callable[[int], None]  # takes the batch of a number through it: in any order, but the blocks in theirs
     weights: Weights = field(default_factory=Weights)  # to fetch once; of a whole model each call fetches its own
-    last: str | None = None  # the target after whose `calls`-th call nothing needs to run; None to run to the end
-    calls: int = 0
+    stop: tuple[str, int] | None = None  # the target, and the number of its call, after which nothing needs to run
 
 
 @dataclass
@@ -43,8 +42,7 @@ class Survey:
     """What the first sample tells of a model."""
 
     leader: dict[str, str]  # called target -> the target whose input tensor it reads too (itself if there is none)
-    last: str  # the target that is called last
-    calls: int  # and how often it is
+    stop: tuple[str, int]  # the target that is called last, and how often it is
     by_token: set[str]  # targets whose input depends on nothing but the token's id
     layers: str | None = None  # dotted name of the list of decoder layers; None if the model is one block
     forms: list[int | None] = field(default_factory=list)  # length of the tuple that each layer returns, if one
@@ -61,8 +59,8 @@ def survey(model: nn.Module, forward: Forward, targets: Mapping[str, nn.Module],
         with hooked(_form_hooks(model, forms)):
             whole = trace(lambda: forward(sample), targets)  # noqa: B023, called here
         if found is None:
-            calls = len(whole.prints.get(whole.last, ()))
-            found = Survey(whole.leader, whole.last, calls, _by_token(sample, whole))
+            stop = whole.last, len(whole.prints.get(whole.last, ()))
+            found = Survey(whole.leader, stop, _by_token(sample, whole))
         try:
             found.layers = name = _list_of_layers(model, whole)
             numbers = [int(target.removeprefix(f"{name}.").split(".")[0]) for target in _inside(targets, name)]
@@ -90,7 +88,7 @@ def make_blocks(
         with hooked(_refusing_hooks({name: targets[name] for name in targets if name not in inside})):
             blocks = layers.blocks(targets, batches)
     if all(name in survey.leader for name in blocks[-1].targets):  # else one may yet be called after the last
-        blocks[-1].last, blocks[-1].calls = survey.last, survey.calls
+        blocks[-1].stop = survey.stop
     return blocks
 
 

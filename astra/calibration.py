@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from astra import parallel
@@ -23,7 +21,7 @@ from astra.decompose import Found, Request, decompose
 from astra.errors import AstraError
 from astra.forward import Batch, Forward, TokenRows, evaluation
 from astra.moments import Moment, Sums
-from astra.store import FORMAT, SUBSPACES, Calibration, LayerInfo, write_table
+from astra.store import SUBSPACES, Calibration
 from astra.targets import base_model, find_targets, layer_shape, layer_weight
 from astra.weights import loaded
 
@@ -92,15 +90,15 @@ def calibrate(
     mine = list(batches)
     with evaluation(model), nullcontext() if base is model else model.disable_adapter():
         rows, seen, blocks = _prepare(base, targets, mine)
-        kept = _Kept(folder, repr((FORMAT, settings, request, list(targets), parallel.gather(_digest(mine)))))
-        start = parallel.gather(kept.finished(blocks))[0]
-        found = [layer for block in blocks[:start] for layer in kept.read(block)]
+        kept = _Kept(folder, request, (settings, list(targets), parallel.gather(_digest(mine))))
+        own, found = kept.finished(blocks)
+        start = parallel.gather(own)[0]
         if found:
             log.info("calibration: continues after layer %d of %d", start, len(blocks))
         done, distinct = count(1), _distinct_tokens(mine)
         for number, block in enumerate(_in_place(blocks if start < len(blocks) else [])):
             new = number >= start and bool(block.targets)
-            sums = Sums(block.targets, seen.leader, block.last, block.calls) if new else None
+            sums = Sums(block.targets, seen.leader, block.stop) if new else None
             with _together(block.name):
                 for k in range(len(mine)):
                     with sums.batch(k, rows[k]) if sums else nullcontext():
@@ -198,24 +196,25 @@ def _together(where: str) -> Any:
 
 
 def _assemble(found: list[Found], order: list[str], request: Request, settings: dict[str, Any]) -> Calibration:
-    """One `Calibration` of all layers, in the given order; without vectors on all processes but the first."""
-    layers = {info.name: (info, tables) for info, tables in found}
-    infos = parallel.gather([info for info, _ in found])[0]
-    known = {info.name: info for info in infos}
-    left_out = tuple(name for name in order if name not in known)
-    if not known:
+    """One `Calibration` of all layers; without vectors on all processes but the first, which alone has `found`."""
+    layers = {info.name: info for info in parallel.gather([info for info, _ in found])[0]}
+    left_out = tuple(name for name in order if name not in layers)
+    if not layers:
         raise AstraError("none of the target layers is called in a forward pass over the calibration set")
     if left_out:
         log.warning(
             "%d target layers are never called and left out: %s%s",
             len(left_out), ", ".join(left_out[:3]), ", ..." if len(left_out) > 3 else "",
         )  # fmt: skip
-    tables = {
-        table: {name: layers[name][1][table] for name in order if name in layers}
-        for table in (("spectra", *request.subspaces) if layers else ())
-    }
-    ordered = {name: known[name] for name in order if name in known}
-    return Calibration(ordered, request.rank, request.subspaces, settings, tables, left_out=left_out)
+    own = _in_memory(found, request, settings)
+    return replace(own, layers=layers, tables=own.tables if found else {}, left_out=left_out)
+
+
+def _in_memory(found: list[Found], request: Request, settings: dict[str, Any]) -> Calibration:
+    layers = {info.name: info for info, _ in found}
+    names = ("spectra", *request.subspaces)
+    tables = {table: {info.name: tensors[table] for info, tensors in found} for table in names}
+    return Calibration(layers, request.rank, request.subspaces, settings, tables)
 
 
 def _distinct_tokens(batches: Sequence[Batch]) -> int:
@@ -241,49 +240,43 @@ def _digest(batches: Sequence[Batch]) -> str:
 
 
 class _Kept:
-    """Results of finished blocks, one file each, in the first process's folder; None keeps nothing.
+    """The layers of finished blocks, each block a store in the first process's folder; None keeps nothing.
 
-    They depend on what `of` says: files of something else are not used.
+    They depend on what `of` says: those of something else are not used.
     """
 
-    def __init__(self, folder: Path | None, of: str) -> None:
+    def __init__(self, folder: Path | None, request: Request, of: Any) -> None:
         self._folder = folder if parallel.rank() == 0 else None
-        self._key = hashlib.sha256(of.encode()).hexdigest()
+        self._request, self._settings = request, {"of": hashlib.sha256(repr((request, of)).encode()).hexdigest()}
 
-    def finished(self, blocks: Sequence[Block]) -> int:
-        """How many blocks from the first on need not be summed and decomposed again."""
-        return next((k for k, block in enumerate(blocks) if block.targets and not self._whole(block)), len(blocks))
-
-    def read(self, block: Block) -> list[Found]:
-        """A finished block's layers."""
-        if self._folder is None or not block.targets:
-            return []
+    def finished(self, blocks: Sequence[Block]) -> tuple[int, list[Found]]:
+        """How many blocks from the first on need not be summed and decomposed again, and their layers."""
         found: list[Found] = []
-        with safe_open(self._path(block), "pt") as file:
-            names = list(file.keys())
-            for values in json.loads(file.metadata()["layers"]):
-                info = LayerInfo.read(values)
-                own = [name for name in names if name.startswith(f"{info.name}/")]
-                found.append((info, {name.rpartition("/")[2]: file.get_tensor(name) for name in own}))
-        return found
+        for number, block in enumerate(blocks):
+            layers = self._read(block) if block.targets else []
+            if layers is None:
+                return number, found
+            found += layers
+        return len(blocks), found
 
     def write(self, block: Block, found: list[Found]) -> None:
         """Keep a block's layers; a full disk is a warning, since the calibration can do without."""
         if self._folder is None:
             return
-        tensors = {f"{info.name}/{table}": tensor for info, tables in found for table, tensor in tables.items()}
-        metadata = {"key": self._key, "layers": json.dumps([asdict(info) for info, _ in found])}
         try:
-            write_table(self._path(block), tensors, metadata)
+            _in_memory(found, self._request, self._settings).save(self._folder / block.name)
         except AstraError as error:
             log.warning("no progress kept, a killed run would repeat more: %s", error)
 
-    def _whole(self, block: Block) -> bool:
+    def _read(self, block: Block) -> list[Found] | None:
+        """A block's layers, if they are there and whole."""
+        if self._folder is None:
+            return None
         try:
-            with safe_open(self._path(block), "pt") as file:
-                return bool((file.metadata() or {}).get("key") == self._key)
-        except (OSError, SafetensorError):
-            return False
-
-    def _path(self, block: Block) -> Path:
-        return Path() if self._folder is None else self._folder / f"{block.name}.safetensors"
+            kept = Calibration.load(self._folder / block.name)
+        except AstraError:
+            return None
+        if kept.settings != self._settings:
+            return None
+        tables = ("spectra", *kept.subspaces)
+        return [(info, {table: kept.tensors(table)[name] for table in tables}) for name, info in kept.layers.items()]

@@ -21,17 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from astra.adapter import Factors, check_config, lora_layers, scaling_of
+from astra.adapter import CARRIED, Factors, check_config, lora_layers, scaling_of
 from astra.errors import AstraError
 from astra.factors import PREFIX, DownFactor
 from astra.ranks import MAX_RANK, served_rank
 
 # Keys that PEFT 0.14 and every later version reads; the rest is left to each version's defaults.
-CONFIG_KEYS = (
-    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "r", "lora_alpha",
-    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
-    "bias", "fan_in_fan_out", "init_lora_weights", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
-)  # fmt: skip
+CONFIG_KEYS = CARRIED - {"auto_mapping", "peft_version"} | {"bias", "use_dora"}
 
 
 @dataclass
@@ -177,8 +173,7 @@ def _write(folder: str | Path, weights: LoraWeights, extra: dict[str, Tensor], s
     contiguous = {name: tensor.contiguous() for name, tensor in (state | extra).items()}
     save_file(contiguous, path, metadata={"format": "pt"})
     values = {key: value for key, value in config.to_dict().items() if key in CONFIG_KEYS}
-    values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-    text = json.dumps(values, indent=2, sort_keys=True, default=str)
+    text = json.dumps(values, indent=2, sort_keys=True, default=lambda x: sorted(x) if isinstance(x, set) else str(x))
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
     report = {key: value for key, value in vars(weights).items() if key != "layers"}
     return {**report, "bytes": path.stat().st_size}

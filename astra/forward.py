@@ -44,7 +44,11 @@ class Forward:
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What the module is called with: `batch` on its device, with positions where left padding shifts them."""
-        inputs = {key: self._move(value) for key, value in batch.items() if key != "labels"}
+        inputs = {
+            key: value.to(self._device) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+            if key != "labels"
+        }
         if self._decodes and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
             raise AstraError("an encoder-decoder needs decoder_input_ids in every batch, and their mask if padded")
         if "use_cache" in self._accepts:
@@ -55,15 +59,12 @@ class Forward:
             inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         return inputs
 
-    def _move(self, value: Any) -> Any:
-        return value.to(self._device) if isinstance(value, Tensor) else value
-
 
 class TokenRows:
     """Which rows of an activation are tokens, by the batch's masks; all of them in a batch without tokens or masks."""
 
     def __init__(self, batch: Batch) -> None:
-        self._masks: dict[tuple[int, ...], Tensor | None] = {}  # (batch, length) -> rows of tokens, None for all
+        self._tokens: dict[tuple[int, ...], Tensor] = {}  # (batch, length) -> which of its rows are tokens
         for part in ("", "decoder_"):
             mask = batch.get(f"{part}attention_mask")
             ids = batch.get(f"{part}input_ids", batch.get(f"{part}inputs_embeds"))
@@ -71,12 +72,10 @@ class TokenRows:
                 raise AstraError(f"{part}attention_mask must be (batch, length), not {tuple(mask.shape)}")
             if mask is None and ids is None:
                 continue
-            grid = tuple(ids.shape[:2] if mask is None else mask.shape)
-            full = mask is None or bool((mask != 0).all())
-            index = None if full or mask is None else mask.flatten().nonzero().flatten()
-            if grid in self._masks and not _same(index, self._masks[grid]):
+            mask = torch.ones(ids.shape[:2], device=ids.device) if mask is None else mask
+            index = mask.flatten().nonzero().flatten()
+            if not torch.equal(index, self._tokens.setdefault(tuple(mask.shape), index)):
                 raise AstraError("encoder and decoder have other masks; pad inputs and outputs to different lengths")
-            self._masks[grid] = index
 
     def of(self, name: str, x: Tensor) -> Tensor:
         """The tokens' rows (k, n) of an activation (b, t, n), (b, 1, t, n) or (b * t, n); all of a pooled one (b, n).
@@ -84,21 +83,15 @@ class TokenRows:
         Others are refused: relative positions, routed experts, images.
         """
         rows, shape = x.detach().reshape(-1, x.shape[-1]), tuple(x.shape[:-1])
-        if not self._masks:
-            return rows
-        for (b, t), index in self._masks.items():
+        for (b, t), index in self._tokens.items():
             if shape in ((b, t), (b, 1, t), (b * t,)):
-                return rows if index is None else rows.index_select(0, index.to(rows.device))
-        if shape in {grid[:1] for grid in self._masks}:
+                return rows if len(index) == len(rows) else rows.index_select(0, index.to(rows.device))
+        if not self._tokens or shape in {grid[:1] for grid in self._tokens}:
             return rows
         raise AstraError(
             f"layer {name}: the {shape} rows of its input are not the tokens of a batch of "
-            f"{' and '.join(str(grid) for grid in self._masks)}; leave it out of the targets"
+            f"{' and '.join(map(str, self._tokens))}; leave it out of the targets"
         )
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def first_sample(batch: Batch) -> Batch:

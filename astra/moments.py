@@ -41,15 +41,15 @@ class Sums:
     Args:
         targets: layer name -> module.
         leader: layer -> the layer whose input tensor it reads too; a layer that is not there reads its own.
-        last, calls: a forward pass ends after the `calls`-th call of the layer `last`.
+        stop: a forward pass ends after that layer's call of that number, counted from 1.
     """
 
     def __init__(
-        self, targets: Mapping[str, nn.Module], leader: Mapping[str, str], last: str | None = None, calls: int = 0
+        self, targets: Mapping[str, nn.Module], leader: Mapping[str, str], stop: tuple[str, int] | None = None
     ) -> None:
-        self.targets, self.last, self.calls = targets, last, calls
+        self.targets, self.stop = targets, stop
         self.leader = {name: leader.get(name, name) for name in targets}
-        self.kinds, self.augmented = _kinds(targets, self.leader)
+        self.kinds = _kinds(targets, self.leader)
         self.sums: dict[str, OuterSum] = {}
         self._seen, self._rows, self._number = Seen(), TokenRows({}), 0
 
@@ -108,7 +108,7 @@ class Sums:
         return handles
 
     def _stop_after(self, name: str) -> None:
-        if name == self.last and self._seen.calls[name] == self.calls:
+        if (name, self._seen.calls[name]) == self.stop:
             raise StopForward
 
     def _add_output(self, name: str, x: Tensor, y: Tensor) -> None:
@@ -126,28 +126,27 @@ class Sums:
         """The accumulator of a layer, made when it is first needed."""
         if key not in self.sums:
             m, n = layer_shape(self.targets[key])
-            by_input = self.kinds[key] == "input"
-            self.sums[key] = OuterSum(n if by_input else m, by_input and self.augmented[key], device)
+            if self.kinds[key] == "output":
+                self.sums[key] = OuterSum(m, False, device)
+            else:
+                readers = [self.targets[name] for name, leader in self.leader.items() if leader == key]
+                self.sums[key] = OuterSum(n, any(module.bias is not None for module in readers), device)
         return self.sums[key]
 
     def _check_finite(self) -> None:
         """Look at the sums' diagonals once per batch: one non-finite activation makes them so."""
-        traces = {name: total.trace() for name, total in self.sums.items()}
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for trace in traces.values():
-            by_device.setdefault(trace.device, []).append(trace)
-        if all(bool(torch.stack(group).isfinite().all()) for group in by_device.values()):
-            return
-        name = next(name for name, trace in traces.items() if not bool(trace.isfinite()))
-        where = f"calibration batch {self._number}" + parallel.of_process()
-        raise AstraError(f"layer {name}: NaN or Inf in its {self.kinds[name]}s in {where}")
+        for name, total in self.sums.items():
+            if not bool(total.trace().isfinite()):
+                raise AstraError(f"layer {name}: NaN or Inf in its {self.kinds[name]}s in {self._where()}")
 
     def _unshared(self, name: str) -> AstraError:
-        where = f"calibration batch {self._number}" + parallel.of_process()
         return AstraError(
-            f"layer {name} reads the input of {self.leader[name]} in the first sample but not in {where};"
+            f"layer {name} reads the input of {self.leader[name]} in the first sample but not in {self._where()};"
             " calibrate one of the two without the other"
         )
+
+    def _where(self) -> str:
+        return f"calibration batch {self._number}{parallel.of_process()}"
 
 
 def _in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -158,19 +157,13 @@ def _in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
 
 
-def _kinds(targets: Mapping[str, nn.Module], leader: Mapping[str, str]) -> tuple[dict[str, str], dict[str, bool]]:
-    """Choose for each group between one input moment and one output moment per layer, by multiplications.
-
-    Also tells of each leader whether its input moment has a row of ones, for the group's biases.
-    """
-    groups: dict[str, list[str]] = {}
-    for name in targets:
-        groups.setdefault(leader[name], []).append(name)
-    kinds, augmented = {}, {}
-    for head, members in groups.items():
-        augmented[head] = any(targets[name].bias is not None for name in members)
-        width = layer_shape(targets[head])[1]
-        outputs = sum(layer_shape(targets[name])[0] ** 2 for name in members)
-        # The row of ones does not count: at a tie, a square layer with a bias, the input needs no product of its own.
-        kinds.update(dict.fromkeys(members, "input" if width**2 <= outputs else "output"))
-    return kinds, augmented
+def _kinds(targets: Mapping[str, nn.Module], leader: Mapping[str, str]) -> dict[str, str]:
+    """Choose for each group between one input moment and one output moment per layer, by multiplications."""
+    outputs: dict[str, int] = {}  # of the group of each leader
+    for name, module in targets.items():
+        outputs[leader[name]] = outputs.get(leader[name], 0) + layer_shape(module)[0] ** 2
+    # The row of ones does not count: at a tie, a square layer with a bias, the input needs no product of its own.
+    return {
+        name: "input" if layer_shape(module)[1] ** 2 <= outputs[leader[name]] else "output"
+        for name, module in targets.items()
+    }

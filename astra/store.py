@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -103,7 +103,7 @@ class Calibration:
             )
         if not 1 <= rank <= self.max_rank:
             raise AstraError(f"rank {rank} is outside 1..{self.max_rank}, what this calibration stores")
-        stored = self._table(subspace)[name]
+        stored = self.tensors(subspace)[name]
         if rank > stored.shape[1]:
             raise AstraError(_too_few(info, subspace, rank, stored.shape[1]))
         return stored[:, :rank].contiguous()
@@ -111,7 +111,7 @@ class Calibration:
     def eigenvalues(self, name: str) -> Tensor:
         """Eigenvalues of C = (1/T) sum y y^T: float64 (m,), ascending; NaN if not computed (spectrum "ends")."""
         self._layer(name)
-        return self._table("spectra")[name]
+        return self.tensors("spectra")[name]
 
     def effective_ranks(self) -> dict[str, float]:
         """Entropy effective rank of every layer.
@@ -131,24 +131,29 @@ class Calibration:
             AstraError: the folder cannot be written (permissions, a full disk); what it held is still there.
         """
         folder = Path(folder)
-        tables = {f"{name}.safetensors": self._table(name) for name in ("spectra", *self.subspaces)}
-        staged = {name: folder / f".{name}.tmp" for name in (*tables, MANIFEST)}
-        with _staging(staged.values(), f"the calibration to {folder}"):
-            for name, tensors in tables.items():
-                _write_tensors(staged[name], tensors)
-            manifest = {
-                "format": FORMAT,
-                "max_rank": self.max_rank,
-                "subspaces": list(self.subspaces),
-                "settings": self.settings,
-                "left_out": list(self.left_out),
-                "layers": [asdict(info) for info in self.layers.values()],
-                "files": {name: sha256_file(staged[name]) for name in tables},
-            }
-            _write_text(staged[MANIFEST], json.dumps(sealed(manifest), indent=1, sort_keys=True) + "\n")
-            (folder / MANIFEST).unlink(missing_ok=True)
-            for name, path in staged.items():
-                os.replace(path, folder / name)
+        tables = {f"{name}.safetensors": self.tensors(name) for name in ("spectra", *self.subspaces)}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary:
+                staged = Path(temporary)
+                for name, tensors in tables.items():
+                    _write_tensors(staged / name, tensors)
+                manifest = {
+                    "format": FORMAT,
+                    "max_rank": self.max_rank,
+                    "subspaces": list(self.subspaces),
+                    "settings": self.settings,
+                    "left_out": list(self.left_out),
+                    "layers": [asdict(info) for info in self.layers.values()],
+                    "files": {name: sha256_file(staged / name) for name in tables},
+                }
+                text = json.dumps(sealed(manifest), indent=1, sort_keys=True) + "\n"
+                (staged / MANIFEST).write_text(text, encoding="utf-8")
+                (folder / MANIFEST).unlink(missing_ok=True)
+                for name in (*tables, MANIFEST):
+                    os.replace(staged / name, folder / name)
+        except (OSError, SafetensorError) as error:
+            raise AstraError(f"cannot write the calibration to {folder}: {_reason(error)}") from error
         for subspace in set(SUBSPACES) - set(self.subspaces):  # of a calibration that stood here before
             (folder / f"{subspace}.safetensors").unlink(missing_ok=True)
         self.folder = folder
@@ -185,35 +190,13 @@ class Calibration:
             raise AstraError(f"layer {name!r} was not calibrated; calibrated: {', '.join(list(self.layers)[:3])}, ...")
         return self.layers[name]
 
-    def _table(self, name: str) -> dict[str, Tensor]:
+    def tensors(self, name: str) -> dict[str, Tensor]:
         """Tensors of `<name>.safetensors`, read once."""
         if name not in self.tables:
             if self.folder is None:
                 raise AstraError("the vectors of this calibration are with process 0: save them there and load them")
             self.tables[name] = load_file(self.folder / f"{name}.safetensors")
         return self.tables[name]
-
-
-def write_table(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors to a safetensors file that is either absent or whole."""
-    staged = path.with_name(f".{path.name}.tmp")
-    with _staging([staged], str(path)):
-        _write_tensors(staged, tensors, metadata)
-        os.replace(staged, path)
-
-
-@contextmanager
-def _staging(paths: Collection[Path], what: str) -> Iterator[None]:
-    """Make the folder of some temporary files, none of which stays; what goes wrong is one line."""
-    try:
-        next(iter(paths)).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-        finally:
-            for path in paths:
-                path.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise AstraError(f"cannot write {what}: {_reason(error)}") from error
 
 
 def _too_few(info: LayerInfo, subspace: str, rank: int, stored: int) -> str:
@@ -223,20 +206,15 @@ def _too_few(info: LayerInfo, subspace: str, rank: int, stored: int) -> str:
     return f"{message} (shape {info.shape[0]} x {info.shape[1]}, numerical rank {info.numerical_rank})"
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    path.unlink(missing_ok=True)
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.touch()
     mode = path.stat().st_mode
     # Names of modules go into the header, so that their order (the model's) is that of the file's bytes.
     contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata=dict(metadata) if metadata else None)
+    save_file(contiguous, path)
     path.chmod(mode)  # safetensors makes its files private; a store is shared, so as the umask says
     with open(path, "rb") as handle:
         os.fsync(handle.fileno())
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _reason(error: BaseException) -> str:

@@ -35,6 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from astra import calibrate, calibration  # noqa: E402
 from astra.forward import Forward  # noqa: E402
+from astra.sharing import hooked  # noqa: E402
 from astra.store import Calibration  # noqa: E402
 from astra.sums import OuterSum  # noqa: E402
 from astra.targets import find_targets, layer_shape, layer_weight  # noqa: E402
@@ -243,23 +244,26 @@ def time_plain(model: nn.Module, batches: list[Batch], device: torch.device, tim
     timing.decompose.append(timed(device, lambda: [torch.linalg.eigh(total) for total in kept["sums"].values()]))
 
 
+def at_targets(model: nn.Module, look: Callable[[str, Tensor, Tensor], None]) -> Any:
+    """Call `look` with name, input and output of each target layer that is run in the block."""
+    return hooked([
+        module.register_forward_hook(lambda _, args, y, name=name: look(name, args[0], y))
+        for name, module in find_targets(model, TARGETS).items()
+    ])  # fmt: skip
+
+
 def plain_sums(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
     """float32 sums of y y^T, one for each target layer, of every position of every batch."""
     sums: dict[str, Tensor] = {}
 
-    def add(name: str, y: Tensor) -> None:
+    def add(name: str, _: Tensor, y: Tensor) -> None:
         rows = y.detach().reshape(-1, y.shape[-1]).float()
         if name not in sums:
             sums[name] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
         sums[name].addmm_(rows.T, rows)
 
-    handles = [
-        module.register_forward_hook(lambda _m, _a, y, name=name: add(name, y))
-        for name, module in find_targets(model, TARGETS).items()
-    ]
-    bare(model, batches)
-    for handle in handles:
-        handle.remove()
+    with at_targets(model, add):
+        bare(model, batches)
     return sums
 
 
@@ -267,7 +271,7 @@ def published_sums(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tens
     """What the authors' hooks sum: the first sample's outputs, padding included, over their maximum."""
     sums: dict[str, Tensor] = {}
 
-    def add(name: str, y: Tensor) -> None:
+    def add(name: str, _: Tensor, y: Tensor) -> None:
         rows = y.detach()[0].float()
         rows = rows / rows.max().abs()
         product = rows.T @ rows
@@ -276,15 +280,9 @@ def published_sums(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tens
                 raise ValueError(name)
         sums[name] = sums[name].add_(product) if name in sums else product
 
-    handles = [
-        module.register_forward_hook(lambda _m, _a, y, name=name: add(name, y))
-        for name, module in find_targets(model, TARGETS).items()
-    ]
-    with torch.no_grad():
+    with at_targets(model, add), torch.no_grad():
         for batch in batches:
             model(**batch, labels=batch["input_ids"])
-    for handle in handles:
-        handle.remove()
     return sums
 
 
@@ -293,13 +291,12 @@ def report(
 ) -> dict[str, Any]:
     apart = 4 * sum(layer_shape(module)[0] ** 2 for module in find_targets(model, TARGETS).values())
     result: dict[str, Any] = {
-        "command": "python benchmarks/calibration.py " + " ".join(shown(sys.argv[1:])),
         "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "CPU",
         "threads": torch.get_num_threads(),
         "tokens": arguments.tokens,
         "forward_seconds": statistics.median(floor),
         "seconds": ours.summary(),
-        "accumulate_over_forward": ratio(ours.accumulate, floor),
+        "accumulate_over_forward": statistics.median(ratios(ours.accumulate, floor)),
         "decompose_seconds": statistics.median(ours.decompose),
         "sums_peak_bytes": Watched.peak,
         "sums_peak_ratio": Watched.peak / apart,  # to float32 sums of all outputs
@@ -307,8 +304,9 @@ def report(
     if plain.accumulate:
         result["plain_seconds"] = plain.summary()
         both = [[a + d for a, d in zip(t.accumulate, t.decompose, strict=True)] for t in (plain, ours)]
-        result["speedup_accumulate_decompose"] = ratio(*both)
-        result["speedup_spread"] = spread(*both)
+        speedups = ratios(*both)
+        result["speedup_accumulate_decompose"] = statistics.median(speedups)
+        result["speedup_spread"] = [min(speedups), max(speedups)]
     if arguments.device.startswith("cuda"):
         result["peak_bytes"] = torch.cuda.max_memory_allocated()
     else:
@@ -318,18 +316,8 @@ def report(
     return result
 
 
-def shown(words: list[str]) -> list[str]:
-    """The command line with paths cut to their names."""
-    return [Path(word).name if "/" in word else word for word in words]
-
-
-def ratio(over: list[float], under: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(over, under, strict=True))
-
-
-def spread(over: list[float], under: list[float]) -> list[float]:
-    ratios = [a / b for a, b in zip(over, under, strict=True)]
-    return [min(ratios), max(ratios)]
+def ratios(over: list[float], under: list[float]) -> list[float]:
+    return [a / b for a, b in zip(over, under, strict=True)]
 
 
 def against_published(
@@ -429,7 +417,7 @@ def precision(model: nn.Module, batches: list[Batch], arguments: argparse.Namesp
         blocks = calibrate(model, batches, TARGETS, rank, ["tail"])
     plain = plain_sums(model, batches)
     layers: list[dict[str, Any]] = []
-    for name, c in oracle(model, batches, list(ours.layers)).items():
+    for name, c in oracle(model, batches).items():
         m, k = len(c), ours.layers[name].numerical_rank
         values = torch.linalg.eigvalsh(c)
         best, top = float(values[m - k : m - k + rank].sum()), float(values[-rank:].sum())
@@ -471,23 +459,17 @@ def energy(c: Tensor, q: Tensor) -> float:
     return float((q * (c @ q)).sum())
 
 
-def oracle(model: nn.Module, batches: list[Batch], names: list[str]) -> dict[str, Tensor]:
-    modules = find_targets(model, names)
+def oracle(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     tokens = sum(batch["input_ids"].numel() for batch in batches)
 
-    def add(name: str, x: Tensor) -> None:
-        weight = layer_weight(modules[name])[0].double()
+    def add(name: str, x: Tensor, _: Tensor) -> None:
+        weight = layer_weight(model.get_submodule(name))[0].double()
         y = x.detach().reshape(-1, x.shape[-1]).double() @ weight.T
         sums[name] = sums.get(name, 0) + y.T @ y / tokens
 
-    handles = [
-        module.register_forward_pre_hook(lambda _m, args, name=name: add(name, args[0]))
-        for name, module in modules.items()
-    ]
-    bare(model, batches)
-    for handle in handles:
-        handle.remove()
+    with at_targets(model, add):
+        bare(model, batches)
     return sums
 
 

@@ -124,9 +124,7 @@ def end(process: subprocess.Popen[bytes], sent: signal.Signals) -> None:
 
 
 # What is written once and never again: a layer's decomposition, the results of the stages.
-ONCE = re.compile(
-    r"calibration/[^/]+/(\.progress/.*safetensors|manifest\.json)|[^/]+/metrics\.json|[^/]+/eval/[^/]+\.json"
-)
+ONCE = re.compile(r"calibration/[^/]+/(\.progress/[^/]+/)?manifest\.json|[^/]+/metrics\.json|[^/]+/eval/[^/]+\.json")
 
 
 @dataclass(frozen=True)

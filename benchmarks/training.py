@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,7 @@ from astra.adapter import as_matrix, attach, lora_layers  # noqa: E402
 from astra.store import Calibration, LayerInfo  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 from dataset.sources import load_training  # noqa: E402
-from dataset.tokens import encode_records  # noqa: E402
-from training.data import Collator  # noqa: E402
+from dataset.tokens import collate, encode_records  # noqa: E402
 from training.trainer import RunTrainer  # noqa: E402
 from utils.config import DataConfig, ModelConfig  # noqa: E402
 from utils.models import load_tokenizer, resolve_model  # noqa: E402
@@ -46,18 +46,12 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 RANK = 16
 
 
-class Examples(torch.utils.data.Dataset):
+class Examples(list[dict[str, Any]]):
     """Tokenised records in a fixed order."""
 
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
-        self.lengths = [len(row["input_ids"]) for row in rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index]
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row["input_ids"]) for row in self]
 
 
 class Clock(TrainerCallback):
@@ -86,13 +80,13 @@ def run_steps(kind: str, model: Any, rows: list[dict[str, Any]], flags: argparse
     """Train some steps one way or the other and return the seconds they took."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        args, collate = arguments(folder, flags), Collator(flags.pad_id)
-        common: dict[str, Any] = {"model": model, "args": args, "data_collator": collate, "callbacks": [clock]}
+        common: dict[str, Any] = {"model": model, "args": arguments(folder, flags), "callbacks": [clock]}
         trainer: Trainer
         if kind == "ours":
-            trainer = RunTrainer(settings={}, train_dataset=Examples(rows), **common)
+            trainer = RunTrainer(settings={}, pad_id=flags.pad_id, train_dataset=Examples(rows), **common)
         else:
-            trainer = Trainer(train_dataset=Examples(random.Random(0).sample(rows, len(rows))), **common)
+            shuffled = Examples(random.Random(0).sample(rows, len(rows)))
+            trainer = Trainer(train_dataset=shuffled, data_collator=partial(collate, pad_id=flags.pad_id), **common)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return clock.seconds

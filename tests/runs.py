@@ -78,14 +78,19 @@ def crash_at(monkeypatch, step: int) -> None:
             if state.global_step == step:
                 raise Crash
 
+    watch_training(monkeypatch, Crasher())
+
+
+def watch_training(monkeypatch, callback: TrainerCallback) -> None:
+    """Give every trainer that is made one more callback."""
     make = fitting.make_trainer
 
-    def crashing(*args):
+    def watched(*args):
         trainer = make(*args)
-        trainer.add_callback(Crasher())
+        trainer.add_callback(callback)
         return trainer
 
-    monkeypatch.setattr(fitting, "make_trainer", crashing)
+    monkeypatch.setattr(fitting, "make_trainer", watched)
 
 
 def write_config(config: Config, folder: Path) -> Path:

@@ -153,7 +153,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_killed_and_started_again_ends_with_the_same_bytes(made: Path, config: Path) -> None:
     process = start(config, launcher=(sys.executable, "-c", DRIVER))
     deadline = time.monotonic() + 120
-    while not list((config.parent / "out").glob("calibration/*/.progress/*.safetensors")):
+    while not list((config.parent / "out").glob("calibration/*/.progress/*/manifest.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

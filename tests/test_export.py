@@ -83,11 +83,13 @@ def test_a_classifier_is_merged_with_the_head_it_was_trained_with(tmp_path, smol
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from training.methods import Request, build
+    from utils.config import MethodConfig
 
     base, folder = tmp_path / "base", tmp_path / "lora"
     tiny_model("bert").bert.save_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
-    adapted = build("lora", model, Request(4, 8, targets("bert"), task_type="SEQ_CLS")).eval()
+    method = MethodConfig(name="lora", rank=4, alpha=8, target_modules=targets("bert"))
+    adapted = build(model, Request(method, "SEQ_CLS")).eval()
     disturb(adapted)
     save_lora(adapted, folder, str(base))
     AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)

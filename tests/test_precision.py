@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForSequenceClassification, LlamaConfig, TrainerCallback
 
-from tests.runs import ROOT, TORCHRUN, calibrate, folder_of, losses, train_and_reload, write_config
-from training import arguments, trainer
+from tests.runs import ROOT, TORCHRUN, calibrate, folder_of, losses, train_and_reload, watch_training, write_config
+from training import arguments
 from training import model as model_
-from training.check import check_combination
 from training.methods import Request, build
 from utils import models
+from utils.config import MethodConfig
 from utils.errors import UserError
 from utils.quantize import quantize_base
 
@@ -27,8 +27,8 @@ def tiny_classifier(dtype: torch.dtype) -> nn.Module:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["lora", "full"])
 def test_what_trains_is_float32_and_the_rest_stays_as_loaded(name, dtype):
-    request = Request(rank=2, alpha=2, target_modules=["q_proj"], task_type="SEQ_CLS")
-    model = build(name, tiny_classifier(dtype), request)
+    method = MethodConfig(name=name, rank=2, target_modules=["q_proj"])
+    model = build(tiny_classifier(dtype), Request(method, "SEQ_CLS"))
     model_.upcast_trainable(model)
     trained = {key: p.dtype for key, p in model.named_parameters() if p.requires_grad}
     assert set(trained.values()) == {torch.float32} and any("score" in key for key in trained)
@@ -39,18 +39,13 @@ def test_what_trains_is_float32_and_the_rest_stays_as_loaded(name, dtype):
 def test_a_bfloat16_run_learns(config, monkeypatch, name, dtypes):
     for module in (models, arguments, model_):
         monkeypatch.setattr(module, "usable_dtype", lambda dtype: dtype)
-    this, make, seen = (
-        config(method__name=name, model__dtype="bfloat16", train__forgetting=False, data__limit=4),
-        trainer.make_trainer,
-        set(),
-    )
+    this, seen = config(method__name=name, model__dtype="bfloat16", data__limit=4), set()
 
-    def noted(*args):
-        made = make(*args)
-        seen.update(p.dtype for p in made.model.parameters())
-        return made
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            seen.update(p.dtype for p in model.parameters())
 
-    monkeypatch.setattr(trainer, "make_trainer", noted)
+    watch_training(monkeypatch, Look())
     assert train_and_reload(this) < 0.05
     assert losses(this)[-1] < losses(this)[0] and seen == dtypes
 
@@ -58,10 +53,7 @@ def test_a_bfloat16_run_learns(config, monkeypatch, name, dtypes):
 @pytest.mark.parametrize("engine", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_deepspeed_leaves_the_adapter_in_float32_and_the_base_in_bfloat16(config, tmp_path, engine):
     path = f"configs/deepspeed/{engine}.json"
-    this = config(
-        model__dtype="bfloat16", method__name="astra", train__deepspeed=path, train__max_steps=3,
-        train__forgetting=False,
-    )  # fmt: skip
+    this = config(model__dtype="bfloat16", method__name="astra", train__deepspeed=path, train__max_steps=3)
     calibrate(this)
     found = tmp_path / "dtypes.json"
     run_processes(this, tmp_path, found)
@@ -73,10 +65,8 @@ def test_deepspeed_leaves_the_adapter_in_float32_and_the_base_in_bfloat16(config
 
 @pytest.mark.slow
 def test_under_zero3_all_weights_train_in_float32(config, tmp_path):
-    this = config(
-        model__dtype="bfloat16", method__name="full", train__deepspeed="configs/deepspeed/zero3.json",
-        train__max_steps=3, train__forgetting=False,
-    )  # fmt: skip
+    path = "configs/deepspeed/zero3.json"
+    this = config(model__dtype="bfloat16", method__name="full", train__deepspeed=path, train__max_steps=3)
     run_processes(this, tmp_path, tmp_path / "dtypes.json")
     found = json.loads((tmp_path / "dtypes.json").read_text())
     assert found["trained"] == found["reduced"] == ["torch.float32"]
@@ -103,13 +93,11 @@ def test_of_several_gpus_one_process_uses_one(config, monkeypatch, tmp_path):
     assert args._n_gpu == 1
 
 
-def test_nf4_refuses_what_it_cannot_quantise(config):
-    with pytest.raises(UserError, match=r"model\.quantization: nf4 is for language models"):
-        check_combination(config(model__quantization="nf4", model__task_type="SEQ_CLS"))
+def test_nf4_refuses_what_it_cannot_quantise():
     pytest.importorskip("bitsandbytes")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
-    model = build("lora", gpt2, Request(rank=2, alpha=2, target_modules=["c_attn"]))
+    model = build(gpt2, Request(MethodConfig(name="lora", rank=2, target_modules=["c_attn"])))
     with pytest.raises(UserError, match=r"model\.quantization: .*c_attn is a Conv1D"):
         quantize_base(model, "cpu")

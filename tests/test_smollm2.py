@@ -17,6 +17,7 @@ from dataset.tokens import calibration_batches
 from eval.candidates import read_adapter
 from eval.engines import Prompt, Sampling, open_engine
 from tests.astra.oracle import excesses, second_moments
+from tests.astra.tiny import relative_difference
 from utils.config import LLAMA_PROJECTIONS, CalibrationConfig, EvalConfig
 
 RANK = 8
@@ -64,11 +65,6 @@ def trained(smollm2: Path, batches: list[dict[str, Tensor]], tmp_path_factory: p
         return Trained(calibration, base, start, adapted(ids).logits[0], plain(ids).logits[0], folder)
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """Largest difference of two sets of logits, relative to their range."""
-    return float((a - b).abs().max() / (b.max() - b.min()))
-
-
 def test_eigenvectors_meet_the_energy_criterion(smollm2: Path, trained: Trained, batches: list) -> None:
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     layers = [f"model.layers.{k}" for k in (0, 14, 29)]
@@ -81,12 +77,12 @@ def test_eigenvectors_meet_the_energy_criterion(smollm2: Path, trained: Trained,
 
 
 def test_the_adapted_model_starts_as_the_base_model(trained: Trained) -> None:
-    assert distance(trained.start, trained.base) <= 1e-4
+    assert relative_difference(trained.start, trained.base) <= 1e-4
 
 
 def test_the_plain_lora_equals_the_trained_model(trained: Trained) -> None:
-    assert distance(trained.trained, trained.base) > 1e-2, "training changed nothing"
-    assert distance(trained.loaded, trained.trained) <= 1e-4
+    assert relative_difference(trained.trained, trained.base) > 1e-2, "training changed nothing"
+    assert relative_difference(trained.loaded, trained.trained) <= 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,9 @@ from utils.errors import UserError
 from utils.log import log
 from utils.models import usable_dtype
 
+# Settings that the Trainer has under the same name.
+SAME_NAME = {"learning_rate", "weight_decay", "max_grad_norm", "seed", "logging_steps", "gradient_checkpointing"}
+
 
 def training_arguments(config: Config, folder: Path) -> TrainingArguments:
     """Return the Trainer's arguments; joins the processes, if there are several, and DeepSpeed's, if asked for."""
@@ -32,21 +35,13 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
         gradient_accumulation_steps=steps,
-        learning_rate=train.learning_rate,
         num_train_epochs=train.epochs,
         max_steps=train.max_steps or -1,
         lr_scheduler_type=train.scheduler,
         warmup_steps=train.warmup_ratio,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        seed=train.seed,
-        logging_steps=train.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validates else "no",
-        save_strategy="steps",
-        load_best_model_at_end=validates,
-        metric_for_best_model="eval_loss" if validates else None,
-        greater_is_better=False if validates else None,
+        load_best_model_at_end=validates,  # that of the smallest loss
         bf16=dtype == "bfloat16" and deepspeed is None,  # DeepSpeed's own settings ask for it
         fp16=dtype == "float16",
         use_cpu=cpu,
@@ -54,7 +49,6 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # the factors an adapter starts from are the same everywhere
         deepspeed=deepspeed,
-        gradient_checkpointing=train.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         torch_compile=train.compile,
         use_liger_kernel=train.liger_kernel,
@@ -63,7 +57,7 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=not cpu,
-        average_tokens_across_devices=True,
+        **train.model_dump(include=SAME_NAME),
     )
     if args.n_gpu > 1:  # the Trainer would wrap the model in nn.DataParallel, which this loss can't go through
         log.info("using one of %d GPUs; start with torchrun for all", args.n_gpu)

@@ -46,16 +46,13 @@ class PackingCheck(TrainerCallback):
 class StepProgress(TrainerCallback):
     """A bar on a terminal, lines in a log file."""
 
-    def __init__(self) -> None:
-        self.bar: Progress | None = None
-        self._warm = 0.0  # when the first step, which warms up or compiles, was done
+    bar: Progress
+    _warm: float  # when the first step, which warms up or compiles, was done
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = Progress("training", state.max_steps - state.global_step, "step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is None:
-            return
         self.bar.update()
         if self.bar.n == 1:
             self._warm = time.monotonic()
@@ -72,8 +69,7 @@ class StepProgress(TrainerCallback):
             log.info("step %d of %d: loss %.4f", state.global_step, state.max_steps, logs["loss"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 def duration(seconds: float) -> str:

@@ -5,13 +5,11 @@ hash of every file and the settings of its run; a folder without one, or that di
 older checkpoint is whole, the run goes on from that and says which file was damaged: the result is the same.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from peft.utils.integrations import gather_params_ctx
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,7 +28,7 @@ WEIGHTS = "trainable.safetensors"
 def checkpoint_to_resume(folder: Path, settings: dict[str, Any], deepspeed: bool) -> Path | None:
     """Return the checkpoint that a run goes on from, or None; every process must call it.
 
-    Removes what the run can't go on from.
+    Removes what the run can't go on from: incomplete checkpoints, and those after that one.
 
     Raises:
         UserError: the checkpoint was written with other settings, or with DeepSpeed and the run has none (or vice
@@ -40,18 +38,25 @@ def checkpoint_to_resume(folder: Path, settings: dict[str, Any], deepspeed: bool
     barrier()  # nothing is removed until every process has looked
     if last is not None:
         require_same_deepspeed(last, deepspeed)
-        if is_main():
-            discard_unusable(folder, last)
+        for path in newest_first(folder) if is_main() else ():
+            if not (path / MANIFEST).is_file() or _step(path) > _step(last):
+                shutil.rmtree(path)
     return last
 
 
 def start_checkpoints(folder: Path, model: Any, keeps_start: bool) -> None:
-    """Remove what a discarded attempt left, and keep the factors that the new run starts from if it needs them."""
+    """Remove what a discarded attempt left, and keep the factors that the new run starts from if it needs them.
+
+    A run that goes on starts from the same ones, not similar ones.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     if keeps_start:
-        initial = {name: starting_factors(layer) for name, layer in lora_layers(model)}
-        scalings = {name: float(layer.scaling["default"]) for name, layer in lora_layers(model)}
-        save_initial(folder / INITIAL, initial, scalings)
+        tensors = {}
+        for name, layer in lora_layers(model):
+            tensors[f"{name}.A"], tensors[f"{name}.B"] = starting_factors(layer)
+        with atomic_write(folder / INITIAL) as temporary:
+            save_file(tensors, temporary)
+        write_record(folder / MANIFEST, {}, [folder / INITIAL])
 
 
 def write_manifest(folder: Path, settings: dict[str, Any], step: int) -> None:
@@ -97,29 +102,12 @@ def rotate(folder: Path, best: Path | None) -> None:
             shutil.rmtree(path)
 
 
-def discard_unusable(folder: Path, last: Path) -> None:
-    """Remove the checkpoints that are incomplete, and those after the one that a run goes on from."""
-    for path in newest_first(folder):
-        if not (path / MANIFEST).is_file() or _step(path) > _step(last):
-            shutil.rmtree(path)
-
-
-def save_initial(path: Path, initial: dict[str, Factors], scalings: dict[str, float]) -> None:
-    """Keep the factors the adapters started from: a resumed run goes on from the same ones, not similar ones."""
-    tensors = {
-        f"{name}.{side}": factor for name, pair in initial.items() for side, factor in zip("AB", pair, strict=True)
-    }
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"scalings": json.dumps(scalings)})
-    write_record(path.with_name(MANIFEST), {}, [path])
-
-
-def load_initial(path: Path) -> tuple[dict[str, Factors], dict[str, float]]:
-    """Return what `save_initial` kept: layer name -> (A0, B0), and layer name -> scaling."""
+def load_initial(path: Path) -> dict[str, Factors]:
+    """Return the factors that `start_checkpoints` kept: layer name -> (A0, B0)."""
     read_record(path.with_name(MANIFEST))
-    with safe_open(path, framework="pt") as file:
-        scalings = json.loads(file.metadata()["scalings"])
-        return {name: (file.get_tensor(f"{name}.A"), file.get_tensor(f"{name}.B")) for name in scalings}, scalings
+    tensors = load_file(path)
+    names = [key.removesuffix(".A") for key in tensors if key.endswith(".A")]
+    return {name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in names}
 
 
 def _step(checkpoint: Path) -> int:

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from dataset.records import Record
 from dataset.sources import load_splits
-from dataset.tokens import IGNORED, collate, encode_records
+from dataset.tokens import IGNORED, encode_records
 from utils.config import Config, DataConfig
 from utils.errors import UserError
 from utils.files import atomic_write, read_record, write_record
@@ -189,29 +189,16 @@ class Share(Dataset[dict[str, Any]]):
         return {**example, "labels": [IGNORED] * len(labels) if isinstance(labels, list) else type(labels)(IGNORED)}
 
 
-class Collator:
-    """Batches of tensors: padded on the right to the longest, or packed into one row without padding.
+def pack(features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """One row (1, tokens) without padding, for attention implementations that keep such examples apart.
 
-    Args:
-        pad_id: token of the padding; the attention mask hides it.
-        packing: one row (1, tokens) with `position_ids` that start over with each example and no attention mask;
-            for attention implementations that keep such examples apart.
+    Returns:
+        `input_ids`, `labels`, and `position_ids` that start over with each example, all int64.
     """
-
-    def __init__(self, pad_id: int, packing: bool = False) -> None:
-        self.pad_id, self.packing = pad_id, packing
-
-    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `labels`, and `attention_mask` or `position_ids`, all int64."""
-        if not self.packing or not isinstance(features[0]["labels"], list):
-            return collate(features, self.pad_id)
-        rows = [torch.tensor(feature["input_ids"]) for feature in features]
-        labels = [torch.tensor(feature["labels"]) for feature in features]
-        for row in labels:
-            row[0] = IGNORED  # nothing predicts the first token of an example, least of all the one before it
-        positions = torch.cat([torch.arange(len(row)) for row in rows])
-        return {
-            "input_ids": torch.cat(rows)[None],
-            "labels": torch.cat(labels)[None],
-            "position_ids": positions[None],
-        }
+    rows = [torch.tensor(feature["input_ids"]) for feature in features]
+    labels = [torch.tensor(feature["labels"]) for feature in features]
+    for row in labels:
+        row[0] = IGNORED  # nothing predicts the first token of an example, least of all the one before it
+    positions = [torch.arange(len(row)) for row in rows]
+    parts = {"input_ids": rows, "labels": labels, "position_ids": positions}
+    return {name: torch.cat(tensors)[None] for name, tensors in parts.items()}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.integrations import unset_hf_deepspeed_config
 
 from astra.convert import save_lora
@@ -38,38 +38,25 @@ def export(config: Config, model: Any, tokenizer: Any, folder: Path, card: str, 
     Returns:
         For a plain LoRA its rank, the rank trained, the error if it was cut, and the bytes.
     """
-    target = exported_folder(config, folder)
-    if is_plain(config):
-        return _export_lora(config, model, tokenizer, target, card, write)
-    state = trainable_state(model, keep=write)
+    target, plain = exported_folder(config, folder), is_plain(config)
+    state = {} if plain else trainable_state(model, keep=write)
     if not write:
-        return {}
-    unset_hf_deepspeed_config()
-    merged: Any = merge_state(config, model, state)
+        return save_lora(model, target, base_name(config), write=False) if plain else {}
+    report: dict[str, Any] = {}
     with atomic_write(target) as temporary:
-        merged.save_pretrained(temporary)
-        _complete(temporary, tokenizer, card)
-    return {}
-
-
-def _export_lora(config: Config, model: Any, tokenizer: Any, target: Path, card: str, write: bool) -> dict[str, Any]:
-    if not write:
-        return save_lora(model, target, base_name(config), config.model.revision, write=False)
-    with atomic_write(target) as temporary:
-        report = save_lora(model, temporary, base_name(config), config.model.revision)
-        state_quantization(temporary, config.model.quantization, usable_dtype(config.model.dtype))
-        _complete(temporary, tokenizer, card)
+        if plain:
+            report = save_lora(model, temporary, base_name(config), config.model.revision)
+            state_quantization(temporary, config.model.quantization, usable_dtype(config.model.dtype))
+        else:
+            unset_hf_deepspeed_config()
+            merge_state(config, model, state).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_record(temporary / MANIFEST, {}, temporary.iterdir())
+        (temporary / "README.md").write_text(card, encoding="utf-8")  # its owner may edit it: not in the manifest
     return report
 
 
-def _complete(folder: Path, tokenizer: Any, card: str) -> None:
-    """Add the tokenizer, the manifest of all that a program reads, and the card, which its owner may edit."""
-    tokenizer.save_pretrained(folder)
-    write_record(folder / MANIFEST, {}, folder.iterdir())
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def merge_state(config: Config, trained: Any, state: dict[str, Tensor]) -> nn.Module:
+def merge_state(config: Config, trained: Any, state: dict[str, Tensor]) -> Any:
     """Return a fresh base model with trained parameters in it: all of them (full), or a DoRA's, merged."""
     base = load_model(config.model, num_labels(config))
     if not isinstance(trained, PeftModel):

@@ -1,6 +1,7 @@
 """Forgetting: how much worse a model gets at text that has nothing to do with its training."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from dataset.general_text import load_general_text, measured_in_training
 from utils.config import Config
@@ -60,15 +61,13 @@ def base_losses(
     path = Path(config.output_dir) / "base" / f"losses-{fingerprint(key)}.json"
     known = path.exists()
     barrier()  # nobody writes it before all have looked
-    if not known and isinstance(model, PeftModel):
-        with model.disable_adapter():
-            losses = measure(model)
-    elif not known and untrained:
-        losses = measure(model)
-    elif known:
+    if known:
         return list(read_record(path)["losses"])
-    else:
+    adapted = isinstance(model, PeftModel)
+    if not (adapted or untrained):
         return None
+    with model.disable_adapter() if adapted else nullcontext():
+        losses = measure(model)
     if is_main():
         write_record(path, {"losses": losses})
     return losses
@@ -86,9 +85,7 @@ class Forgetting(TrainerCallback):
             self.text = {"text": text.name, "fingerprint": text.fingerprint}
             self.windows = torch.tensor(text.windows(tokenizer))
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if not self.enabled:
             return
         found = base_losses(

@@ -17,19 +17,20 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.pytorch_utils import Conv1D
+from transformers import TrainerCallback
 
-from astra.adapter import lora_layers
+from astra.adapter import as_matrix, lora_layers
+from astra.convert import starting_factors
 from astra.errors import AstraError
 from astra.factors import Factor
+from astra.sharing import hooked
 from astra.targets import find_targets
 from dataset.tokens import calibration_batches
 from training.data import Examples
 from training.forgetting import base_losses
+from training.model import sharded
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_record
@@ -46,12 +47,12 @@ def unit_step(model: nn.Module, config: Config) -> float:
             norm += float(module.weight.double().square().sum())  # type: ignore[union-attr, operator]
         return (step / norm) ** 0.5
     for _, layer in lora_layers(model):
-        a, b = (_start(side["default"]) for side in (layer.lora_A, layer.lora_B))
+        a, b = (factor.double() for factor in starting_factors(layer))
         m, n, scaling = len(b), a.shape[1], layer.scaling["default"]
-        down, up = (_trains(side["default"]) for side in (layer.lora_A, layer.lora_B))
+        down, up = (any(p.requires_grad for p in side.parameters()) for side in (layer.lora_A, layer.lora_B))
         step += scaling**2 * float(up * m * a.square().sum() + down * n * b.square().sum())
         step += m * bool(layer.use_dora.get("default"))  # a DoRA's magnitudes move each row by the rate
-        norm += float(_weight(layer.get_base_layer()).double().square().sum())
+        norm += float(as_matrix(layer.get_base_layer()).double().square().sum())
     return (step / norm) ** 0.5
 
 
@@ -97,11 +98,7 @@ def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> flo
         base = layer.get_base_layer()
         own = outputs.pop(id(base))
         bias = 0 if base.bias is None else base.bias
-        rows = (
-            mask.to(y.device, torch.bool)
-            if mask.shape == y.shape[:-1]
-            else torch.ones_like(y[..., 0], dtype=torch.bool)
-        )
+        rows = (mask if mask.shape == y.shape[:-1] else torch.ones(y.shape[:-1])).to(y.device, torch.bool)
         changes = (y - bias - own)[rows].double().square().sum(), own[rows].double().square().sum()
         sums.add_(torch.stack(changes).cpu())
 
@@ -111,14 +108,11 @@ def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> flo
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    try:
+    with hooked(handles):
         for batch in batches:
             mask = batch["attention_mask"]
             model(**{key: batch[key].to(device) for key in ("input_ids", "attention_mask")})
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    model.train(training)
     return float(sums[0] / sums[1]) if sums[1] else None
 
 
@@ -128,7 +122,7 @@ def first_rate(config: Config, model: nn.Module) -> dict[str, float]:
     Raises:
         UserError: a relative step is asked for and ZeRO-3 has split the weights.
     """
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    if sharded(model):
         if config.train.relative_step is not None:
             raise UserError(
                 "train.relative_step: ZeRO-3 splits the weights it is measured on; set train.learning_rate"
@@ -165,7 +159,7 @@ def held_out(config: Config, trainer: Any, examples: Examples, folder: Path) -> 
 def update_figures(config: Config, trainer: Any, examples: Examples, tokenizer: Any) -> dict[str, float | None]:
     """How far training has moved the model: see the functions of this module; nothing under ZeRO-3."""
     model = trainer.model
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    if sharded(model):
         return {}
     batches: Iterable[dict[str, Tensor]] = ()
     if config.model.task_type == "CAUSAL_LM":
@@ -190,19 +184,10 @@ class FirstStep(TrainerCallback):
         self.rate = 0.0
         self.figures: dict[str, float | None] = {}
 
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self.rate = float(optimizer.param_groups[0]["lr"])
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         first = state.global_step == 1 or (state.global_step == 2 and self.config.train.warmup_ratio > 0)
         if first and self.rate and not self.figures and "relative_step" in self.measured:
             predicted = self.measured["relative_step"] * self.rate / self.measured["learning_rate"]
@@ -213,7 +198,7 @@ def _changes(model: nn.Module, config: Config) -> Iterator[tuple[Tensor | None, 
     """dW (m x n) and W of every adapted layer; dW is None where W before training is not on this disk."""
     if isinstance(model, PeftModel):
         for _, layer in lora_layers(model):
-            yield _lora_change(layer), _weight(layer.get_base_layer())
+            yield _lora_change(layer), as_matrix(layer.get_base_layer())
         return
     files = {}
     for path in sorted(resolve_model(config.model).glob("*.safetensors")):
@@ -244,21 +229,7 @@ def _lora_change(layer: Any) -> Tensor:
     change = layer.scaling["default"] * (b @ a)
     if not layer.use_dora.get("default"):
         return change
-    weight = _weight(layer.get_base_layer()).float()
+    weight = as_matrix(layer.get_base_layer()).float()
     moved = weight + change
     magnitude = layer.lora_magnitude_vector["default"].weight.detach().float()
     return moved * (magnitude / torch.linalg.vector_norm(moved, dim=1))[:, None] - weight
-
-
-def _start(factor: Any) -> Tensor:
-    return (factor.start if isinstance(factor, Factor) else factor.weight).detach().double()
-
-
-def _trains(factor: Any) -> bool:
-    return bool((factor.delta if isinstance(factor, Factor) else factor.weight).requires_grad)
-
-
-def _weight(base: Any) -> Tensor:
-    """W (m x n) of a linear layer; `Conv1D` stores the transpose."""
-    weight = dequantize_module_weight(base).detach()
-    return weight.T if isinstance(base, Conv1D) else weight

@@ -8,7 +8,8 @@ and PEFT are imported where a model is built.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from astra.errors import AstraError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from astra.adapter import Factors, Target
     from astra.store import Calibration
+    from utils.config import MethodConfig
 
     Batch = dict[str, Tensor]
     # What a data-driven method reads: `samples(size)` yields batches of that many calibration examples with labels.
@@ -30,25 +32,16 @@ class Request:
     """What a method is asked to build.
 
     Attributes:
-        rank, alpha, dropout, target_modules, exclude_modules: as in PEFT's `LoraConfig`.
-        subspace, split: as `astra.adapter.attach` takes them.
-        seed: of random initialisations.
+        method: its name, rank, targets and whatever else a config says of it.
         task_type: PEFT's, "CAUSAL_LM" or "SEQ_CLS".
-        rank_pattern: layer name -> rank, where it is not `rank`; its scaling stays alpha / rank.
+        rank_pattern: layer name -> rank, where it is not `method.rank`; its scaling stays alpha / rank.
         calibration: for methods that need one.
         samples: for methods that read the calibration examples themselves.
     """
 
-    rank: int
-    alpha: float
-    target_modules: list[str] | str
-    dropout: float = 0.0
-    subspace: str = "tail"
-    split: str = "orthonormal"
-    seed: int = 42
+    method: MethodConfig
     task_type: str = "CAUSAL_LM"
     rank_pattern: dict[str, int] = field(default_factory=dict)
-    exclude_modules: list[str] | str | None = None
     calibration: Calibration | None = None
     samples: Samples | None = None
 
@@ -56,13 +49,14 @@ class Request:
         """The `LoraConfig` of this request; `options` are the method's own."""
         from peft import LoraConfig
 
-        scaling = self.alpha / self.rank
+        method = self.method
+        scaling = method.scaled_alpha / method.rank
         return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT takes fractions too
-            lora_dropout=self.dropout,
-            target_modules=self.target_modules,
-            exclude_modules=self.exclude_modules,
+            r=method.rank,
+            lora_alpha=method.scaled_alpha,  # type: ignore[arg-type]  # PEFT takes fractions too
+            lora_dropout=method.dropout,
+            target_modules=method.target_modules,
+            exclude_modules=method.exclude_modules,
             task_type=self.task_type,
             rank_pattern=dict(self.rank_pattern),
             alpha_pattern={name: rank * scaling for name, rank in self.rank_pattern.items()},
@@ -95,38 +89,32 @@ class Method:
         return self.moves or self.needs == "samples"
 
 
-def build(name: str, model: nn.Module, request: Request) -> nn.Module:
+def build(model: nn.Module, request: Request) -> nn.Module:
     """Return the model to train; all its trainable parameters require gradients, and no others.
 
     Raises:
-        AstraError: unknown method, missing calibration or samples, or a target the model does not have.
+        AstraError: a target the model does not have.
     """
-    if name not in METHODS:
-        raise AstraError(f"method {name!r} is not one of {', '.join(METHODS)}")
-    needs = METHODS[name].needs
-    if needs != "nothing" and getattr(request, needs) is None:
-        raise AstraError(f"method {name} needs {needs}")
+    method = request.method
     try:
-        return METHODS[name].build(model, request)
+        return METHODS[method.name].build(model, request)
     except ValueError as error:
         if "Target modules" in str(error) or "No modules were targeted" in str(error):
-            raise AstraError(f"target_modules {request.target_modules} name no layer of this model") from error
+            raise AstraError(f"target_modules {method.target_modules} name no layer of this model") from error
         raise
 
 
-def restore(
-    name: str, model: nn.Module, request: Request, initial: Mapping[str, Factors], scalings: Mapping[str, float]
-) -> PeftModel:
+def restore(model: nn.Module, request: Request, initial: Mapping[str, Factors]) -> PeftModel:
     """Rebuild the adapter of an interrupted run from the factors it started with; nothing is decomposed again."""
     from astra.adapter import attach_factors
 
-    config = request.peft_config()
-    config.target_modules = list(initial)  # the run may have left layers out, as EVA does
-    config.rank_pattern = {layer: a.shape[0] for layer, (a, _) in initial.items()}
-    config.alpha_pattern = {layer: rank * scalings[layer] for layer, rank in config.rank_pattern.items()}
-    if not METHODS[name].moves:
-        return _plain(model, request, config)
-    return attach_factors(model, config, lambda target, _: initial[target.name])
+    # The run may have left layers out, and ranks may differ, as EVA does.
+    method = request.method.model_copy(update={"target_modules": list(initial)})
+    ranks = {layer: a.shape[0] for layer, (a, _) in initial.items()}
+    request = replace(request, method=method, rank_pattern=ranks)
+    if not METHODS[method.name].moves:
+        return _lora(model, request)
+    return attach_factors(model, request.peft_config(), lambda target, _: initial[target.name])
 
 
 def usual_rates(name: str, subspace: str) -> tuple[float, float]:
@@ -139,31 +127,17 @@ def _astra(model: nn.Module, request: Request) -> PeftModel:
     from astra.adapter import attach
 
     assert request.calibration is not None
-    return attach(model, request.calibration, request.peft_config(), subspace=request.subspace, split=request.split)
+    method = request.method
+    return attach(model, request.calibration, request.peft_config(), subspace=method.subspace, split=method.split)
 
 
-def _lora(model: nn.Module, request: Request) -> PeftModel:
-    return _plain(model, request, request.peft_config())
+def _lora(model: nn.Module, request: Request, **options: Any) -> PeftModel:
+    """PEFT's own adapter, as its configuration starts it."""
+    import torch
+    from peft import get_peft_model
 
-
-def _rslora(model: nn.Module, request: Request) -> PeftModel:
-    """Scaled by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732)."""
-    return _plain(model, request, request.peft_config(use_rslora=True))
-
-
-def _dora(model: nn.Module, request: Request) -> PeftModel:
-    """Direction and magnitude apart (DoRA, arXiv 2402.09353)."""
-    return _plain(model, request, request.peft_config(use_dora=True))
-
-
-def _pissa(model: nn.Module, request: Request) -> PeftModel:
-    """Principal singular components of W (PiSSA, arXiv 2404.02948)."""
-    return _started_by_peft(model, request, init_lora_weights="pissa")
-
-
-def _olora(model: nn.Module, request: Request) -> PeftModel:
-    """The first columns and rows of a QR of W (OLoRA, arXiv 2406.01775)."""
-    return _started_by_peft(model, request, init_lora_weights="olora")
+    torch.manual_seed(request.method.seed)
+    return get_peft_model(model, request.peft_config(**options))
 
 
 def _milora(model: nn.Module, request: Request) -> PeftModel:
@@ -188,9 +162,22 @@ def _milora(model: nn.Module, request: Request) -> PeftModel:
     return attach_factors(model, request.peft_config(), factors)
 
 
+def _olora(model: nn.Module, request: Request) -> PeftModel:
+    """The first columns and rows of a QR of W (OLoRA, arXiv 2406.01775); PEFT's own takes GPT-2's W transposed."""
+    import torch
+
+    from astra.adapter import attach_factors
+
+    def factors(target: Target, weight: Tensor) -> Factors:
+        q, r = torch.linalg.qr(weight)
+        return r[: target.rank], q[:, : target.rank]
+
+    return attach_factors(model, request.peft_config(), factors)
+
+
 def _mica(model: nn.Module, request: Request) -> PeftModel:
     """B frozen at the minor left singular vectors of W, A from zero (MiCA, arXiv 2604.01694)."""
-    peft_model = _plain(model, request, request.peft_config(init_lora_weights="mica"))
+    peft_model = _lora(model, request, init_lora_weights="mica")
     config: Any = peft_model.peft_config["default"]
     config.init_lora_weights = True  # from here on it is a plain LoRA
     return peft_model
@@ -204,13 +191,13 @@ def _lora_matched(model: nn.Module, request: Request) -> PeftModel:
     from astra.adapter import Target, calibrated, lora_layers, make_starts
 
     assert request.calibration is not None
-    peft_model = _plain(model, request, request.peft_config())
+    peft_model = _lora(model, request)
     layers = dict(lora_layers(peft_model))
     targets = [
         Target(name, layer.get_base_layer(), layer.r["default"], layer.scaling["default"])
         for name, layer in layers.items()
     ]
-    starts = make_starts(targets, calibrated(request.calibration, request.subspace, request.split))
+    starts = make_starts(targets, calibrated(request.calibration, request.method.subspace, request.method.split))
     for name, (a, b) in starts.items():
         weight = layers[name].lora_A["default"].weight.data
         wanted = a.square().sum() + a.shape[1] / b.shape[0] * b.square().sum()
@@ -226,7 +213,12 @@ def _corda(model: nn.Module, request: Request) -> PeftModel:
     assert request.samples is not None
     options = {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="ipm")}
     batches = request.samples(1)  # PEFT's hook wants one sequence, unpadded, at a time
-    preprocess_corda(model, request.peft_config(**options), run_model=lambda: _forward(model, batches))
+
+    def forward() -> None:
+        for batch in batches:
+            model(**{key: value for key, value in batch.items() if key != "labels"})
+
+    preprocess_corda(model, request.peft_config(**options), forward)
     return _started_by_peft(model, request, **options)
 
 
@@ -236,7 +228,7 @@ def _eva(model: nn.Module, request: Request) -> PeftModel:
     from peft.tuners.lora.config import EvaConfig
 
     assert request.samples is not None
-    peft_model = _plain(model, request, request.peft_config(init_lora_weights="eva", eva_config=EvaConfig()))
+    peft_model = _lora(model, request, init_lora_weights="eva", eva_config=EvaConfig())
     initialize_lora_eva_weights(peft_model, list(request.samples(8)), show_progress_bar=False)
     config: Any = peft_model.peft_config["default"]
     config.init_lora_weights, config.eva_config = True, None  # from here on it is a plain LoRA
@@ -263,20 +255,6 @@ def _full(model: nn.Module, _: Request) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def _forward(model: nn.Module, batches: Iterable[Batch]) -> None:
-    for batch in batches:
-        model(**{key: value for key, value in batch.items() if key != "labels"})
-
-
-def _plain(model: nn.Module, request: Request, config: LoraConfig) -> PeftModel:
-    """PEFT's own adapter, as its configuration starts it."""
-    import torch
-    from peft import get_peft_model
-
-    torch.manual_seed(request.seed)
-    return get_peft_model(model, config)
-
-
 def _started_by_peft(model: nn.Module, request: Request, **options: Any) -> PeftModel:
     """An adapter that starts from the factors of PEFT's initialisation, which edits a copy of one layer at a time."""
     import copy
@@ -301,7 +279,7 @@ def _started_by_peft(model: nn.Module, request: Request, **options: Any) -> Peft
             vars(target.module).pop(key, None)
         return layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
 
-    torch.manual_seed(request.seed)  # LoRA-GA's decomposition is a randomised one
+    torch.manual_seed(request.method.seed)  # LoRA-GA's decomposition is a randomised one
     return attach_factors(model, request.peft_config(), factors)
 
 
@@ -309,9 +287,12 @@ METHODS: dict[str, Method] = {
     "astra": Method(_astra, rates=(1e-4, 2e-3), needs="calibration", moves=True),
     "lora": Method(_lora, rates=(1e-4, 2e-3)),
     "lora_matched": Method(_lora_matched, rates=(1e-4, 2e-3), needs="calibration"),
-    "rslora": Method(_rslora, rates=(2e-5, 2e-4)),
-    "dora": Method(_dora, rates=(1e-4, 2e-3), plain=False),
-    "pissa": Method(_pissa, rates=(4e-5, 1e-3), moves=True),
+    # Scaled by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732).
+    "rslora": Method(partial(_lora, use_rslora=True), rates=(2e-5, 2e-4)),
+    # Direction and magnitude apart (DoRA, arXiv 2402.09353).
+    "dora": Method(partial(_lora, use_dora=True), rates=(1e-4, 2e-3), plain=False),
+    # Principal singular components of W (PiSSA, arXiv 2404.02948).
+    "pissa": Method(partial(_started_by_peft, init_lora_weights="pissa"), rates=(4e-5, 1e-3), moves=True),
     "milora": Method(_milora, rates=(1e-4, 2e-3), moves=True),
     "mica": Method(_mica, rates=(1e-4, 1e-3)),
     "olora": Method(_olora, rates=(2e-5, 2e-4), moves=True),

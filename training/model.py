@@ -36,41 +36,33 @@ def room_for_model(config: Config) -> Iterator[None]:
 
 
 def load_base(config: Config, device: Any) -> Any:
-    """Load the base model to train onto the device; one that will be quantised stays on the CPU until it is small."""
-    torch.manual_seed(config.method.seed)  # of a new classification head
-    model = load_trained(config)
-    if sharded(model):
-        if METHODS[config.method.name].needs == "samples":
-            raise UserError(
-                f"train.deepspeed: {config.method.name} runs the model before ZeRO-3 can; "
-                "use configs/deepspeed/zero2.json"
-            )
-    elif config.model.quantization is None:
-        model.to(device)
-    return model
-
-
-def sharded(model: nn.Module) -> bool:
-    """Whether ZeRO-3 has split the model's weights over the processes."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-
-
-def load_trained(config: Config) -> Any:
     """Load the base model to train: in float32 where all its weights train, as an optimizer's steps need.
 
-    Under ZeRO-3 a classifier is loaded in float32 too: once split, its head can't be made float32 alone.
+    It comes onto the device; one that will be quantised stays on the CPU until it is small. Under ZeRO-3 a classifier
+    is loaded in float32 too: once split, its head can't be made float32 alone.
     """
+    torch.manual_seed(config.method.seed)  # of a new classification head
     sharding = deepspeed_config() if is_deepspeed_zero3_enabled() else None
     if config.method.name == "full" or (sharding is not None and config.model.task_type == "SEQ_CLS"):
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
     if sharding is None:
-        return load_model(config.model, num_labels(config))
+        model = load_model(config.model, num_labels(config))
+        return model if config.model.quantization is not None else model.to(device)
+    if METHODS[config.method.name].needs == "samples":
+        raise UserError(
+            f"train.deepspeed: {config.method.name} runs the model before ZeRO-3 can; use configs/deepspeed/zero2.json"
+        )
     # ZeRO-3 makes every weight in its own data type; while it trains, that type would be what trains, too.
     sharding["bf16"]["enabled"] = usable_dtype(config.model.dtype) == "bfloat16"
     try:
         return load_model(config.model, num_labels(config))
     finally:
         sharding["bf16"]["enabled"] = False
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has split the model's weights over the processes."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def add_adapter(
@@ -85,11 +77,10 @@ def add_adapter(
 ) -> Any:
     """Return the base model with the method's adapter on it; a resumed run gets the factors it started with."""
     request = build_request(config, calibration, tokenizer, examples, device)
-    name = config.method.name
-    if resumed is not None and METHODS[name].keeps_start:
-        model = restore(name, model, request, *load_initial(resumed.parent / INITIAL))
+    if resumed is not None and METHODS[config.method.name].keeps_start:
+        model = restore(model, request, load_initial(resumed.parent / INITIAL))
     else:
-        model = build(name, model, request)
+        model = build(model, request)
     if config.method.freeze_b:
         for _, layer in lora_layers(model):
             layer.lora_B.requires_grad_(False)
@@ -106,8 +97,6 @@ def build_request(
     config: Config, calibration: Calibration | None, tokenizer: Any, examples: Examples, device: Any
 ) -> Request:
     """Return what a method is asked to build."""
-    method = config.method
-    targets = method.target_modules
     device = "cpu" if config.model.quantization is not None else device  # where `load_base` leaves the model
 
     def samples(size: int) -> Iterator[dict[str, Tensor]]:
@@ -117,20 +106,8 @@ def build_request(
         ):
             yield {key: value.to(device) for key, value in batch.items()}
 
-    return Request(
-        rank=method.rank,
-        alpha=method.scaled_alpha,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=method.exclude_modules,
-        dropout=method.dropout,
-        subspace=method.subspace,
-        split=method.split,
-        seed=method.seed,
-        task_type=config.model.task_type,
-        rank_pattern=rank_pattern(config, calibration),
-        calibration=calibration,
-        samples=samples if METHODS[method.name].needs == "samples" else None,
-    )
+    ranks = rank_pattern(config, calibration)
+    return Request(config.method, config.model.task_type, ranks, calibration, samples)
 
 
 def rank_pattern(config: Config, calibration: Calibration | None) -> dict[str, int]:

@@ -78,15 +78,14 @@ def store_folder(config: Config) -> Path:
 
 def store_settings(config: Config) -> dict[str, Any]:
     """What the activations of a calibration depend on, as far as the config tells; not how they are computed."""
-    model = config.model.model_dump(include={"name", "revision", "dtype", "task_type"})
-    data = config.data.model_dump(
-        include={"train", "fields", "template", "limit", "validation", "reporting", "decontaminate", "seed"}
-    )
-    calibration = config.calibration.model_dump(include={"samples", "max_length", "seed", "spectrum"})
-    flat = {"model": model, "data": data, "calibration": calibration}
-    settings = {f"{section}.{key}": value for section, values in flat.items() for key, value in values.items()}
-    method = config.method.model_dump(include={"target_modules", "exclude_modules"})
-    return settings | {f"method.{key}": value for key, value in method.items()}
+    chosen = {
+        "model": {"name", "revision", "dtype", "task_type"},
+        "data": {"train", "fields", "template", "limit", "validation", "reporting", "decontaminate", "seed"},
+        "calibration": {"samples", "max_length", "seed", "spectrum"},
+        "method": {"target_modules", "exclude_modules"},
+    }
+    sections = config.model_dump(include=chosen)
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
 
 
 def require_store(config: Config) -> Calibration:

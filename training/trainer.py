@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +15,10 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from dataset.tokens import IGNORED, collate
 from training.callbacks import MetricsFile, PackingCheck, StepProgress, StopOnSignal
 from training.checkpoints import WEIGHTS, load_trainable, rotate, trainable_state, write_manifest
-from training.data import IGNORED, BucketSampler, Collator, Examples, Share, TokenDataset
+from training.data import BucketSampler, Examples, Share, TokenDataset, pack
 from training.forgetting import Forgetting
 from utils.config import Config
 from utils.errors import UserError, memory_for
@@ -66,13 +68,22 @@ class RunTrainer(Trainer):
         settings: flat settings of the run, written into every checkpoint.
         causal: a language model (else a classification head).
         scorer: from the model to what it solved, per task; asked at every validation.
+        pad_id: token of the padding; the attention mask hides it.
+        packing: train a language model on rows without padding.
         **kwargs: the Trainer's.
     """
 
     def __init__(
-        self, settings: dict[str, Any], causal: bool = True, scorer: Scorer | None = None, **kwargs: Any
+        self,
+        settings: dict[str, Any],
+        causal: bool = True,
+        scorer: Scorer | None = None,
+        pad_id: int = 0,
+        packing: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        self.padded = partial(collate, pad_id=pad_id)
+        super().__init__(data_collator=pack if packing and causal else self.padded, **kwargs)
         self.settings, self.causal, self.scorer = settings, causal, scorer
         self.target_logits = TargetLogits(self.model) if causal else None
         # Tell the Trainer that `compute_loss` divides by the labels of the whole global batch.
@@ -104,14 +115,11 @@ class RunTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the cross entropy summed over this micro-batch's labels, over the labels of the global batch."""
-        total, count = self.summed_loss(model, inputs)
-        self._tokens += self._count_tokens(inputs)
+        total, _ = self.summed_loss(model, inputs)
+        mask = inputs.get("attention_mask")
+        self._tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
         # Gradients are averaged over processes; the labels were counted over all of them.
-        loss = (
-            total * self.accelerator.num_processes / num_items_in_batch
-            if num_items_in_batch is not None
-            else total / count
-        )
+        loss = total * self.accelerator.num_processes / num_items_in_batch
         self._broken += ~torch.isfinite(loss.detach())
         return (loss, {}) if return_outputs else loss
 
@@ -165,8 +173,8 @@ class RunTrainer(Trainer):
         model.eval()
         share = Share(examples, self.args.process_index, self.args.world_size)
         sums = torch.zeros(2, len(share), dtype=torch.float64, device=self.args.device)
-        done, padded = 0, Collator(self.data_collator.pad_id)  # type: ignore[union-attr]  # a packed batch is one row
-        for batch in DataLoader(share, self.args.per_device_eval_batch_size, collate_fn=padded):
+        done = 0
+        for batch in DataLoader(share, self.args.per_device_eval_batch_size, collate_fn=self.padded):
             inputs = self._prepare_inputs(batch)
             labels = inputs.pop("labels")
             logits, targets, positions = self._at_targets(model, inputs, labels)
@@ -189,18 +197,16 @@ class RunTrainer(Trainer):
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         self.correct.zero_()
-        classes = False
         examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         share = Share(examples, self.args.process_index, self.args.world_size)
         for batch in DataLoader(share, self.args.per_device_eval_batch_size, collate_fn=self.data_collator):
             total, count = self.summed_loss(model, self._prepare_inputs(batch))
-            classes = not self.causal and not batch["labels"].is_floating_point()
             sums[:2] += torch.stack([total.double(), count.double()])
         sums[2] = self.correct
         total, count, correct = self.accelerator.reduce(sums, "sum").tolist()
         model.train()
         metrics = {f"{metric_key_prefix}_loss": total / count}
-        if classes:
+        if not self.causal and not examples.labels.is_floating_point():
             metrics[f"{metric_key_prefix}_accuracy"] = correct / count
         if self.state.global_step < self.state.max_steps:  # what the run ends with is scored when it has ended
             metrics |= {
@@ -274,11 +280,6 @@ class RunTrainer(Trainer):
         """Return the trainer's callback of a kind."""
         return next(found for found in self.callback_handler.callbacks if isinstance(found, kind))
 
-    @staticmethod
-    def _count_tokens(inputs: dict[str, Tensor]) -> Tensor | int:
-        mask = inputs.get("attention_mask")
-        return inputs["input_ids"].numel() if mask is None else mask.sum()
-
 
 def make_trainer(
     config: Config,
@@ -300,7 +301,8 @@ def make_trainer(
         args=args,
         train_dataset=examples.train,
         eval_dataset=examples.validation,
-        data_collator=Collator(tokenizer.pad_token_id or 0, config.train.packing),
+        pad_id=tokenizer.pad_token_id or 0,
+        packing=config.train.packing,
         callbacks=[
             MetricsFile(folder / "metrics.jsonl"),
             StepProgress(),

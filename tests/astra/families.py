@@ -54,7 +54,7 @@ def _gemma3() -> Built:
 
 OLD = {"num_key_value_heads": None, "head_dim": None}
 FAMILIES: dict[str, Callable[[], Built]] = {
-    "llama": _family("Llama", PROJECTIONS),
+    "llama": _family("Llama", PROJECTIONS, tie_word_embeddings=True),
     "mistral": _family("Mistral", PROJECTIONS, sliding_window=8),
     "qwen2": _family("Qwen2", PROJECTIONS),
     "qwen3": _family("Qwen3", PROJECTIONS),

@@ -74,7 +74,7 @@ def test_where_the_projection_is_rounding_a_starts_at_zero():
     model = tiny_model()
     weight = model.model.layers[0].mlp.up_proj.weight
     store = calibration(model, ["up_proj"])
-    store._table("tail")["model.layers.0.mlp.up_proj"] = torch.linalg.svd(weight.double())[0][:, -4:].float()
+    store.tensors("tail")["model.layers.0.mlp.up_proj"] = torch.linalg.svd(weight.double())[0][:, -4:].float()
     a, b = starts(attach(model, store, config(target_modules=["up_proj"])))["model.layers.0.mlp.up_proj"]
     assert not a.any() and b.any()
 

@@ -1,7 +1,5 @@
 """Second moments of small random models of every supported kind, against the definition in float64."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,23 +7,15 @@ from torch import Tensor, nn
 from astra import AstraError, calibrate
 from astra.blocks import survey
 from astra.forward import Batch, Forward, TokenRows, evaluation
-from astra.moments import Sums
+from astra.moments import Moment, Sums
 from astra.targets import find_targets
-from tests.astra import tiny
+from tests.astra.families import FAMILIES
 from tests.astra.oracle import excesses, second_moments
 
 
-@dataclass
-class Moments:
-    matrices: dict[str, Tensor]
-    tokens: dict[str, int]
-    kinds: dict[str, str]
-    groups: dict[str, str]
-
-
 @torch.no_grad()
-def collect(model: nn.Module, batches: list[Batch], targets: list[str] | str) -> Moments:
-    """The second moments of all target layers in one pass."""
+def collect(model: nn.Module, batches: list[Batch], targets: list[str] | str) -> dict[str, Moment]:
+    """The second moments that all target layers use, in one pass."""
     found = find_targets(model, targets)
     forward = Forward(model, list(found))
     with evaluation(model):
@@ -34,20 +24,11 @@ def collect(model: nn.Module, batches: list[Batch], targets: list[str] | str) ->
             with sums.batch(number, TokenRows(batch)):
                 forward(batch)
     moments = sums.reduce()
-    return Moments(
-        {key: moment.matrix for key, moment in moments.items()},
-        {key: moment.tokens for key, moment in moments.items()},
-        {key: moment.kind for key, moment in moments.items()},
-        {name: sums.key(name) for name in found},
-    )
+    return {name: moments[sums.key(name)] for name in found}
 
 
-def build(family: str) -> tuple[nn.Module, list[str]]:
-    model = tiny.tiny_model(family)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # transformers starts them at zero, which would hide mistakes
-            nn.init.normal_(parameter, std=0.1)
-    return model, [*tiny.targets(family), "dense"] if family == "bert" else tiny.targets(family)
+def build(family: str) -> tuple[nn.Module, list[str] | str]:
+    return FAMILIES[family]()
 
 
 def tokens(rows: int = 6, length: int = 40) -> list[dict[str, Tensor]]:
@@ -65,10 +46,10 @@ def test_layers_that_read_the_same_tensor_share_one_moment(name: str) -> None:
     model, targets = build(name)
     moments = collect(model, tokens(), targets)
     attention, mlp = "model.layers.1.self_attn.", "model.layers.1.mlp."
-    assert {moments.groups[attention + x] for x in ("q_proj", "k_proj", "v_proj")} == {attention + "q_proj"}
-    assert moments.groups[mlp + "up_proj"] == mlp + "gate_proj"
-    assert moments.kinds[mlp + "down_proj"] == "output"  # its input is the wider side
-    assert len(moments.matrices) == 2 * 4
+    assert {moments[attention + x].group for x in ("q_proj", "k_proj", "v_proj")} == {attention + "q_proj"}
+    assert moments[mlp + "up_proj"].group == mlp + "gate_proj"
+    assert moments[mlp + "down_proj"].kind == "output"  # its input is the wider side
+    assert len({moment.group for moment in moments.values()}) == 2 * 4
 
 
 def regroup(batches: list[dict[str, Tensor]], size: int, side: str) -> list[dict[str, Tensor]]:
@@ -85,17 +66,17 @@ def regroup(batches: list[dict[str, Tensor]], size: int, side: str) -> list[dict
     return result
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "gemma2"])
 @pytest.mark.parametrize(("size", "side"), [(1, "right"), (6, "right"), (6, "left")])
-def test_padding_and_batch_size_change_nothing(name: str, size: int, side: str) -> None:
-    model, targets = build(name)
+def test_padding_and_batch_size_change_nothing(family: str, size: int, side: str) -> None:
+    model, targets = build(family)
     expected = collect(model, tokens(), targets)
     found = collect(model, regroup(tokens(), size, side), targets)
-    for key, matrix in expected.matrices.items():
-        if "pooler" in key and side == "left":
+    for name, moment in expected.items():
+        if "pooler" in name and side == "left":
             continue  # BERT pools the first position, which is padding then
-        assert found.tokens[key] == expected.tokens[key]
-        assert (found.matrices[key] - matrix).abs().max() < 1e-5 * matrix.abs().max()
+        assert found[name].tokens == moment.tokens
+        assert (found[name].matrix - moment.matrix).abs().max() < 1e-5 * moment.matrix.abs().max()
 
 
 def test_packed_sequences_count_every_token() -> None:
@@ -107,9 +88,9 @@ def test_packed_sequences_count_every_token() -> None:
         "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
     }
     together = collect(model, [packed], targets)
-    for key, matrix in apart.matrices.items():
-        assert together.tokens[key] == 32
-        assert (together.matrices[key] - matrix).abs().max() < 1e-4 * matrix.abs().max()
+    for name, moment in apart.items():
+        assert together[name].tokens == 32
+        assert (together[name].matrix - moment.matrix).abs().max() < 1e-4 * moment.matrix.abs().max()
 
 
 class Forked(nn.Module):
@@ -147,11 +128,11 @@ class Repeated(nn.Module):
 
 def test_a_layer_called_twice_sums_both_calls() -> None:
     model, x = Repeated(), torch.randn(2, 5, 6)
-    moments = collect(model, [{"x": x}], ["twice"])
+    moment = collect(model, [{"x": x}], ["twice"])["twice"]
     rows = torch.cat([x.reshape(-1, 6), model.twice(x).detach().reshape(-1, 6)]).double()
     rows = torch.cat([rows, torch.ones(20, 1, dtype=torch.float64)], dim=1)
-    assert moments.tokens == {"twice": 20}
-    torch.testing.assert_close(moments.matrices["twice"], rows.T @ rows / 20)
+    assert moment.tokens == 20
+    torch.testing.assert_close(moment.matrix, rows.T @ rows / 20)
 
 
 def test_a_layer_never_called_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -189,10 +170,10 @@ def test_masks_that_leave_no_token() -> None:
 def test_recomputed_outputs_are_float32_under_autocast() -> None:
     model, x = nn.Linear(40, 12), torch.randn(200, 40)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = collect(nn.Sequential(model), [{"input": x}], ["0"])
-    assert found.kinds == {"0": "output"}
+        found = collect(nn.Sequential(model), [{"input": x}], ["0"])["0"]
+    assert found.kind == "output"
     y = model(x).detach().double()
-    torch.testing.assert_close(found.matrices["0"], y.T @ y / 200, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.matrix, y.T @ y / 200, rtol=1e-5, atol=1e-6)
 
 
 def test_float32_products_are_exact_in_the_pass_and_as_before_after_it() -> None:

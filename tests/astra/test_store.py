@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from astra import AstraError, Calibration, LayerInfo
-from astra import store as store_module
-from tests.astra.tiny import calibration, targets, tiny_model
 
 
 def make(rank: int = 3) -> Calibration:
@@ -86,10 +84,10 @@ def test_a_full_disk_leaves_nothing_new(tmp_path: Path, monkeypatch: pytest.Monk
     make().save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(path: Path, text: str) -> None:
+    def full(path: Path, text: str, encoding: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module, "_write_text", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(AstraError, match="cannot write the calibration to .*: No space left on device"):
         make(2).save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -106,6 +104,5 @@ def test_saving_again_drops_what_is_stale(tmp_path: Path) -> None:
 
 def test_saving_leaves_the_files_of_others_alone(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
-    model = tiny_model()
-    calibration(model, targets()).save(tmp_path)
+    make().save(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == b"weights"

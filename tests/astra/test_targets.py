@@ -12,6 +12,7 @@ from torch import nn
 from astra import AstraError, calibrate
 from astra.targets import find_targets
 from tests.astra.families import FAMILIES
+from tests.astra.test_adapter import fp8, of_bitsandbytes
 from tests.astra.test_moments import build, tokens
 
 CONFIGS: list[dict[str, Any]] = [
@@ -87,26 +88,14 @@ def test_what_cannot_be_a_target_is_named(family: str, targets: Any, message: st
         find_targets(FAMILIES[family]()[0], targets)
 
 
-def quantised(kind: str) -> nn.Module:
-    if kind == "fp8":
-        layer = nn.Linear(8, 8)
-        layer.weight = nn.Parameter(layer.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
-        return layer
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    if kind == "int8":
-        return bitsandbytes.nn.Linear8bitLt(8, 8, has_fp16_weights=False)
-    layer = bitsandbytes.nn.Linear4bit(64, 32, quant_type="nf4")
-    layer.weight = bitsandbytes.nn.Params4bit(torch.randn(32, 64), quant_type="nf4", requires_grad=False).to("cpu")
-    return layer
-
-
-@pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
-def test_weights_that_are_not_plain_numbers_are_refused(kind: str) -> None:
-    layer = quantised(kind)
-    if kind == "int8":
-        layer.weight.data = layer.weight.data.to(torch.int8)  # as on its device
+@pytest.mark.parametrize(
+    "make",
+    [fp8, of_bitsandbytes("Linear8bitLt", has_fp16_weights=False), of_bitsandbytes("Linear4bit", quant_type="nf4")],
+)
+def test_weights_that_are_not_plain_numbers_are_refused(make: Any) -> None:
+    layer = make(nn.Linear(64, 32, bias=False))
     with pytest.raises(AstraError, match="layer 0: its weight is .*; load the model in plain floating"):
-        calibrate(nn.Sequential(layer), [{"input": torch.randn(3, 8)}], ["0"], 2)
+        calibrate(nn.Sequential(layer), [{"input": torch.randn(3, 64)}], ["0"], 2)
 
 
 def test_weights_that_are_nowhere_are_refused() -> None:

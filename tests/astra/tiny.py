@@ -1,73 +1,22 @@
-"""Small random models of several families, and calibrations made up for them."""
-
-import copy
+"""A small random model, its usual targets, and a calibration made up for them; tokens, training, comparison."""
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 from transformers.pytorch_utils import Conv1D
 
 from astra.store import Calibration, LayerInfo
-
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-}
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig(**SMALL, tie_word_embeddings=True), PROJECTIONS),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SMALL), PROJECTIONS),
-    "mistral": (MistralForCausalLM, MistralConfig(**SMALL, sliding_window=8), PROJECTIONS),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**SMALL), PROJECTIONS),
-    "gpt2": (
-        GPT2LMHeadModel,
-        GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-        ["c_attn", "c_proj", "c_fc"],
-    ),
-    "bert": (
-        BertForSequenceClassification,
-        BertConfig(
-            vocab_size=97,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_labels=3,
-        ),
-        ["query", "key", "value"],
-    ),
-}
+from tests.astra.families import FAMILIES
 
 
-def tiny_model(family: str = "llama", seed: int = 0) -> nn.Module:
-    """A model of the family in evaluation mode; the same seed gives the same weights."""
-    kind, config, _ = FAMILIES[family]
-    torch.manual_seed(seed)
-    return kind(copy.deepcopy(config)).eval()  # trainers set its special tokens
+def tiny_model(family: str = "llama") -> nn.Module:
+    """A model of the family in evaluation mode, always with the same weights."""
+    return FAMILIES[family]()[0]
 
 
 def targets(family: str = "llama") -> list[str]:
     """The names of the family's usual target layers."""
-    return list(FAMILIES[family][2])
+    with torch.random.fork_rng():
+        return list(FAMILIES[family]()[1])
 
 
 def tokens(batch: int = 2, length: int = 12, seed: int = 1) -> Tensor:

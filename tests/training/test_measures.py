@@ -29,7 +29,7 @@ STARTS = [
 def test_a_relative_step_is_the_size_of_the_first_step_for_every_method(config, start):
     this = config(
         **start, train__relative_step=2e-3, train__warmup_ratio=0.0, train__max_steps=1, train__max_grad_norm=1e9,
-        train__forgetting=False, data__validation=0.25, data__reporting=0.25,
+        data__validation=0.25, data__reporting=0.25,
     )  # fmt: skip
     calibrate(this)
     training.train(this)
@@ -45,7 +45,7 @@ def test_a_relative_step_is_the_size_of_the_first_step_for_every_method(config, 
 def test_measures_of_the_update_are_those_of_the_weights(config, monkeypatch):
     from training import measures
 
-    this = config(method__name="astra", data__validation=0.25, train__forgetting=False)
+    this = config(method__name="astra", data__validation=0.25)
     calibrate(this)
     kept = {}
 
@@ -71,14 +71,14 @@ def test_measures_of_the_update_are_those_of_the_weights(config, monkeypatch):
 
 
 def test_without_b_the_change_stays_in_the_span_of_its_start(config):
-    this = config(method__name="astra", method__freeze_b=True, data__validation=0.25, train__forgetting=False)
+    this = config(method__name="astra", method__freeze_b=True, data__validation=0.25)
     calibrate(this)
     training.train(this)
     assert metrics(this)["update"]["inside_span"] == pytest.approx(1, abs=1e-6)
 
 
 def test_losses_are_kept_record_by_record_and_their_mean_is_the_loss(config):
-    this = config(data__validation=0.25, data__reporting=0.25, train__forgetting=False, train__save_steps=6)
+    this = config(data__validation=0.25, data__reporting=0.25, train__save_steps=6)
     training.train(this)
     kept, found = read_record(folder_of(this) / "losses.json"), metrics(this)
     assert {split: len(values) for split, values in kept.items()} == {"validation": 6, "reporting": 6}
@@ -88,7 +88,7 @@ def test_losses_are_kept_record_by_record_and_their_mean_is_the_loss(config):
 
 
 def test_a_run_that_diverges_says_so_and_leaves_no_result(config):
-    this = config(method__name="full", train__learning_rate=1e30, train__max_grad_norm=1e9, train__forgetting=False)
+    this = config(method__name="full", train__learning_rate=1e30, train__max_grad_norm=1e9)
     with pytest.raises(Diverged, match="not a number at step"):
         training.train(this)
     record = read_record(folder_of(this) / "diverged.json")
@@ -100,7 +100,7 @@ def test_the_rate_that_is_set_is_the_rate_of_the_steps(config):
     rates = {}
     for name, wanted in (("by-rate", {"train__learning_rate": 1e-2}), ("by-step", None)):
         step = metrics(config(run="by-rate"))["relative_step"] if wanted is None else None
-        this = config(run=name, train__forgetting=False, **(wanted or {"train__relative_step": step}))
+        this = config(run=name, **(wanted or {"train__relative_step": step}))
         training.train(this)
         rates[name] = losses(this)
     assert rates["by-step"] == pytest.approx(rates["by-rate"], rel=1e-6)
@@ -109,17 +109,14 @@ def test_the_rate_that_is_set_is_the_rate_of_the_steps(config):
 def test_losses_are_per_record_when_training_packs_too(config):
     found = []
     for packing in (False, True):
-        this = config(
-            method__name="lora", run=f"packing {packing}", train__packing=packing, data__validation=0.25,
-            train__forgetting=False, train__save_steps=6,
-        )  # fmt: skip
+        this = config(run=f"packing {packing}", train__packing=packing, data__validation=0.25, train__save_steps=6)
         training.train(this)
         found.append(read_record(folder_of(this) / "losses.json")["validation"])
     assert found[0] == pytest.approx(found[1], rel=1e-3) and len(found[0]) == 6
 
 
 def test_records_held_out_to_report_on_are_reported_on_without_validation(config):
-    this = config(method__name="lora", data__reporting=0.25, train__forgetting=False)
+    this = config(method__name="lora", data__reporting=0.25)
     training.train(this)
     kept = read_record(folder_of(this) / "losses.json")["reporting"]
     assert len(kept) == 6 and metrics(this)["reporting_loss"] == pytest.approx(np.mean(kept))

@@ -8,7 +8,6 @@ import train as training
 from eval.candidates import run_target
 from eval.evaluate import evaluate
 from tests.runs import TORCHRUN, folder_of, launch, losses, metrics
-from training.check import check
 from utils.comparison import deciding, planned
 from utils.errors import UserError
 from utils.files import read_lines, read_record
@@ -72,11 +71,6 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_loaded(scored, chan
 
     with pytest.raises(UserError, match=words):
         check_scored_in_training(scored(**changes))
-
-
-def test_weights_that_are_spread_over_processes_do_not_generate(scored):
-    with pytest.raises(UserError, match=r"train\.eval_tasks: ZeRO-3 splits"):
-        check(scored(train__deepspeed="configs/deepspeed/zero3.json"))
 
 
 def test_a_comparison_can_choose_by_accuracy(scored):

@@ -11,11 +11,11 @@ import psutil
 import pytest
 import torch
 import yaml
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import train as training
+from dataset.tokens import collate
 from eval.candidates import run_target
 from eval.classification import score_classifiers
 from eval.report import write_report
@@ -31,12 +31,12 @@ from tests.runs import (
     metrics,
     start,
     train_and_reload,
+    watch_training,
 )
-from training import trainer as fitting
 from training.arguments import accumulation
 from training.check import check, finished
 from training.checkpoints import last_complete
-from training.data import BucketSampler, Collator
+from training.data import BucketSampler, pack
 from training.methods import METHODS
 from training.trainer import RunTrainer, TargetLogits
 from utils.config import Config
@@ -63,30 +63,11 @@ def test_every_method_trains_and_leaves_something_to_take_away(config, name):
     )
 
 
-def test_the_exported_adapter_and_the_merged_model_load_with_the_libraries_alone(config, base):
-    lora, dora = config(), config(method__name="dora")
-    training.train(lora)
-    training.train(dora)
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder_of(lora) / "lora")
-    merged = AutoModelForCausalLM.from_pretrained(folder_of(dora) / "merged")
-    ids = torch.arange(5, 15)[None]
-    assert torch.isfinite(adapted(ids).logits).all() and torch.isfinite(merged(ids).logits).all()
-    assert any((folder_of(dora) / "merged").glob("*.safetensors"))
-
-
-def test_a_finished_run_is_known_and_can_be_forced(config):
+def test_a_finished_run_is_known_and_one_that_was_forced_and_interrupted_is_not(config, monkeypatch):
     this = config()
     assert not finished(this, folder_of(this))
     training.train(this)
     assert finished(this, folder_of(this))
-    before = (folder_of(this) / "metrics.json").stat().st_mtime_ns
-    training.train(this, force=True)
-    assert (folder_of(this) / "metrics.json").stat().st_mtime_ns > before
-
-
-def test_a_forced_run_that_is_interrupted_is_not_taken_for_finished(config, monkeypatch):
-    this = config(train__forgetting=False)
-    training.train(this)
     (folder_of(this) / "eval").mkdir()
     with monkeypatch.context() as patched, pytest.raises(Crash):
         crash_at(patched, 3)
@@ -160,15 +141,9 @@ def test_sigterm_checkpoints_first_and_the_run_goes_on_later(config, monkeypatch
             if state.global_step == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    this, make = config(train__save_steps=100), fitting.make_trainer
-
-    def terminated(*args):
-        trainer = make(*args)
-        trainer.add_callback(Terminate())
-        return trainer
-
+    this = config(train__save_steps=100)
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
-        patched.setattr(fitting, "make_trainer", terminated)
+        watch_training(patched, Terminate())
         training.train(this)
     assert ended.value.code == 143
     assert (folder_of(this) / "checkpoints" / "checkpoint-3" / "manifest.json").is_file()
@@ -182,25 +157,11 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_good_checkpoint
             if state.global_step == 3:
                 next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
 
-    make = fitting.make_trainer
-
-    def poisoned(*args):
-        trainer = make(*args)
-        trainer.add_callback(Poison())
-        return trainer
-
-    monkeypatch.setattr(fitting, "make_trainer", poisoned)
+    watch_training(monkeypatch, Poison())
     this = config()
     with pytest.raises(UserError, match="not a number at step 4"):
         training.train(this)
     assert [path.name for path in (folder_of(this) / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
-
-
-def test_validation_is_logged_and_the_best_checkpoint_is_kept(config):
-    this = config(data__validation=0.25)
-    training.train(this)
-    lines = [line["eval_loss"] for line in read_lines(folder_of(this) / "metrics.jsonl") if "eval_loss" in line]
-    assert len(lines) == 3 and metrics(this)["validation_loss"] == min(lines)
 
 
 @pytest.mark.parametrize("name", ["pissa", "lora_ga"])
@@ -208,7 +169,7 @@ def test_nf4_is_trained_and_leaves_an_adapter_that_names_its_base(config, monkey
     modules = pytest.importorskip("bitsandbytes.nn.modules")
     # As on a CPU with AVX512-BF16, which can't repack layers of 32 inputs, such as this model's, for inference.
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    this = config(method__name=name, model__quantization="nf4", train__forgetting=False, data__limit=4)
+    this = config(method__name=name, model__quantization="nf4", data__limit=4)
     assert train_and_reload(this) < 1e-5
     assert losses(this)[-1] < losses(this)[0]
     lora = folder_of(this) / "lora"
@@ -217,22 +178,11 @@ def test_nf4_is_trained_and_leaves_an_adapter_that_names_its_base(config, monkey
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"method__name": "astra"}, "run calibrate.py"),
-        ({"data__max_length": 16}, "max_length"),
-        ({"method__rank_allocation": "effective_rank"}, "effective_rank"),
-        ({"model__quantization": "nf4", "method__name": "dora"}, "nf4"),
-        ({"train__early_stopping": 2}, "data.validation"),
-        ({"train__deepspeed": "nowhere.json"}, "nowhere.json"),
-        ({"data__train": "nowhere.jsonl"}, "nowhere.jsonl"),
-    ],
+    ("changes", "words"), [({"method__name": "astra"}, "run calibrate.py"), ({"data__max_length": 16}, "max_length")]
 )
 def test_bad_input_is_one_line(config, changes, words):
-    this = config(**changes)
     with pytest.raises(UserError, match=words):
-        check(this)
-        training.train(this)
+        training.train(config(**changes))
 
 
 def test_cuda_asked_for_and_absent_is_one_line(config, monkeypatch):
@@ -272,11 +222,11 @@ def test_the_cheap_loss_is_the_models_own(base, packing):
     model = AutoModelForCausalLM.from_pretrained(base)
     rows = [list(range(10, 22)), list(range(30, 35))]
     features = [{"input_ids": row, "labels": [-100, -100, *row[2:]]} for row in rows]
-    padded = Collator(0)(features)
+    padded = collate(features, 0)
     expected = model(**padded).loss
     trainer = RunTrainer.__new__(RunTrainer)
     trainer.target_logits = TargetLogits(model)
-    total, count = trainer.summed_loss(model, Collator(0, packing)(features))
+    total, count = trainer.summed_loss(model, pack(features) if packing else padded)
     torch.testing.assert_close(total / count, expected)
 
 
@@ -291,10 +241,9 @@ def wait_for_a_checkpoint(config: Config, process: subprocess.Popen) -> None:
     "engine", [pytest.param(None, marks=pytest.mark.slow), "zero2", pytest.param("zero3", marks=pytest.mark.slow)]
 )
 def test_two_processes_end_with_the_loss_of_one(config, tmp_path, engine):
-    method = {"method__name": "astra", "train__forgetting": False}
-    alone = config(run="alone", **method)
     path = f"configs/deepspeed/{engine}.json" if engine else None
-    both = config(run=f"both-{engine}", train__deepspeed=path, **method)
+    alone = config(run="alone", method__name="astra")
+    both = config(run="both", method__name="astra", train__deepspeed=path)
     calibrate(alone)
     training.train(alone)
     launch(both, tmp_path, *TORCHRUN)
@@ -310,7 +259,7 @@ def test_two_processes_end_with_the_loss_of_one(config, tmp_path, engine):
 def test_a_run_stopped_from_outside_goes_on_and_ends_the_same(config, tmp_path, engine, sent):
     command = (sys.executable,) if engine == "one" else TORCHRUN
     path = f"configs/deepspeed/{engine}.json" if engine.startswith("zero") else None
-    common = {"train__max_steps": 24, "train__save_steps": 6, "train__deepspeed": path, "train__forgetting": False}
+    common = {"train__max_steps": 24, "train__save_steps": 6, "train__deepspeed": path}
     whole, stopped = config(run="whole", **common), config(run="stopped", **common)
     launch(whole, tmp_path, *command)
     process = start(stopped, tmp_path, *command)
@@ -330,8 +279,8 @@ def test_a_run_stopped_from_outside_goes_on_and_ends_the_same(config, tmp_path, 
 
 
 def test_gradient_checkpointing_does_not_change_the_result(config):
-    plain = config(run="plain", train__forgetting=False)
-    recomputed = config(run="recomputed", train__forgetting=False, train__gradient_checkpointing=True)
+    plain = config(run="plain")
+    recomputed = config(run="recomputed", train__gradient_checkpointing=True)
     for this in (plain, recomputed):
         training.train(this)
     assert losses(recomputed) == pytest.approx(losses(plain), abs=1e-5)
@@ -339,8 +288,8 @@ def test_gradient_checkpointing_does_not_change_the_result(config):
 
 @pytest.mark.slow
 def test_a_compiled_run_ends_with_the_same_loss(config):
-    plain = config(run="plain", train__forgetting=False)
-    compiled = config(run="compiled", train__forgetting=False, train__compile=True)
+    plain = config(run="plain")
+    compiled = config(run="compiled", train__compile=True)
     training.train(plain)
     assert train_and_reload(compiled) < 1e-4
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-3)
@@ -349,7 +298,7 @@ def test_a_compiled_run_ends_with_the_same_loss(config):
 def test_training_stops_early_and_keeps_the_best_checkpoint(config):
     this = config(
         data__validation=0.25, train__learning_rate=0.3, train__max_steps=60, train__save_steps=1,
-        train__early_stopping=2, train__forgetting=False,
+        train__early_stopping=2,
     )  # fmt: skip
     training.train(this)
     validation = [line["eval_loss"] for line in read_lines(folder_of(this) / "metrics.jsonl") if "eval_loss" in line]

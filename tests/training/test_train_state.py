@@ -29,7 +29,7 @@ def test_two_checkpoints_are_kept_the_newest_and_the_best(tmp_path, best, kept):
 
 
 def test_older_checkpoints_stay_until_the_new_one_is_complete(config, monkeypatch):
-    this, whole = config(train__forgetting=False), fitting.RunTrainer._save_checkpoint
+    this, whole = config(), fitting.RunTrainer._save_checkpoint
     write = fitting.RunTrainer._save_checkpoint.__globals__["write_manifest"]
 
     def crash(folder, settings, step):
@@ -47,7 +47,7 @@ def test_older_checkpoints_stay_until_the_new_one_is_complete(config, monkeypatc
 
 
 def test_incomplete_checkpoints_are_removed_when_a_run_goes_on(config, monkeypatch):
-    this = config(train__forgetting=False)
+    this = config()
     with monkeypatch.context() as patched, pytest.raises(Crash):
         crash_at(patched, 3)
         training.train(this)
@@ -63,7 +63,7 @@ def test_incomplete_checkpoints_are_removed_when_a_run_goes_on(config, monkeypat
 
 EARLY = {
     "data__validation": 0.25, "train__learning_rate": 0.3, "train__max_steps": 60, "train__save_steps": 1,
-    "train__early_stopping": 3, "train__forgetting": False,
+    "train__early_stopping": 3,
 }  # fmt: skip
 
 
