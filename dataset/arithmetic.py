@@ -125,8 +125,7 @@ def _draw(template: Template, split: Split, rng: random.Random) -> Record | None
 
 _TEXTS = """
 change: count 2-6, price 2-6, paid 20-50 by 10 if count * price < paid
-{name} buys {count} {things} for ${price} each and pays with ${paid}.
-How many dollars of change does {name} get?
+{name} buys {count} {things} for ${price} each and pays with ${paid}. How many dollars of change does {name} get?
 The cost is {cost = count * price} dollars.
 The change is {paid - cost} dollars.
 
@@ -137,8 +136,7 @@ The ride is {ridden = speed * hours} km.
 In total {name} travels {ridden + walk} km.
 
 wages: pay 2-9, hours 2-4, days 2-4 if pay * hours * days < 100
-{name} earns ${pay} per hour and works {hours} hours a day.
-How many dollars does {name} earn in {days} days?
+{name} earns ${pay} per hour and works {hours} hours a day. How many dollars does {name} earn in {days} days?
 In one day {name} earns {daily = pay * hours} dollars.
 In {days} days {name} earns {daily * days} dollars.
 
@@ -149,14 +147,12 @@ One ticket costs {reduced = price - off} dollars.
 {count} tickets cost {count * reduced} dollars.
 
 younger_later: age 8-15, younger 2-6, years 2-9
-{name} is {age} years old. {other} is {younger} years younger than {name}.
-How old will {other} be in {years} years?
+{name} is {age} years old. {other} is {younger} years younger than {name}. How old will {other} be in {years} years?
 {other} is {now = age - younger} years old now.
 In {years} years {other} will be {now + years} years old.
 
 times_as_old_ago: age 6-12, times 3-5, years 2-9 if age * times <= 80
-{name} is {age} years old. {name}'s aunt is {times} times as old.
-How old was the aunt {years} years ago?
+{name} is {age} years old. {name}'s aunt is {times} times as old. How old was the aunt {years} years ago?
 The aunt is {now = age * times} years old now.
 {years} years ago she was {now - years} years old.
 
@@ -173,8 +169,7 @@ The area of the floor is {area = length * width} square meters.
 Still bare are {area - covered} square meters.
 
 pages_left: pages 20-60 by 10, daily 2-6, days 2-6 if daily * days < pages
-{name}'s book has {pages} pages.
-{name} reads {daily} pages a day for {days} days. How many pages are left to read?
+{name}'s book has {pages} pages. {name} reads {daily} pages a day for {days} days. How many pages are left to read?
 {name} has read {read = daily * days} pages.
 There are {pages - read} pages left.
 
@@ -199,8 +194,7 @@ Half the price is {half = price / 2} dollars.
 With delivery it is {half + delivery} dollars.
 
 average_of_two: first 2-20, second 2-20 if (first + second) % 2 == 0
-{name} scores {first} points in one game and {second} points in another.
-How many points does {name} score on average?
+{name} scores {first} points in one game and {second} points in another. How many points does {name} score on average?
 Together that is {total = first + second} points.
 The average is {total / 2} points.
 
@@ -223,21 +217,18 @@ There are {rest = total - kept} {things} to share.
 Each friend gets {rest / friends} {things}.
 
 more_than_together: have 2-15, more 2-12
-{name} has {have} {things}. {other} has {more} more than {name}.
-How many {things} do they have together?
+{name} has {have} {things}. {other} has {more} more than {name}. How many {things} do they have together?
 {other} has {theirs = have + more} {things}.
 Together they have {have + theirs} {things}.
 
 times_as_many_together: have 2-20, times 2-5 if have + have * times < 100
-{name} collected {have} {things}.
-{other} collected {times} times as many. How many {things} did they collect together?
+{name} collected {have} {things}. {other} collected {times} times as many. How many {things} did they collect together?
 {other} collected {theirs = have * times} {things}.
 Together they collected {have + theirs} {things}.
 
 fewer_then_double: have 6-20, fewer 2-12 if fewer < have
-On Monday {name} sold {have} {things}. On Tuesday {name} sold {fewer}
-fewer than on Monday, and on Wednesday twice as many as on Tuesday.
-How many {things} did {name} sell on Wednesday?
+On Monday {name} sold {have} {things}. On Tuesday {name} sold {fewer} fewer than on Monday, and on Wednesday twice as
+many as on Tuesday. How many {things} did {name} sell on Wednesday?
 On Tuesday {name} sold {second = have - fewer} {things}.
 On Wednesday {name} sold {second * 2} {things}.
 
@@ -253,8 +244,7 @@ Before buying, {name} had {before = end - got} {things}.
 At first {name} had {before + given} {things}.
 
 legs: cows 2-9, hens 2-12
-{name} has {cows} cows and {hens} hens. A cow has 4 legs and a hen has 2.
-How many legs do the animals have in total?
+{name} has {cows} cows and {hens} hens. A cow has 4 legs and a hen has 2. How many legs do the animals have in total?
 The cows have {cow_legs = cows * 4} legs.
 The hens have {hen_legs = hens * 2} legs.
 In total there are {cow_legs + hen_legs} legs.
