@@ -32,21 +32,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Choice:
-    """Where an arm's tuning stands.
+    """Where an arm's tuning stands."""
 
-    Attributes:
-        best: the rung of the lowest mean loss, over the seeds that all of `tied` have; None where all runs diverged.
-        tied: `best` and the neighbouring rungs that are not clearly worse.
-        inside: whether a clearly worse rung was run on either side of `tied`.
-        tried: the rungs that were run.
-        diverged: runs that diverged, over all rungs and seeds.
-    """
-
-    best: int | None
-    tied: tuple[int, ...]
-    inside: bool
-    tried: tuple[int, ...]
-    diverged: int
+    best: int | None  # rung of the lowest mean loss over the seeds that all of `tied` have; None: all runs diverged
+    tied: tuple[int, ...]  # `best` and the neighbouring rungs that are not clearly worse
+    inside: bool  # whether a clearly worse rung was run on either side of `tied`
+    tried: tuple[int, ...]  # the rungs that were run
+    diverged: int  # runs that diverged, over all rungs and seeds
 
 
 def value(rung: int) -> float:
@@ -92,9 +84,8 @@ def choose(runs: Runs, first_seed: int) -> Choice:
 
 def _mean(seeds: Mapping[int, Losses], shared: set[int]) -> float:
     """Mean loss over the seeds given; infinite if one of them diverged."""
-    kept = [losses for seed, losses in seeds.items() if seed in shared]
-    alive = [losses.mean() for losses in kept if losses is not None]
-    return float(np.mean(alive)) if len(alive) == len(kept) else float("inf")
+    means = [np.inf if losses is None else losses.mean() for seed, losses in seeds.items() if seed in shared]
+    return float(np.mean(means))
 
 
 def next_runs(arms: Mapping[str, Runs], start: float, seeds: Sequence[int], max_runs: int) -> list[Wanted]:
