@@ -39,9 +39,8 @@ def require_same(record: dict[str, Any], now: dict[str, Any], where: str, remedy
         remedy: What the user can do about it.
     """
     if record.get("format") != FORMAT:
-        raise UserError(
-            f"{where} was written by another version (format {record.get('format', 1)}, not {FORMAT}): {remedy}"
-        )
+        theirs = record.get("format", 1)
+        raise UserError(f"{where} was written by another version (format {theirs}, not {FORMAT}): {remedy}")
     before = {**_DEFAULTS, **record["settings"]}  # a setting that is newer than the record had its default
     for key in sorted({*record["settings"], *now} - set(FREE)):
         if before.get(key) != now.get(key):
