@@ -116,9 +116,8 @@ def command() -> None:
         raise UserError(f"--force: a comparison goes on from the runs that ended; remove those in {config.output_dir}")
     if not flags["next"]:
         names = [run.run for run in expand_sweep(config)]
-        repeated = {name for name in names if names.count(name) > 1}
-        if repeated:
-            raise UserError(f"sweep: two runs would share the folder {sorted(map(str, repeated))[0]}")
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"sweep: two runs would share the folder {repeated[0]}")
         preflight(config)
         if flags["costs"]:
             state_costs(config)
