@@ -161,9 +161,7 @@ def test_an_experiment_stops_before_it_starts_when_the_hub_is_out_of_reach(exper
 @pytest.mark.parametrize(
     ("word", "named"),
     [
-        ("stray", "unexpected word 'stray'"),
         ("--method.rnk=3", "unknown key method.rnk"),
-        ("--method.rank=0", "method.rank"),
         ("--eval.tasks=gsm9k", "gsm9k"),
         ("--data.train=nowhere.jsonl", "nowhere.jsonl"),
         ("--train.deepspeed=nowhere.json", "nowhere.json"),
