@@ -32,7 +32,8 @@ class TestQuestions:
     def add(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Add the test set `name`: each record's `question`, or its `instruction` if it has none."""
         self.names.append(name)
-        for words in (_words(_question(record)) for record in records):
+        for record in records:
+            words = _words(_question(record))
             if len(words) < _WINDOW:
                 self._short.setdefault(words, set()).add(name)
                 continue

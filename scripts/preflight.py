@@ -49,7 +49,8 @@ def preflight(config: Config) -> None:
 
 def check_room(config: Config) -> None:
     """Raise a `UserError` when the disk is nearly full or the model can't fit into memory."""
-    free, needed = shutil.disk_usage(config.output_dir).free, max(SPARE_DISK, *map(run_bytes, expand_sweep(config)))
+    free = shutil.disk_usage(config.output_dir).free
+    needed = max(SPARE_DISK, *map(run_bytes, expand_sweep(config)))
     if free < needed:
         room = f"{gib(free)} free, less than the {gib(needed)} that a run needs"
         raise UserError(f"output_dir: {config.output_dir} has {room}; name another place, or a smaller method.rank")

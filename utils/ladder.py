@@ -75,7 +75,8 @@ def choose(runs: Runs, first_seed: int) -> Choice:
         low -= 1
     while high + 1 in first and not worse(first[high + 1], first[best]):
         high += 1
-    tied, inside = tuple(range(low, high + 1)), low - 1 in first and high + 1 in first
+    tied = tuple(range(low, high + 1))
+    inside = low - 1 in first and high + 1 in first
     shared = set.intersection(*(set(runs[rung]) for rung in tied))
     return Choice(min(tied, key=lambda rung: (_mean(runs[rung], shared), rung)), tied, inside, tried, diverged)
 
