@@ -376,7 +376,8 @@ def _check_texts(value: Any, place: str) -> None:
 
 def _explain(error: ErrorDetails) -> str:
     """Return one line for a pydantic error: the dotted key, the value and what is allowed."""
-    location = [part for part in error["loc"] if isinstance(part, str) and not part.startswith(("list[", "literal["))]
+    kinds = ("list[", "literal[", "constrained-")  # of the several that a value may be of
+    location = [part for part in error["loc"] if isinstance(part, str) and not part.startswith(kinds)]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         section: Any = Config if len(location) == 1 else Config.model_fields[location[0]].annotation
