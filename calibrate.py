@@ -82,7 +82,9 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
             log.info("%s is complete: nothing to do (--force calibrates again)", folder)
             finish(folder, old, need)
             return
-        log.info("%s: calibrating again for %s", folder, _missing(old, need))
+        new = ", ".join(subspace for subspace in need.subspaces if subspace not in old.subspaces)
+        more = f"subspace {new}" if new else f"rank {need.rank}, more than the {old.max_rank} stored"
+        log.info("%s: calibrating again for %s", folder, more)
         subspaces = tuple(dict.fromkeys((*old.subspaces, *need.subspaces)))
         need = Need(max(need.rank, old.max_rank), subspaces, need.trained)
     with stage(Path(config.output_dir), "calibrate"):
@@ -157,11 +159,6 @@ def finish(folder: Path, result: Calibration, need: Need) -> None:
         shutil.rmtree(folder / PROGRESS, ignore_errors=True)
         tokens = max(info.tokens for info in result.layers.values())
         log.info("%s: %d layers from %s tokens", folder, len(result.layers), f"{tokens:,}")
-
-
-def _missing(old: Calibration, need: Need) -> str:
-    new = [subspace for subspace in need.subspaces if subspace not in old.subspaces]
-    return f"subspace {', '.join(new)}" if new else f"rank {need.rank}, more than the {old.max_rank} stored"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python export.py --adapter outputs/demo/astra-tail-r8/lora --merge --out merged
 """
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,15 @@ def merge(adapter: Path, out: Path, base: str | None, dtype: str) -> None:
     from peft import PeftConfig
     from transformers import AutoTokenizer
 
-    from utils.config import ModelConfig
+    from utils.config import validate
     from utils.files import atomic_write
     from utils.models import load_model, merge_adapter, resolve_model
 
     config = PeftConfig.from_pretrained(str(adapter))
     name = base or str(config.base_model_name_or_path)
     revision = None if base else config.revision  # of the base that the adapter names
-    task_type = config.task_type or "CAUSAL_LM"
-    if task_type not in ("CAUSAL_LM", "SEQ_CLS"):
-        raise UserError(f"--adapter: {adapter} has task_type {task_type}; allowed: CAUSAL_LM, SEQ_CLS")
-    source = ModelConfig.model_validate(
-        {"name": name, "revision": revision, "dtype": "float32", "task_type": task_type}
-    )
+    wanted = {"name": name, "revision": revision, "dtype": "float32", "task_type": config.task_type or "CAUSAL_LM"}
+    source = validate({"model": wanted}, f"--adapter: {adapter}").model
     outputs = head_size(adapter) if source.task_type == "SEQ_CLS" else None
     with_tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else resolve_model(source)
     tokenizer = AutoTokenizer.from_pretrained(with_tokenizer)
@@ -86,8 +83,6 @@ def compress(adapter: Path, rank: int, out: Path) -> dict[str, Any]:
     Returns:
         `rank`, `truncation_error` (the largest relative Frobenius error of a layer) and `bytes`.
     """
-    import shutil
-
     from peft import LoraConfig
 
     from astra.convert import compress_lora

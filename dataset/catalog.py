@@ -54,40 +54,37 @@ class Source:
         if data_dir is None:
             yield from self._hub_records()
         else:
-            for path in self._paths(data_dir):
-                yield from self._file_records(data_dir, path)
+            for records in self._mirror_records(data_dir).values():
+                yield from records
 
     def check(self, data_dir: str | Path | None) -> None:
         """Raise a `UserError` early: unless the hub answers, or each file of the mirror gives a record."""
         if data_dir is None:
             self._snapshot(download=False)
             return
-        for path in self._paths(data_dir):
-            if next(self._file_records(data_dir, path), None) is None:
+        for path, records in self._mirror_records(data_dir).items():
+            if next(records, None) is None:
                 raise UserError(f"{self.key}: {path} holds no records")
 
     def origin(self, data_dir: str | Path | None) -> dict[str, str]:
         """Return what the records were read from: the hub's repository and commit, or a mirror's files and sums."""
         if data_dir is None:
             return {self.repository: f"commit {self._snapshot().name}"}
-        return {str(path): f"SHA-256 {sha256_file(path)}" for path in self._paths(data_dir)}
+        return {str(path): f"SHA-256 {sha256_file(path)}" for path in self._mirror_records(data_dir)}
 
-    def _paths(self, data_dir: str | Path) -> list[Path]:
+    def _mirror_records(self, data_dir: str | Path) -> dict[Path, Iterator[Record]]:
+        """The files of a mirror with their records, which are read as they are asked for."""
         if not Path(data_dir).is_dir():
-            raise UserError(
-                f"data.dir: {data_dir} is not a folder; name a local mirror, or leave it out to use the hub"
-            )
-        if not self.files:
+            raise UserError(f"data.dir: {data_dir} is not a folder; name a local mirror, or none to use the hub")
+        if not self.mirror:
             table = EVALUATION if self.role == "test" else TRAINING
-            raise UserError(
-                f"{self.key}: {self.task} is only on the hub ({self.repository}); a mirror (data.dir) has: "
-                + ", ".join(source.task for source in table.values() if source.mirror)
-            )
-        return [Path(data_dir) / name for name in self.files]
-
-    def _file_records(self, data_dir: str | Path, path: Path) -> Iterator[Record]:
-        name = str(path.relative_to(data_dir))
-        return converted(read_rows(path, self.columns), self.files[name], name)
+            others = ", ".join(source.task for source in table.values() if source.mirror)
+            where = f"only on the hub ({self.repository})"
+            raise UserError(f"{self.key}: {self.task} is {where}; a mirror (data.dir) has: {others}")
+        return {
+            Path(data_dir, name): converted(read_rows(Path(data_dir, name), self.columns), convert, name)
+            for name, convert in self.files.items()
+        }
 
     def _hub_records(self) -> Iterator[Record]:
         from datasets import load_dataset
@@ -101,10 +98,8 @@ class Source:
                 count += 1
                 yield record
         if self.count is not None and count != self.count:
-            raise UserError(
-                f"{self.key}: {self.task}: {self.repository} gave {count:,} records and is known to have "
-                f"{self.count:,} ({folder})"
-            )
+            given = f"{self.repository} gave {count:,} records"
+            raise UserError(f"{self.key}: {self.task}: {given} and is known to have {self.count:,} ({folder})")
 
     def _snapshot(self, download: bool = True) -> Path:
         """Return the cached copy of the repository, whose name is the hub's commit; get it first if need be.
@@ -129,14 +124,11 @@ class Source:
         try:
             yield
         except Exception as error:  # the hub's libraries raise those of whatever HTTP library they are built on
-            remedy = (
-                "set data.general_text to python-manual or the path of a .txt file"
-                if self.role == "text"
-                else "set data.dir to a local mirror"
-            )
+            text = self.role == "text"
+            local = "data.general_text to python-manual or a .txt file" if text else "data.dir to a local mirror"
             raise UserError(
                 f"{self.key}: {self.task} comes from {self.repository} on the hub, which can't be read "
-                f"({first_line(error)}); {remedy}, or try again where the hub can be reached"
+                f"({first_line(error)}); set {local}, or try again where the hub can be reached"
             ) from error
 
 

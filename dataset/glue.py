@@ -6,29 +6,26 @@ Records are `{"text": str, "text_pair": str | None, "label": int | float}`; the 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from dataset.catalog import Source
 from dataset.records import Record, Row
 from utils.config import Config
 from utils.errors import UserError
 
-Split = Literal["train", "validation", "mismatched"]  # the last is MNLI's other validation set
-
 
 @dataclass(frozen=True)
 class GlueTask:
     """Where a task's columns are: on the hub, where the label's is `label`, and in GLUE's TSV files."""
 
-    counts: tuple[int, int]  # records of the hub's train and validation splits
-    hub_texts: tuple[str, ...]  # the hub's columns of the one or two texts
+    counts: tuple[int, ...]  # records of the hub's splits
+    texts: tuple[str, ...]  # columns of the one or two texts
     labels: tuple[str, ...]  # names of the classes in the hub's order; empty for a score
     folder: str  # of the TSV files
-    texts: tuple[str, ...]  # the TSV's columns of the texts
-    label: str  # and of the label
+    label: str = "label"  # the TSV's column of the label
+    tsv_texts: tuple[str, ...] = ()  # and those of the texts, where they have other names
     columns: tuple[str, ...] = ()  # names of the TSV's columns where the file has no header line
     numbered: bool = True  # whether the TSV gives classes as numbers
-    suffix: str = ""  # of the validation split's name, on the hub and as TSV file (MNLI has two)
+    splits: tuple[str, ...] = ("train", "validation")  # on the hub: what it learns from, and is scored on
 
     @property
     def num_labels(self) -> int:
@@ -37,7 +34,7 @@ class GlueTask:
 
     def from_hub(self, row: Row) -> Record:
         """The record of a row of the hub."""
-        return self._record([row[column] for column in self.hub_texts], row["label"])
+        return self._record(row, self.texts, row["label"])
 
     def from_tsv(self, row: Row) -> Record:
         """The record of a row of a TSV file."""
@@ -46,67 +43,57 @@ class GlueTask:
             label = float(label)
         else:
             label = range(len(self.labels)).index(int(label)) if self.numbered else self.labels.index(label)
-        return self._record([row[column] for column in self.texts], label)
+        return self._record(row, self.tsv_texts or self.texts, label)
 
-    def _record(self, texts: list[str], label: int | float) -> Record:
+    def _record(self, row: Row, columns: tuple[str, ...], label: int | float) -> Record:
+        texts = [row[column] for column in columns]
         return {"text": texts[0], "text_pair": texts[1] if len(texts) > 1 else None, "label": label}
 
 
-MISMATCHED = 9_832  # records of MNLI's mismatched validation set
 _PAIR = ("sentence1", "sentence2")
-_QUESTIONS = ("question1", "question2")
 _ENTAILMENT = ("entailment", "not_entailment")
 
 GLUE: dict[str, GlueTask] = {
     "cola": GlueTask(
-        (8_551, 1_043), ("sentence",), ("unacceptable", "acceptable"), "CoLA", ("sentence",), "label",
+        (8_551, 1_043), ("sentence",), ("unacceptable", "acceptable"), "CoLA",
         columns=("source", "label", "mark", "sentence"),
     ),
-    "sst2": GlueTask((67_349, 872), ("sentence",), ("negative", "positive"), "SST-2", ("sentence",), "label"),
+    "sst2": GlueTask((67_349, 872), ("sentence",), ("negative", "positive"), "SST-2"),
     "mrpc": GlueTask(
-        (3_668, 408), _PAIR, ("not_equivalent", "equivalent"), "MRPC", ("#1 String", "#2 String"), "Quality"
+        (3_668, 408), _PAIR, ("not_equivalent", "equivalent"), "MRPC", "Quality", ("#1 String", "#2 String")
     ),
     "qqp": GlueTask(
-        (363_846, 40_430), _QUESTIONS, ("not_duplicate", "duplicate"), "QQP", _QUESTIONS, "is_duplicate"
+        (363_846, 40_430), ("question1", "question2"), ("not_duplicate", "duplicate"), "QQP", "is_duplicate"
     ),
-    "stsb": GlueTask((5_749, 1_500), _PAIR, (), "STS-B", _PAIR, "score"),
+    "stsb": GlueTask((5_749, 1_500), _PAIR, (), "STS-B", "score"),
     "mnli": GlueTask(
-        (392_702, 9_815), ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "MNLI", _PAIR,
-        "gold_label", numbered=False, suffix="_matched",
+        (392_702, 9_815, 9_832), ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "MNLI",
+        "gold_label", _PAIR, numbered=False, splits=("train", "validation_matched", "validation_mismatched"),
     ),
-    "qnli": GlueTask(
-        (104_743, 5_463), ("question", "sentence"), _ENTAILMENT, "QNLI", ("question", "sentence"), "label",
-        numbered=False,
-    ),
-    "rte": GlueTask((2_490, 277), _PAIR, _ENTAILMENT, "RTE", _PAIR, "label", numbered=False),
+    "qnli": GlueTask((104_743, 5_463), ("question", "sentence"), _ENTAILMENT, "QNLI", numbered=False),
+    "rte": GlueTask((2_490, 277), _PAIR, _ENTAILMENT, "RTE", numbered=False),
 }  # fmt: skip
 
 
-def glue_source(task: str, split: Split) -> Source:
-    """Return where a split of a GLUE task is; part of what a task learns from will do, a score is of the whole."""
+def glue_sources(task: str) -> list[Source]:
+    """Return what a GLUE task learns from, of which a part will do, and what it is scored on: of MNLI two sets."""
     if task not in GLUE:
         raise UserError(f"data.train: no GLUE task {task!r}; allowed: {', '.join(GLUE)}")
-    glue, learn = GLUE[task], split == "train"
-    suffix, count = glue.suffix, glue.counts[0 if learn else 1]
-    if split == "mismatched":
-        suffix, count = "_mismatched", MISMATCHED
-    return Source(
-        task, "nyu-mll/glue", glue.from_hub, count, role="train" if learn else "validation",
-        split="train" if learn else f"validation{suffix}", configs=(task,),
-        mirror={f"glue/{glue.folder}/{'train' if learn else f'dev{suffix}'}.tsv": glue.from_tsv},
-        columns=glue.columns, part=learn,
-    )  # fmt: skip
+    glue = GLUE[task]
+    return [
+        Source(
+            task, "nyu-mll/glue", glue.from_hub, count, "train" if split == "train" else "validation", split, (task,),
+            mirror={f"glue/{glue.folder}/{split.replace('validation', 'dev')}.tsv": glue.from_tsv},
+            columns=glue.columns, part=split == "train",
+        )
+        for split, count in zip(glue.splits, glue.counts, strict=True)
+    ]  # fmt: skip
 
 
-def glue_sources(task: str) -> list[Source]:
-    """Return what a GLUE task learns from and is scored on, MNLI's mismatched set too."""
-    splits: tuple[Split, ...] = ("train", "validation", "mismatched")
-    return [glue_source(task, split) for split in splits if task == "mnli" or split != "mismatched"]
-
-
-def load_glue(task: str, split: Split, data_dir: str | Path | None = None) -> list[Record]:
-    """Return one split of a GLUE task; see `dataset.catalog.Source.records`."""
-    return list(glue_source(task, split).records(data_dir))
+def load_glue(task: str, split: str, data_dir: str | Path | None = None) -> list[Record]:
+    """Return a split of a GLUE task: `train`, `validation`, or `mismatched`, which is MNLI's other validation set."""
+    place = ("train", "validation", "mismatched").index(split)
+    return list(glue_sources(task)[place].records(data_dir))
 
 
 def num_labels(config: Config) -> int | None:

@@ -25,16 +25,15 @@ class TestQuestions:
     __test__ = False  # not a test case, whatever pytest makes of the name
 
     def __init__(self) -> None:
-        self.sizes: dict[str, int] = {}
+        self.names: list[str] = []
         self._short: dict[Words, set[str]] = {}
         self._long: dict[Words, set[tuple[Words, str, Rule]]] = {}  # by their first words
 
     def add(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Add the test set `name`: each record's `question`, or its `instruction` if it has none."""
-        self.sizes[name] = 0
+        self.names.append(name)
         for record in records:
             words = _words(_question(record))
-            self.sizes[name] += 1
             if len(words) < _WINDOW:
                 self._short.setdefault(words, set()).add(name)
                 continue
@@ -55,7 +54,7 @@ class TestQuestions:
 
     def count(self, records: Iterable[Mapping[str, Any]]) -> dict[Rule, Counter[str]]:
         """By each rule, in how many records a question of each test set is; `any` counts each record once."""
-        counts = {rule: Counter({name: 0 for name in [*self.sizes, "any"]}) for rule in RULES}
+        counts = {rule: Counter(dict.fromkeys([*self.names, "any"], 0)) for rule in RULES}
         for record in records:
             for rule, names in self.found_in(record).items():
                 counts[rule].update(names)

@@ -19,10 +19,10 @@ from typing import Any
 from astra.manifest import sha256_file
 from dataset.catalog import DISTINCT, EVALUATION, TESTED_BY, TRAINING, Source, expand_groups
 from dataset.general_text import load_general_text, measured_in_training
-from dataset.glue import GLUE, glue_sources
+from dataset.glue import GLUE
 from dataset.overlap import RULES, TestQuestions
 from dataset.records import Record
-from dataset.sources import ARITHMETIC, check_training, load_training, test_questions, test_sets
+from dataset.sources import ARITHMETIC, check_training, load_training, test_questions, test_sets, training_sources
 from utils.cli import Parser, main, parse
 from utils.config import Config
 from utils.errors import UserError
@@ -34,14 +34,11 @@ TASKS = list(dict.fromkeys([*TRAINING, *EVALUATION, *GLUE]))
 
 def prepare(task: str, data_dir: str | None = None) -> dict[str, Any]:
     """Prepare one task, the test sets that it is judged by first; log what it holds and return that."""
-    if task in GLUE:
-        sources = glue_sources(task)
-    elif task in TRAINING:
-        sources = [*test_sets(TESTED_BY.get(task, DISTINCT), data_dir), TRAINING[task]]
-    elif task in EVALUATION:
-        sources = [EVALUATION[task]]
-    else:
+    if task not in TASKS:
         raise UserError(f"no task {task!r}; allowed: {', '.join(TASKS)}")
+    sources = training_sources(task) or [EVALUATION[task]]
+    if task in TRAINING:
+        sources = [*test_sets(TESTED_BY.get(task, DISTINCT), data_dir), *sources]
     found: dict[str, Any] = {}
     questions = TestQuestions()
     for source in sources:
@@ -75,7 +72,7 @@ def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict
     found: dict[str, dict[str, int]] = {}
     for rule, what in zip(RULES, ("contain a test question", "share 13 words with a test question"), strict=True):
         count = found[what.replace(" ", "_")] = dict(counts[rule])
-        shares = ", ".join(f"{name}: {count[name]:,}" for name in questions.sizes)
+        shares = ", ".join(f"{name}: {count[name]:,}" for name in questions.names)
         log.info(f"{task}: {count['any']:,} training records {what} ({shares})")
     return found
 

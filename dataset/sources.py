@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +22,17 @@ ARITHMETIC_TEST = 1_000
 ARITHMETIC_TEST_SEED = 0  # the test set is one and the same, whatever data.seed
 
 
-def load_training(data: DataConfig) -> list[Record]:
-    """The training records of a configuration; what is held out is not among them."""
-    return load_splits(data).train
-
-
 class Splits(NamedTuple):
     """Records to train on, to choose by (checkpoints, rates), and to report a loss on that has chosen nothing."""
 
     train: list[Record]
     validation: list[Record]
     reporting: list[Record]
+
+
+def load_training(data: DataConfig) -> list[Record]:
+    """The training records of a configuration; what is held out is not among them."""
+    return load_splits(data).train
 
 
 def load_splits(data: DataConfig) -> Splits:
@@ -42,36 +42,39 @@ def load_splits(data: DataConfig) -> Splits:
     `data.validation` and `data.reporting` are held out last. `arithmetic` has a validation split of its own; a task of
     GLUE is validated on the split it is scored on, as is usual there, unless `data.validation` holds records out.
     """
-    own: list[Record] = []
     if data.train == ARITHMETIC:
         n = data.limit or ARITHMETIC_TRAIN
         first, second = (_held_out(n, getattr(data, key), key) for key in ("validation", "reporting"))
         held = generate("validation", first + second, data.seed)
         return Splits(generate("train", n, data.seed), held[:first], held[first:])
-    if data.train in GLUE:
-        records = load_glue(data.train, "train", data.dir)[: data.limit]
-        own = [] if data.validation else load_glue(data.train, "validation", data.dir)
-    else:
-        records = _named_or_own(data)
+    records = _records(data)
+    if data.decontaminate:
+        questions = test_questions(TESTED_BY.get(data.train, DISTINCT), data.dir)
+        rule: Rule = "13-gram" if data.decontaminate == "13-gram" else "verbatim"
+        count = len(records)
+        records = [record for record in records if not questions.found_in(record)[rule]]
+        log.info("decontaminated (%s): %d of %d records left out", rule, count - len(records), count)
     train, held = split_validation(records, data.validation + data.reporting, data.seed)
     if not data.validation:
-        return Splits(train, own, held)
+        scored = load_glue(data.train, "validation", data.dir) if data.train in GLUE else []
+        return Splits(train, scored, held)
     share = data.reporting / (data.validation + data.reporting)
     return Splits(train, *split_validation(held, share, data.seed, "reporting"))
 
 
-def _named_or_own(data: DataConfig) -> list[Record]:
-    """The records of a named set or of the user's own file, limited and decontaminated."""
-    source = TRAINING[data.train].records(data.dir) if data.train in TRAINING else _own_records(data)
-    records = list(islice(source, data.limit))
+def training_sources(task: str) -> list[Source]:
+    """Where a named task's training records are, and those that a task of GLUE is scored on; of other names none."""
+    if task in GLUE:
+        return glue_sources(task)
+    return [TRAINING[task]] if task in TRAINING else []
+
+
+def _records(data: DataConfig) -> list[Record]:
+    """The first `data.limit` records of a named task or of the user's own file."""
+    sources = training_sources(data.train)
+    records = list(islice(sources[0].records(data.dir) if sources else _own_records(data), data.limit))
     if not records:
         raise UserError(f"data.train: {data.train} holds no records")
-    if data.decontaminate:
-        questions = test_questions(TESTED_BY.get(data.train, DISTINCT), data.dir)
-        rule: Rule = "13-gram" if data.decontaminate == "13-gram" else "verbatim"
-        kept = [record for record in records if not questions.found_in(record)[rule]]
-        log.info("decontaminated (%s): %d of %d records left out", rule, len(records) - len(kept), len(records))
-        records = kept
     return records
 
 
@@ -79,12 +82,9 @@ def split_validation(
     records: list[Record], fraction: float, seed: int, key: str = "validation"
 ) -> tuple[list[Record], list[Record]]:
     """Hold a random `fraction` of the records out; both parts keep their order."""
-    count = _held_out(len(records), fraction, key)
-    held = set(random.Random(seed).sample(range(len(records)), count))
-    return (
-        [record for i, record in enumerate(records) if i not in held],
-        [record for i, record in enumerate(records) if i in held],
-    )
+    held = set(random.Random(seed).sample(range(len(records)), _held_out(len(records), fraction, key)))
+    kept = [record for place, record in enumerate(records) if place not in held]
+    return kept, [records[place] for place in sorted(held)]
 
 
 def _held_out(n: int, fraction: float, key: str) -> int:
@@ -99,20 +99,14 @@ def check_training(data: DataConfig, task_type: str = "CAUSAL_LM") -> None:
     """Raise a `UserError` early if training data can't be loaded; own files are read in full, named tasks in part."""
     if (task_type == "SEQ_CLS") != (data.train in GLUE):
         wanted = "SEQ_CLS" if data.train in GLUE else "CAUSAL_LM"
-        raise UserError(
-            f"model.task_type: {data.train} needs {wanted}, not {task_type}; SEQ_CLS goes with {', '.join(GLUE)}"
-        )
+        tasks = ", ".join(GLUE)
+        raise UserError(f"model.task_type: {data.train} needs {wanted}, not {task_type}; SEQ_CLS goes with {tasks}")
     if data.decontaminate and data.train in (ARITHMETIC, *GLUE):
         raise UserError(f"data.decontaminate: {data.train} is not compared with test sets; allowed: false")
-    if data.train == ARITHMETIC:
-        return
-    if data.train in GLUE:
-        for source in glue_sources(data.train):
-            source.check(data.dir)
-    elif data.train in TRAINING:
-        TRAINING[data.train].check(data.dir)
-    elif not sum(1 for _ in islice(_own_records(data), data.limit)):
-        raise UserError(f"data.train: {data.train} holds no records")
+    for source in training_sources(data.train):
+        source.check(data.dir)
+    if data.train not in (ARITHMETIC, *GLUE, *TRAINING):
+        _records(data)
 
 
 def load_evaluation(task: str, data_dir: str | Path | None = None) -> list[Record]:
@@ -159,24 +153,20 @@ def _own_records(data: DataConfig) -> Iterator[Record]:
     """
     fields = data.fields
     if not data.train.endswith((".json", ".jsonl", ".jsonl.gz")):
-        raise UserError(
-            f"data.train: no task {data.train!r}; allowed: {', '.join([*TRAINING, ARITHMETIC, *GLUE])}, "
-            "or the path of a .json or .jsonl file"
-        )
+        tasks = ", ".join([*TRAINING, ARITHMETIC, *GLUE])
+        raise UserError(f"data.train: no task {data.train!r}; allowed: {tasks}, or the path of a .json or .jsonl file")
     if set(fields) - {"input"} != {"instruction", "output"} and set(fields) != {"messages"}:
-        raise UserError(
-            f"data.fields: has {', '.join(fields) or 'nothing'}; allowed: instruction, output (and input), or messages"
-        )
+        given = ", ".join(fields) or "nothing"
+        raise UserError(f"data.fields: has {given}; allowed: instruction, output (and input), or messages")
     if "messages" in fields and data.template != "chat":
         raise UserError("data.template: conversations (data.fields has messages) need chat, not alpaca")
     for place, row in read_rows(data.train):
-        if "messages" in fields:
-            record = _conversation(_field(row, fields, "messages", list, place), place)
+        held = {name: _field(row, name, key, place) for name, key in fields.items() if name != "input" or row.get(key)}
+        if "messages" in held:
+            record = _conversation(held["messages"], place)
         else:
-            instruction = _field(row, fields, "instruction", str, place)
-            if "input" in fields and row.get(fields["input"]):
-                instruction = f"{instruction}\n\n{_field(row, fields, 'input', str, place)}"
-            record = {"instruction": instruction, "output": _field(row, fields, "output", str, place), "type": "own"}
+            instruction = "\n\n".join(held[name] for name in ("instruction", "input") if name in held)
+            record = {"instruction": instruction, "output": held["output"], "type": "own"}
         try:
             json.dumps(record, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -184,15 +174,14 @@ def _own_records(data: DataConfig) -> Iterator[Record]:
         yield record
 
 
-def _field(row: Row, fields: Mapping[str, str], field: str, kind: type, place: str) -> Any:
-    key = fields[field]
+def _field(row: Row, field: str, key: str, place: str) -> Any:
     if key not in row:
         raise UserError(f"{place}: no field {key!r} (data.fields.{field}); it has: {', '.join(row) or 'none'}")
     value = row[key]
+    kind, wanted = (list, "a list of turns") if field == "messages" else (str, "text")
     if not isinstance(value, kind):
-        wanted = "text" if kind is str else "a list of turns"
         raise UserError(f"{place}: field {key!r} holds {type(value).__name__}, not {wanted}")
-    if not value or (isinstance(value, str) and not value.strip()):
+    if not value or (isinstance(value, str) and value.isspace()):
         raise UserError(f"{place}: field {key!r} is empty")
     return value
 

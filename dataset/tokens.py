@@ -25,16 +25,13 @@ _CHUNK = 1000  # records tokenised in one call: enough for the tokenizer's threa
 class Encoded:
     """Tokenised records, and what the length limit did to the others.
 
-    Attributes:
-        features: Per record `input_ids` and `labels`, int32 tensors of one shape (tokens,); the prompt's labels
-            are -100. For a classifier `labels` is the class, or a float32 score, of shape ().
-        dropped: Records left out because their prompt leaves no room for a target, or not enough for a whole one.
-        truncated: Records whose target was cut (they then have no end-of-sequence token).
+    `features` are per record `input_ids` and `labels`, int32 tensors of one shape (tokens,); the prompt's labels are
+    -100. For a classifier `labels` is the class, or a float32 score, of shape ().
     """
 
     features: list[dict[str, Tensor]] = field(default_factory=list)
-    dropped: int = 0
-    truncated: int = 0
+    dropped: int = 0  # records whose prompt leaves no room for a target, or not enough for a whole one
+    truncated: int = 0  # records whose target was cut (they then have no end-of-sequence token)
 
 
 def encode_records(

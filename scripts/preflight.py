@@ -41,34 +41,23 @@ def preflight(config: Config) -> None:
     check(config)
     check_tasks(config)
     check_scored_in_training(config)
-    check_packages(config)
-    check_room(config)
-
-
-def check_packages(config: Config) -> None:
-    """Raise a `UserError` when the evaluation engine is not installed."""
     wanted = config.eval.engine == "vllm" and config.model.task_type == "CAUSAL_LM"
     if wanted and importlib.util.find_spec("vllm") is None:
         raise UserError("eval.engine: vllm is not installed; use --eval.engine=transformers")
+    check_room(config)
 
 
 def check_room(config: Config) -> None:
     """Raise a `UserError` when the disk is nearly full or the model can't fit into memory."""
     free = shutil.disk_usage(config.output_dir).free
-    if free < SPARE_DISK:
-        raise UserError(f"output_dir: {config.output_dir} has {free / 2**30:.1f} GiB free, less than the 2 GiB needed")
+    needed = max(SPARE_DISK, *map(run_bytes, expand_sweep(config)))
+    if free < needed:
+        room = f"{gib(free)} free, less than the {gib(needed)} that a run needs"
+        raise UserError(f"output_dir: {config.output_dir} has {room}; name another place, or a smaller method.rank")
     size, memory = model_bytes(config.model), psutil.virtual_memory().total
-    trained = max(map(trained_parameters, expand_sweep(config)))
     if size and size > memory:
-        raise UserError(
-            f"model.name: {config.model.name} takes {size / 2**30:.0f} GiB in {config.model.dtype} "
-            f"and this machine has {memory / 2**30:.0f} GiB of memory"
-        )
-    if 28 * trained > free:
-        raise UserError(
-            f"output_dir: {config.output_dir} has {free / 2**30:.1f} GiB free, and a run's checkpoints and adapter "
-            f"take {28 * trained / 2**30:.1f}; name another place, or a smaller method.rank"
-        )
+        taken = f"{gib(size)} in {config.model.dtype}"
+        raise UserError(f"model.name: {config.model.name} takes {taken} and this machine has {gib(memory)} of memory")
 
 
 def state_costs(config: Config) -> None:
@@ -81,16 +70,16 @@ def state_costs(config: Config) -> None:
         return
     from training.memory import needed_bytes, room
 
-    largest = max(expand_sweep(config), key=trained_parameters)
+    largest = max(expand_sweep(config), key=run_bytes)
     try:
         needed, here = needed_bytes(largest), room()
     except Exception as error:  # it is an estimate, of any architecture: shapes may depend on the data, as experts' do
         log.warning("memory: can't be told for %s (%s)", largest.model.name, first_line(error))
         return
-    stages = ", ".join(f"{stage} {size / 2**30:.2f} GiB" for stage, size in needed.items())
+    stages = ", ".join(f"{stage} {gib(size)}" for stage, size in needed.items())
     shared = "; DeepSpeed shares out what are no activations" if largest.train.deepspeed else ""
-    log.info("memory of one process, about: %s, of %.1f GiB%s", stages, here / 2**30, shared)
-    log.info("disk: about %.2f GiB per run", 28 * trained_parameters(largest) / 2**30)
+    log.info("memory of one process, about: %s, of %s%s", stages, gib(here), shared)
+    log.info("disk: about %s per run", gib(run_bytes(largest)))
     remedies = {
         "calibrate": "model.device_map=auto",
         "train": "train.gradient_checkpointing=true, a smaller train.micro_batch_size, model.quantization=nf4 or "
@@ -100,37 +89,36 @@ def state_costs(config: Config) -> None:
     spread = {"calibrate": largest.model.device_map, "train": largest.train.deepspeed, "activations": None}
     for stage, size in needed.items():
         if size > MARGIN * here and not spread[stage]:
-            raise UserError(
-                f"model.name: {stage}: about {size / 2**30:.1f} GiB in one process, and there are "
-                f"{here / 2**30:.1f}; set {remedies[stage]}"
-            )
+            taken = f"about {gib(size)} in one process, and there are {gib(here)}"
+            raise UserError(f"model.name: {stage}: {taken}; set {remedies[stage]}")
 
 
-def trained_parameters(config: Config) -> int:
-    """Return how many float32 parameters a run's adapter has, as far as the model's config tells; 0 where it doesn't.
+def run_bytes(config: Config) -> int:
+    """Return what a run takes on disk, as far as the model's config tells; 0 where it doesn't.
 
-    A run keeps two checkpoints of parameters and two AdamW states, and the adapter: 28 bytes for each parameter.
+    It keeps two checkpoints of parameters and two AdamW states, and the adapter, all float32: 28 bytes per parameter.
     """
     names, shapes = config.method.target_modules, linear_shapes(config.model)
     if config.method.name == "full":
-        return sum(m * n * count for m, n, count in shapes.values())
+        return 28 * sum(m * n * count for m, n, count in shapes.values())
     if isinstance(names, str):
         names = [name for name in shapes if name != "embeddings"] if names == "all-linear" else []
     adapted = [shapes[name] for name in names if name in shapes]
-    return sum(config.method.rank * (m + n) * count for m, n, count in adapted)
+    return 28 * sum(config.method.rank * (m + n) * count for m, n, count in adapted)
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 def command() -> None:
     config, flags = parse(USAGE, {"next": False, "costs": False, "force": False})
     if flags["force"] and ladder_key(config):
-        raise UserError(
-            f"--force: a comparison goes on from the runs that ended; remove them from {config.output_dir}"
-        )
+        raise UserError(f"--force: a comparison goes on from the runs that ended; remove those in {config.output_dir}")
     if not flags["next"]:
         names = [run.run for run in expand_sweep(config)]
-        repeated = {name for name in names if names.count(name) > 1}
-        if repeated:
-            raise UserError(f"sweep: two runs would share the folder {sorted(map(str, repeated))[0]}")
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"sweep: two runs would share the folder {repeated[0]}")
         preflight(config)
         if flags["costs"]:
             state_costs(config)

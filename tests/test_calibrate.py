@@ -11,34 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from astra import Calibration
+from tests.runs import ROOT, TORCHRUN
 from training.stores import store_folder
 from utils.config import load_config
 
-ROOT = Path(__file__).parent.parent
 RECORDS = [{"instruction": f"What is {k} plus {k}?", "output": f"It is {2 * k}, twice {k}."} for k in range(60)]
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
 
 @pytest.fixture(scope="module")
-def model_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with SmolLM2's tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=48, intermediate_size=112, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config whose calibration is complete; none of the tests changes its output folder."""
     folder = tmp_path_factory.mktemp("made")
     data, path = folder / "records.jsonl", folder / "config.yaml"
@@ -46,7 +29,7 @@ def made(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(
         f"""
 output_dir: {folder / "out"}
-model: {{name: {model_folder}, dtype: float32}}
+model: {{name: {base}, dtype: float32}}
 data: {{train: {data}}}
 calibration: {{samples: 40, batch_size: 4}}
 train: {{forgetting: false}}

@@ -1,25 +1,28 @@
 """An exported adapter can be merged, cut to a rank with its error, and is refused in one line where it can't."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 import export
 from astra.adapter import attach
 from astra.convert import save_lora
 from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
+from training.methods import Request, build
+from utils import models
+from utils.config import MethodConfig
 from utils.errors import UserError
+from utils.models import QUANTIZATION, state_quantization
+from utils.quantize import quantize_base, round_to_nf4
 
 
 @pytest.fixture
 def adapter(tmp_path, smollm2):
     """A trained adapter's folder beside its base model's, with a tokenizer in both."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     base, folder = tmp_path / "base", tmp_path / "lora"
     tiny_model().save_pretrained(base)
@@ -33,13 +36,15 @@ def adapter(tmp_path, smollm2):
     return folder, adapted
 
 
-def test_a_merged_model_is_the_adapted_one_in_safetensors(adapter, tmp_path):
-    from transformers import AutoModelForCausalLM
+def merged(folder, kind=AutoModelForCausalLM):
+    """The model that an adapter's folder is merged into."""
+    export.merge(folder, folder.parent / "merged", None, "float32")
+    return kind.from_pretrained(folder.parent / "merged")
 
+
+def test_a_merged_model_is_the_adapted_one_in_safetensors(adapter, tmp_path):
     folder, adapted = adapter
-    export.merge(folder, tmp_path / "merged", None, "float32")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert relative_difference(merged(tokens()).logits, adapted(tokens()).logits) < 1e-5
+    assert relative_difference(merged(folder)(tokens()).logits, adapted(tokens()).logits) < 1e-5
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
 
 
@@ -80,11 +85,6 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
 
 @pytest.mark.parametrize("labels", [1, 3])
 def test_a_classifier_is_merged_with_the_head_it_was_trained_with(tmp_path, smollm2, labels):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    from training.methods import Request, build
-    from utils.config import MethodConfig
-
     base, folder = tmp_path / "base", tmp_path / "lora"
     tiny_model("bert").bert.save_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
@@ -93,15 +93,12 @@ def test_a_classifier_is_merged_with_the_head_it_was_trained_with(tmp_path, smol
     disturb(adapted)
     save_lora(adapted, folder, str(base))
     AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
-    export.merge(folder, tmp_path / "merged", None, "float32")
-    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-    assert merged.config.num_labels == labels
-    assert relative_difference(merged(tokens()).logits, adapted(tokens()).logits) < 1e-5
+    found = merged(folder, AutoModelForSequenceClassification)
+    assert found.config.num_labels == labels
+    assert relative_difference(found(tokens()).logits, adapted(tokens()).logits) < 1e-5
 
 
 def test_another_base_is_not_looked_for_at_the_revision_of_the_adapters_own(adapter, tmp_path, monkeypatch):
-    from utils import models
-
     folder, adapted = adapter
     save_lora(adapted, folder, "nowhere/to-be-found", "a-revision")
     asked, load = [], models.load_model
@@ -117,44 +114,29 @@ def test_another_base_is_not_looked_for_at_the_revision_of_the_adapters_own(adap
 
 @pytest.mark.parametrize("names", [["lm_head", "up_proj"], ".*(lm_head|up_proj)"])
 def test_a_head_that_shares_its_weight_with_the_embedding_is_merged_alone(adapter, tmp_path, names):
-    from transformers import AutoModelForCausalLM
-
     folder = adapter[0]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     store = calibration(model, ["lm_head", "up_proj"])
     adapted = attach(model, store, LoraConfig(r=4, target_modules=names)).eval()
     disturb(adapted)
-    save_lora(adapted, tmp_path / "head", str(tmp_path / "base"))
-    for path in folder.glob("tokenizer*"):
-        shutil.copy(path, tmp_path / "head")
-    export.merge(tmp_path / "head", tmp_path / "merged", None, "float32")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert relative_difference(merged(tokens()).logits, adapted(tokens()).logits) < 1e-5
+    save_lora(adapted, folder, str(tmp_path / "base"))
+    assert relative_difference(merged(folder)(tokens()).logits, adapted(tokens()).logits) < 1e-5
 
 
 def test_an_adapter_of_an_nf4_base_is_merged_into_what_that_stands_for(adapter, tmp_path):
     pytest.importorskip("bitsandbytes")
-    from transformers import AutoModelForCausalLM
-
-    from utils.models import QUANTIZATION, state_quantization
-    from utils.quantize import quantize_base
-
     folder, _ = adapter
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     quantize_base(base, "cpu")
     expected = PeftModel.from_pretrained(base, folder).eval()(tokens()).logits
     state_quantization(folder, "nf4", "float32")
-    export.merge(folder, tmp_path / "merged", None, "float32")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert relative_difference(merged(tokens()).logits, expected) < 1e-5
+    assert relative_difference(merged(folder)(tokens()).logits, expected) < 1e-5
     export.compress(folder, 2, tmp_path / "cut")
     assert json.loads((tmp_path / "cut" / "adapter_config.json").read_text())[QUANTIZATION] == "nf4"
 
 
 def test_nf4_rounds_the_weights_in_the_data_type_they_were_trained_in():
     pytest.importorskip("bitsandbytes")
-    from utils.quantize import round_to_nf4
-
     exact, rounded = tiny_model(), tiny_model().bfloat16()
     round_to_nf4(rounded, None)
     round_to_nf4(exact, "bfloat16")
@@ -164,8 +146,6 @@ def test_nf4_rounds_the_weights_in_the_data_type_they_were_trained_in():
 
 
 def test_an_adapter_goes_only_onto_a_base_that_has_its_layers(adapter, tmp_path):
-    from transformers import LlamaForCausalLM
-
     folder, _ = adapter
     other = tiny_model().config
     other.num_hidden_layers = 1

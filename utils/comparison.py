@@ -48,14 +48,12 @@ def choices(config: Config) -> dict[str, Choice]:
 
 def most_runs(config: Config) -> int:
     """How many runs a comparison can take at most, those that ended included."""
-    per_arm = MOST + (len(seeds(config)) - 1) * MOST
-    return min(config.compare.max_runs, len(arms(config)) * per_arm)
+    return min(config.compare.max_runs, len(arms(config)) * len(seeds(config)) * MOST)
 
 
 def arms(config: Config) -> dict[str, dict[str, Any]]:
     """Name -> point of the grid, without rung and seed."""
-    key = ladder_key(config)
-    swept = {name: values for name, values in config.sweep.items() if name not in (SEED, key)}
+    swept = {name: values for name, values in config.sweep.items() if name != SEED}
     points = grid(config.model_copy(update={"sweep": swept}))
     return {",".join(map(str, point.values())) or "run": point for point in points}
 
@@ -74,8 +72,7 @@ def run_config(config: Config, point: dict[str, Any], rung: int, seed: int) -> C
 def ended(config: Config) -> dict[str, Runs]:
     """Arm -> rung -> seed -> what it is chosen by, of the runs that ended; None of those that diverged.
 
-    Raises:
-        UserError: a run was made with other settings than the comparison's.
+    A run that was made with other settings than the comparison's is a `UserError`.
     """
     first = nearest(config.compare.start)
     found: dict[str, Runs] = {}
@@ -92,13 +89,12 @@ def ended(config: Config) -> dict[str, Runs]:
 def _ended(run: Config) -> Iterator[Losses]:
     """What a run ended with, or nothing if it has not ended."""
     folder = run_folder(run)
-    diverged = folder / "diverged.json"
-    if not diverged.is_file() and not (folder / "metrics.json").is_file():
-        return
-    record = read_record(diverged if diverged.is_file() else folder / "metrics.json")
-    now = flat_settings(run.model_dump(include={"model", "data", "method", "train"}))
-    require_shared(record, now, str(folder))
-    yield None if diverged.is_file() else deciding(read_record(folder / "losses.json"), run.compare.select)
+    diverged = (folder / "diverged.json").is_file()
+    record = folder / ("diverged.json" if diverged else "metrics.json")
+    if record.is_file():
+        now = flat_settings(run.model_dump(include={"model", "data", "method", "train"}))
+        require_shared(read_record(record), now, str(folder))
+        yield None if diverged else deciding(read_record(folder / "losses.json"), run.compare.select)
 
 
 def deciding(losses: dict[str, Any], select: str) -> NDArray[np.float64]:

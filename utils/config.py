@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from utils.errors import UserError, first_line
@@ -44,7 +44,7 @@ class DataConfig(Section):
     train: str = Field("metamath", description="a named task, or the path of a .json or .jsonl file")
     dir: str | None = Field(None, description="local mirror of the upstream files, for machines without a hub")
     fields: dict[str, str] = Field(
-        default_factory=lambda: {"instruction": "instruction", "output": "output"},
+        {"instruction": "instruction", "output": "output"},
         description="which key of your own records holds what: instruction, output and perhaps input; or messages",
     )
     template: Literal["alpaca", "chat"] = Field("alpaca", description="prompt template; chat: the tokenizer's own")
@@ -53,9 +53,7 @@ class DataConfig(Section):
     truncate: bool = Field(True, description="cut an answer that is longer; false: leave its record out")
     validation: float = Field(0.0, ge=0, lt=1, description="fraction held out of training for validation")
     reporting: float = Field(0.0, ge=0, lt=1, description="held out too, to report a loss that has selected nothing")
-    general_text: str = Field(
-        "wikitext-2", description="what forgetting is measured on: wikitext-2, python-manual, or a .txt file"
-    )
+    general_text: str = Field("wikitext-2", description="for forgetting: wikitext-2, python-manual, or a .txt file")
     decontaminate: Literal[False, True, "13-gram"] = Field(
         False, description="drop training records that contain a test question, or share 13 words in a row with one"
     )
@@ -73,9 +71,7 @@ class CalibrationConfig(Section):
 
 
 class MethodConfig(Section):
-    name: str = Field(
-        "astra", pattern=r"^\w+$", description="how the adapter is initialised: a name of training/methods.py"
-    )
+    name: str = Field("astra", pattern=r"^\w+$", description="how the adapter starts: a name of training/methods.py")
     subspace: Subspace = Field("tail", description="which eigenvectors Astra takes")
     split: Literal["orthonormal", "balanced", "rotated"] = Field(
         "orthonormal", description="the product's norm: all in A, or halved; rotated: Q turned within its span"
@@ -85,12 +81,9 @@ class MethodConfig(Section):
     alpha: float | None = Field(None, gt=0, description="scaling is alpha / rank; default: the rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: list[str] | Pattern = Field(
-        default_factory=lambda: list(LLAMA_PROJECTIONS), min_length=1,
-        description="adapted layers: names, one regular expression, or all-linear",
-    )  # fmt: skip
-    exclude_modules: list[str] | Pattern | None = Field(
-        None, description="layers left out: names or a regular expression"
+        LLAMA_PROJECTIONS, min_length=1, description="adapted layers: names, one regular expression, or all-linear"
     )
+    exclude_modules: list[str] | Pattern | None = Field(None, description="left out: names or a regular expression")
     rank_allocation: Literal["uniform", "effective_rank"] = Field(
         "uniform", description="share the same total rank over layers evenly or by effective rank"
     )
@@ -105,9 +98,7 @@ class MethodConfig(Section):
 class TrainConfig(Section):
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
     relative_step: float | None = Field(
-        None,
-        gt=0,
-        description="sets the rate instead: |dW| over |W| of the first step, the same scale for all methods",
+        None, gt=0, description="sets the rate instead: |dW| over |W| of the first step, one scale for all methods"
     )
     global_batch_size: int = Field(128, ge=1, description="examples in an optimizer step, over all processes")
     micro_batch_size: int = Field(4, ge=1, description="examples in a forward pass of one process, at most")
@@ -127,18 +118,12 @@ class TrainConfig(Section):
     compile: bool = Field(False, description="torch.compile")
     liger_kernel: bool = Field(False, description="Liger's fused layers (package liger-kernel, GPUs only)")
     forgetting: bool = Field(True, description="measure the loss on general text before and after")
-    eval_tasks: list[str] = Field(
-        default_factory=list, description="scored on the validation records at every validation, and at the end"
-    )
-    report_to: list[str] = Field(
-        default_factory=list, description="the Trainer's integrations: tensorboard, wandb, ..."
-    )
+    eval_tasks: list[str] = Field([], description="scored on the validation records at every validation and the end")
+    report_to: list[str] = Field([], description="the Trainer's integrations: tensorboard, wandb, ...")
 
 
 class EvalConfig(Section):
-    tasks: list[str] = Field(
-        default_factory=lambda: ["gsm8k", "math"], description="what to score; lm_eval/NAME: any task of lm-eval"
-    )
+    tasks: list[str] = Field(["gsm8k", "math"], description="what to score; lm_eval/NAME: any task of lm-eval")
     split: Literal["test", "validation"] = Field("test", description="validation: what data.validation holds out")
     limit: int | None = Field(None, ge=1, description="the first N problems of each task")
     base: bool = Field(False, description="score the base model too, with the same engine")
@@ -149,23 +134,19 @@ class EvalConfig(Section):
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(None, description="default: model.dtype")
     batch_size: int = Field(16, ge=1, description="prompts in a batch (transformers engine)")
     max_model_len: int | None = Field(None, ge=16, description="context in tokens; default: what prompts need")
-    max_new_tokens: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = Field(
+    max_new_tokens: PositiveInt | dict[str, PositiveInt] | None = Field(
         None, description="a number, or one per task; default: the task's own"
     )
     stop: list[str] | dict[str, list[str]] | None = Field(
         None, description="strings that end a text, or a list per task; default: the task's own"
     )
     response_prefix: str = Field("", description='appended to the prompt, e.g. " Let\'s think step by step."')
-    chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="for the template chat, e.g. {enable_thinking: false}"
-    )
+    chat_template_kwargs: dict[str, Any] = Field({}, description="for the template chat: {enable_thinking: false}")
     n_samples: int = Field(1, ge=1, description="texts per problem, for pass@k and maj@k")
     temperature: float = Field(0.0, ge=0, description="0: greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that is sampled from")
     seed: Seed = Field(42, description="seed of sampling")
-    grader: Literal["exact", "metamath", "published"] = Field(
-        "exact", description="whose verdict is the headline; every grader's is recorded"
-    )
+    grader: Literal["exact", "metamath", "published"] = Field("exact", description="whose verdict is the headline")
     num_fewshot: int | None = Field(None, ge=0, description="examples in prompts of lm_eval tasks; default: their own")
     task_dir: str | None = Field(None, description="folder of your own lm-eval task definitions (YAML)")
     unsafe_code: bool = Field(False, description="run generated code without a sandbox")
@@ -193,22 +174,20 @@ class CompareConfig(Section):
 class Config(Section):
     """A whole experiment; see `configs/` for commented examples."""
 
-    output_dir: str = Field(
-        "outputs/experiment", min_length=1, description="folder of the runs and their calibrations"
-    )
+    output_dir: str = Field("outputs/experiment", min_length=1, description="folder of the runs and calibrations")
     run: str | None = Field(
         None, pattern=r"^[^./][^/]*$", description="folder of this run in output_dir; default: from the swept keys"
     )
     arm: str | None = Field(None, description="the arm of a comparison that a run belongs to")
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    data: DataConfig = Field(default_factory=DataConfig)
-    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
-    method: MethodConfig = Field(default_factory=MethodConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    eval: EvalConfig = Field(default_factory=EvalConfig)
-    compare: CompareConfig = Field(default_factory=CompareConfig)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    method: MethodConfig = MethodConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    compare: CompareConfig = CompareConfig()
     sweep: dict[str, list[Any] | dict[str, dict[str, Any]] | Literal["ladder"]] = Field(
-        default_factory=dict, description="dotted key -> values; the grid is run. arm: named sets of overrides"
+        {}, description="dotted key -> values; the grid is run. arm: named sets of overrides"
     )
 
     @field_validator("run")
@@ -248,9 +227,7 @@ def validate(values: dict[str, Any], source: str = "config") -> Config:
         swept = [dotted for arm in values_.values() for dotted in arm] if isinstance(values_, dict) else [key]
         for dotted in swept:  # models and tests are what the runs of an experiment have in common
             if dotted.split(".")[0] not in ("data", "calibration", "method", "train") or dotted in shared:
-                raise UserError(
-                    f"sweep.{dotted}: all runs of an experiment share it; start one experiment for each value"
-                )
+                raise UserError(f"sweep.{dotted}: all runs of an experiment share it; start one for each value")
     if ladder_key(config) and not config.data.validation:
         raise UserError("data.validation: 0 holds nothing out, and a ladder chooses its rung on what is held out")
     if ladder_key(config) and config.compare.select == "accuracy" and not config.train.eval_tasks:
@@ -399,7 +376,8 @@ def _check_texts(value: Any, place: str) -> None:
 
 def _explain(error: ErrorDetails) -> str:
     """Return one line for a pydantic error: the dotted key, the value and what is allowed."""
-    location = [part for part in error["loc"] if isinstance(part, str) and not part.startswith(("list[", "literal["))]
+    kinds = ("list[", "literal[", "constrained-")  # of the several that a value may be of
+    location = [part for part in error["loc"] if isinstance(part, str) and not part.startswith(kinds)]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         section: Any = Config if len(location) == 1 else Config.model_fields[location[0]].annotation

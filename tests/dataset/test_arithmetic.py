@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.arithmetic import _NAMES, _THINGS, TEMPLATES, Words, generate
+from dataset.arithmetic import _NAMES, _THINGS, TEMPLATES, generate
 from utils.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -62,9 +62,9 @@ def test_splits_share_no_filling_of_a_template(seeds):
 @given(template=st.sampled_from(TEMPLATES), data=st.data())
 def test_other_numbers_make_another_question(template, data):
     """Numbers decide the split, so no question is in two splits."""
-    first, second = (tuple(data.draw(st.sampled_from(r)) for r in template.ranges) for _ in range(2))
-    words = Words("Ann", "Bob", "pens")
-    problems = [template.fill(words, *numbers) for numbers in (first, second)]
+    drawn = st.fixed_dictionaries({name: st.sampled_from(numbers) for name, numbers in template.ranges.items()})
+    first, second = data.draw(drawn), data.draw(drawn)
+    problems = [template.fill(**numbers, name="Ann", other="Bob", things="pens") for numbers in (first, second)]
     if None not in problems and first != second:
         assert problems[0]["instruction"] != problems[1]["instruction"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dataset.glue import GLUE, glue_source, load_glue
+from dataset.glue import GLUE, glue_sources, load_glue
 from dataset.sources import check_training
 from utils.config import DataConfig
 from utils.errors import UserError
@@ -43,14 +43,14 @@ def test_every_tsv_form(tmp_path, task):
         (record,) = load_glue(task, split, tmp_path)
         assert record["label"] == label
         assert record["text"] in line
-        assert (record["text_pair"] is None) == (len(GLUE[task].hub_texts) == 1)
+        assert (record["text_pair"] is None) == (len(GLUE[task].texts) == 1)
 
 
 @pytest.mark.parametrize("task", GLUE)
 def test_the_hubs_rows_give_the_same_form(task):
-    hub = glue_source(task, "validation")
-    row = {"label": 1, "idx": 0, **dict.fromkeys(GLUE[task].hub_texts, "words")}
-    pair = "words" if len(GLUE[task].hub_texts) == 2 else None
+    hub = glue_sources(task)[1]
+    row = {"label": 1, "idx": 0, **dict.fromkeys(GLUE[task].texts, "words")}
+    pair = "words" if len(GLUE[task].texts) == 2 else None
     assert hub.convert(row) == {"text": "words", "text_pair": pair, "label": 1}
     assert hub.split == ("validation_matched" if task == "mnli" else "validation")
 

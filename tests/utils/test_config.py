@@ -58,6 +58,7 @@ def test_every_config_is_valid_and_a_sweep_of_ranks_keeps_the_scaling(path: Path
         ("method: {rank: 0}", "method.rank: input should be greater than or equal to 1, not 0"),
         ("method: {rank: many}", "method.rank: input should be a valid integer"),
         ("method: {subspace: null}", "method.subspace: input should be 'tail'"),
+        ("eval: {max_new_tokens: 0}", "eval.max_new_tokens: input should be greater than 0, not 0"),
         ("train: {learning_rate: 0}", "train.learning_rate: input should be greater than 0"),
         ("train: 3", "train: must be a section of keys, not 3"),
         ("sweep: {method.rank: [8, 0]}", "method.rank: input should be greater than or equal to 1"),
