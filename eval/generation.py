@@ -21,7 +21,7 @@ from eval.engines import Answer, Engine, Output, Prompt, Request
 from eval.intervals import interval
 from eval.numbers import parse_number
 from eval.task_record import TaskRecord
-from eval.tasks import DirectTask, Judged, Record, Task, Verdicts
+from eval.tasks import DirectTask, Judged, Record, Task
 from utils.config import Config
 from utils.errors import UserError
 from utils.log import Progress
@@ -110,14 +110,15 @@ def tokenizer_of(model: Path) -> Any:
 
 
 def _grade(config: Config, task: Task, job: Job, answers: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The figures and samples of generated texts, judged by every grader."""
-    outputs: list[list[Output]] = answers
-    texts = [[output.text for output in group] for group in outputs]
+    """The figures and samples of generated texts, as many for each problem, judged by every grader."""
+    outputs: list[Output] = [output for group in answers for output in group]
+    places = [(number, k) for number, group in enumerate(answers) for k in range(len(group))]
+    problems, texts = [job.problems[number] for number, _ in places], [output.text for output in outputs]
     started = time.monotonic()
-    judged = {grader: task.judge(job.problems, texts, config.eval, grader) for grader in task.graders}
+    judged = {grader: task.judge(problems, texts, config.eval, grader) for grader in task.graders}
     grading = time.monotonic() - started
     headline = task.headline(config.eval.grader)
-    ends = Counter(output.finish for group in outputs for output in group)
+    ends = Counter(output.finish for output in outputs)
     graders = {grader: _scores(task, job.problems, verdicts) for grader, verdicts in judged.items()}
     figures = {
         "grader": headline,
@@ -126,7 +127,7 @@ def _grade(config: Config, task: Task, job: Job, answers: list[Any]) -> tuple[di
         "length_stops": ends["length"],
         "length_share": ends["length"] / ends.total(),
         "too_long": ends["too_long"],
-        "tokens": sum(output.tokens for group in outputs for output in group),
+        "tokens": sum(output.tokens for output in outputs),
         "seconds_grading": round(grading, 3),
         "example_prompt": job.prompts[0].text,
     }
@@ -136,47 +137,46 @@ def _grade(config: Config, task: Task, job: Job, answers: list[Any]) -> tuple[di
             "sample": k,
             "prompt": job.prompts[number].text,
             "output": output.text,
-            "gold": task.gold(job.problems[number]),
-            **_told(judged[headline][number][k]),
-            "graders": {grader: _told(verdicts[number][k]) for grader, verdicts in judged.items()},
+            "gold": task.gold(problems[at]),
+            **_told(judged[headline][at]),
+            "graders": {grader: _told(verdicts[at]) for grader, verdicts in judged.items()},
             "tokens": output.tokens,
             "finish": output.finish,
         }
-        for number, group in enumerate(outputs)
-        for k, output in enumerate(group)
+        for at, ((number, k), output) in enumerate(zip(places, outputs, strict=True))
     ]
     return figures, samples
 
 
-def _scores(task: Task, problems: Sequence[Record], judged: Verdicts) -> dict[str, Any]:
+def _scores(task: Task, problems: Sequence[Record], judged: Sequence[Judged]) -> dict[str, Any]:
     """Accuracy (the mean over problems of the share of right samples) with its interval, and breakdowns."""
-    right = [float(np.mean([verdict.correct for verdict in group])) for group in judged]
-    every = [verdict for group in judged for verdict in group]
-    scores: dict[str, Any] = _mean("accuracy", right)
-    if any(verdict.lenient is not None for verdict in every):
-        lenient = [float(np.mean([bool(verdict.lenient) for verdict in group])) for group in judged]
-        scores |= {"lenient": float(np.mean(lenient)), "lenient_interval": interval(lenient)}
-    if (samples := len(judged[0])) > 1:
+    correct = np.reshape([verdict.correct for verdict in judged], (len(problems), -1))
+    right, samples = correct.mean(axis=1), correct.shape[1]
+    scores = _mean("accuracy", right)
+    if any(verdict.lenient is not None for verdict in judged):
+        lenient = np.reshape([bool(verdict.lenient) for verdict in judged], correct.shape).mean(axis=1)
+        scores |= {"lenient": float(lenient.mean()), "lenient_interval": interval(lenient)}
+    if samples > 1:
         scores["pass_at_k"] = {
-            str(k): _mean("score", [pass_at_k(samples, sum(one.correct for one in group), k) for group in judged])
+            str(k): _mean("score", [pass_at_k(samples, count, k) for count in correct.sum(axis=1).tolist()])
             for k in (1, 2, 5, 10, 20, 50, 100, 200)
             if k <= samples
         }
         if task.votes:
-            scores["maj_at_k"] = {str(samples): _mean("score", list(map(_vote, judged)))}
-    unread = sum(verdict.extracted is None for verdict in every)
-    scores |= {"unparsable": unread, "unparsable_share": unread / len(every)}
-    if flags := Counter(verdict.flag for verdict in every if verdict.flag):
+            votes = [_vote(judged[k : k + samples]) for k in range(0, len(judged), samples)]
+            scores["maj_at_k"] = {str(samples): _mean("score", votes)}
+    unread = sum(verdict.extracted is None for verdict in judged)
+    scores |= {"unparsable": unread, "unparsable_share": unread / len(judged)}
+    if flags := Counter(verdict.flag for verdict in judged if verdict.flag):
         scores["flags"] = dict(sorted(flags.items()))
     for key in (key for key in task.groups if all(key in problem for problem in problems)):
-        found: dict[str, list[float]] = {}
-        for problem, share in zip(problems, right, strict=True):
-            found.setdefault(str(problem[key]), []).append(share)
-        scores.setdefault("by", {})[key] = {value: _mean("accuracy", found[value]) for value in sorted(found)}
+        values = np.array([str(problem[key]) for problem in problems])
+        by = {str(value): _mean("accuracy", right[values == value]) for value in np.unique(values)}
+        scores.setdefault("by", {})[key] = by
     return scores
 
 
-def _mean(name: str, values: Sequence[float]) -> dict[str, Any]:
+def _mean(name: str, values: Any) -> dict[str, Any]:
     return {name: float(np.mean(values)), "n": len(values), "interval": interval(values)}
 
 

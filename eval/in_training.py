@@ -42,9 +42,9 @@ class Scorer:
             for task, problems, made in self.asked:
                 mine = range(rank(), len(made), world_size())
                 answers = engine.generate({number: made[number] for number in mine})
-                texts = dict(gather([(number, [output.text for output in answer]) for number, answer in answers]))
+                texts = dict(gather([(number, output.text) for number, (output,) in answers]))
                 grader = task.headline(self.config.eval.grader)
                 verdicts = task.judge(problems, [texts[k] for k in range(len(made))], self.config.eval, grader)
-                solved[task.name] = [float(verdict.correct) for (verdict,) in verdicts]
+                solved[task.name] = [float(verdict.correct) for verdict in verdicts]
         base.train(training)
         return solved

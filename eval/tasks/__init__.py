@@ -43,21 +43,16 @@ class Judged:
     note: str = ""  # what else a reader of the sample should know, such as the error of a program
 
 
-Generated = Sequence[Sequence[str]]  # per problem its texts
-Verdicts = list[list[Judged]]  # per problem the verdicts on them
-
-
 @dataclass(frozen=True)
 class Task:
     """A benchmark whose answers are generated texts.
 
-    `judge` takes problems, the texts generated for each (`eval.n_samples` of them), settings and the name of a grader,
-    and returns a verdict per text.
+    `judge` takes a problem per text, the texts, settings and the name of a grader, and returns a verdict per text.
     """
 
     name: str  # in `eval.tasks`, in the data catalogue and of its files
     max_new_tokens: int  # longest answer, unless `eval.max_new_tokens` says otherwise
-    judge: Callable[[Sequence[Record], Generated, EvalConfig, str], Verdicts]
+    judge: Callable[[Sequence[Record], Sequence[str], EvalConfig, str], list[Judged]]
     gold: Callable[[Record], str] = lambda record: str(record["answer"])  # the right answer, as written in the samples
     graders: tuple[str, ...] = ("exact",)  # the rules by which it can be judged; the first is its own
     groups: tuple[str, ...] = ()  # keys of a problem by which accuracy is broken down

@@ -118,7 +118,7 @@ def test_another_grader_or_a_mended_one_needs_no_engine(config_file, monkeypatch
     caplog.set_level("INFO", "astra")
     other = score(config_file, base=False, grader="metamath")["mine"]["arithmetic"]
     assert other["grader"] == "metamath" and "grader: exact -> metamath" in caplog.text
-    task = replace(task, version=99, judge=lambda problems, texts, *_: [[Judged("1", True)] for _ in problems])
+    task = replace(task, version=99, judge=lambda problems, *_: [Judged("1", True) for _ in problems])
     assert score(config_file, base=False)["mine"]["arithmetic"]["accuracy"] == 1.0
 
 

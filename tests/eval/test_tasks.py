@@ -5,7 +5,6 @@ import pytest
 from dataset.catalog import expand_groups, left_out
 from eval.generation import _scores, _vote
 from eval.tasks import STOP, Judged, check_tasks, get_task, load_problems, names
-from eval.tasks.commonsense import options
 from utils.config import Config, EvalConfig
 from utils.errors import UserError
 
@@ -15,7 +14,7 @@ def config(mirror, **settings):
 
 
 def judge(name, problem, *texts, grader="exact"):
-    return get_task(name).judge([problem], [list(texts)], EvalConfig(), grader)[0]
+    return get_task(name).judge([problem] * len(texts), texts, EvalConfig(), grader)
 
 
 def test_an_unknown_task_lists_what_there_is():
@@ -72,7 +71,7 @@ def test_equal_answers_are_one_vote():
 
 
 def test_what_the_problems_do_not_say_is_no_group():
-    task, verdicts = get_task("math"), [[Judged("1", True)], [Judged("2", False)]]
+    task, verdicts = get_task("math"), [Judged("1", True), Judged("2", False)]
     assert _scores(task, [{"type": "MATH"}] * 2, verdicts)["by"].keys() == {"type"}
     assert "by" not in _scores(task, [{}] * 2, verdicts)
 
@@ -87,11 +86,10 @@ def test_canonical_programs_pass_and_others_do_not(mirror, name):
     settings = config(mirror, tasks=[name], limit=3)
     check_tasks(settings)
     problems = load_problems(name, settings)
-    judged = get_task(name).judge(
-        problems, [[problem["output"], "I don't know."] for problem in problems], settings.eval, "exact"
-    )
-    assert [[verdict.correct for verdict in group] for group in judged] == [[True, False]] * 3
-    assert all(group[1].note for group in judged)
+    texts = [problem["output"] for problem in problems] + ["I don't know."] * 3
+    judged = get_task(name).judge(problems * 2, texts, settings.eval, "exact")
+    assert [verdict.correct for verdict in judged] == [True] * 3 + [False] * 3
+    assert all(verdict.note for verdict in judged[3:])
 
 
 def test_code_needs_a_sandbox_or_consent(monkeypatch):
@@ -106,7 +104,6 @@ def test_the_first_option_named_counts():
     judged = judge("openbookqa", problem, "the correct answer is answer2", "answer1, not answer2", "the second")
     assert [verdict.correct for verdict in judged] == [True, False, False]
     assert [verdict.extracted for verdict in judged] == ["answer2", "answer1", None]
-    assert options(problem["instruction"]) == ["answer1", "answer2", "answer3"]
 
 
 def test_a_group_leaves_out_what_the_mirror_has_not(mirror):
