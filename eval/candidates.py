@@ -52,15 +52,15 @@ def read_adapter(path: str | Path) -> Adapter:
 
 def _why_unservable(config: dict[str, Any], rank: int) -> str | None:
     start, bias = config.get("init_lora_weights"), config.get("bias", "none")
+    others = ("modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices")
     reasons = {
         f"its base is quantised to {config.get(QUANTIZATION)}": config.get(QUANTIZATION),
         "DoRA": config.get("use_dora"),
         f"init_lora_weights={start}": isinstance(start, str) and start.lower() not in PLAIN_INITIALISATIONS,
         f"bias={bias}": bias != "none",
         f"rank {rank}, above vLLM's limit of {MAX_RANK}": rank > MAX_RANK,
+        **{key: config.get(key) for key in others},
     }
-    reasons |= {key: config.get(key) for key in ("modules_to_save", "lora_bias", "layer_replication")}
-    reasons["trainable_token_indices"] = config.get("trainable_token_indices")
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
@@ -70,19 +70,17 @@ def check_base(adapter: Adapter, model: ModelConfig, folder: Path) -> None:
     Where the adapter's base is a folder that is there, the weights decide; else the names agree, or their last parts
     do (a mirror of a hub model). And every LoRA layer has the shape of the layer it adapts.
     """
-    if not _same_base(adapter.base, model, folder):
-        raise UserError(
-            f"{adapter.path}: the adapter's base is {adapter.base or 'not stated'}, not model.name {model.name}"
-        )
+    base = Path(adapter.base)
+    if adapter.base and (base / "config.json").is_file():
+        same = model_fingerprint(base) == model_fingerprint(folder)
+    else:
+        names = (Path(model.name).name.lower(), folder.name)
+        same = bool(adapter.base) and (adapter.base == model.name or base.name.lower() in names)
+    if not same:
+        stated = adapter.base or "not stated"
+        raise UserError(f"{adapter.path}: the adapter's base is {stated}, not model.name {model.name}")
     if layer := _misfit(adapter.path, folder):
         raise UserError(f"{adapter.path}: {layer} does not fit model.name {model.name}; its base is another model")
-
-
-def _same_base(base: str, model: ModelConfig, folder: Path) -> bool:
-    other = Path(base)
-    if base and (other / "config.json").is_file():
-        return model_fingerprint(other) == model_fingerprint(folder)
-    return bool(base) and (base == model.name or other.name.lower() in (Path(model.name).name.lower(), folder.name))
 
 
 def _misfit(path: Path, folder: Path) -> str | None:
@@ -122,6 +120,11 @@ class Target:
         models that share it.
         """
         return self.adapter if self.adapter and self.adapter.unservable else None
+
+    @property
+    def served(self) -> Adapter | None:
+        """The adapter that requests to an engine name."""
+        return None if self.merged else self.adapter
 
     def fingerprints(self) -> dict[str, str | None]:
         """What tells this model from another."""

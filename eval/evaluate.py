@@ -11,7 +11,7 @@ from typing import Any
 from dataset.catalog import EVALUATION, GROUPS, expand_groups, left_out
 from dataset.templates import format_prompt
 from eval.candidates import Adapter, Target, weights
-from eval.engines import Prompt, Sampling, encode, engine_version, open_engine
+from eval.engines import Prompt, Sampling, engine_version, open_engine
 from eval.generation import Job, fill, finish, tokenizer_of
 from eval.task_record import FORMAT, TaskRecord, changes
 from eval.tasks import DirectTask, Record, Task, get_task, load_problems, own
@@ -78,15 +78,15 @@ def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
         task = get_task(name)
         problems = load_problems(name, config) if isinstance(task, Task) else []
         for target in targets:
-            deciding, merged = {**target.fingerprints(), **engine}, target.merged
+            deciding = {**target.fingerprints(), **engine}
             if isinstance(task, DirectTask):
                 settings = {**deciding, **task.settings(config)}
-                yield Job(target, task, TaskRecord(target.folder, name, settings, deciding), merged)
+                yield Job(target, task, TaskRecord(target.folder, name, settings, deciding))
             else:
                 asked = prompts(config, task, target.model, problems)
                 settings = {**deciding, **_settings(config, task, problems, asked)}
                 record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
-                yield Job(target, task, record, merged, problems, asked)
+                yield Job(target, task, record, problems, asked)
 
 
 def _check_held_out(config: Config, run: Path) -> None:
@@ -162,10 +162,10 @@ def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Jo
         log.info("engine: %s, as this CPU has no fast %s; set eval.dtype to insist", dtype, config.model.dtype)
     engines: dict[tuple[Path, Adapter | None], list[Job]] = {}
     for job in left:
-        engines.setdefault((job.target.model, job.merged), []).append(job)
+        engines.setdefault((job.target.model, job.target.merged), []).append(job)
     with stage(Path(config.output_dir), "evaluate"):
         for (model, merged), members in engines.items():
-            adapters = list(dict.fromkeys(job.served for job in members if job.served))
+            adapters = list(dict.fromkeys(job.target.served for job in members if job.target.served))
             asked = [prompt for job in members for prompt in job.missing]
             needed = [job.task.context for job in members if isinstance(job.task, DirectTask)]
             room = context(config, model, asked, max(needed, default=0))
@@ -196,7 +196,8 @@ def context(config: Config, model: Path, asked: Sequence[Prompt], least: int = 0
     if config.eval.max_model_len is not None:
         return min(config.eval.max_model_len, limit)
     texts = {prompt.text: prompt.sampling.max_new_tokens for prompt in asked}
-    needed = max([least, *(len(encode(tokenizer_of(model), text)) + tokens for text, tokens in texts.items())])
+    lengths = (len(tokenizer_of(model)(text)["input_ids"]) + tokens for text, tokens in texts.items())
+    needed = max([least, *lengths])
     return min(-(-needed // 64) * 64, limit)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.candidates import Adapter, Target
+from eval.candidates import Target
 from eval.code import pass_at_k
 from eval.engines import Answer, Engine, Output, Prompt, Request
 from eval.intervals import interval
@@ -34,19 +34,13 @@ class Job:
     target: Target
     task: Task | DirectTask
     record: TaskRecord
-    merged: Adapter | None = None  # what is merged into the model that the engine gets
     problems: list[Record] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
 
     @property
     def missing(self) -> list[Prompt]:
         """The prompts without an answer on file."""
-        return [prompt for prompt in self.prompts if prompt.key not in self.record.texts.made]
-
-    @property
-    def served(self) -> Adapter | None:
-        """The adapter that its requests to the engine name."""
-        return None if self.merged else self.target.adapter
+        return [prompt for prompt in self.prompts if prompt.key not in self.record.made]
 
 
 def fill(engine: Engine, wanted: Sequence[tuple[Job, Request]], label: str) -> None:
@@ -54,15 +48,15 @@ def fill(engine: Engine, wanted: Sequence[tuple[Job, Request]], label: str) -> N
 
     The time is shared out: each answer takes what has passed since the one before.
     """
-    found = {(job.record.texts.path, request.key): (job, request) for job, request in wanted}
-    missing = [(job, request) for job, request in found.values() if request.key not in job.record.texts.made]
-    asked = {number: replace(request, adapter=job.served) for number, (job, request) in enumerate(missing)}
+    found = {(job.record.texts, request.key): (job, request) for job, request in wanted}
+    missing = [(job, request) for job, request in found.values() if request.key not in job.record.made]
+    asked = {number: replace(request, adapter=job.target.served) for number, (job, request) in enumerate(missing)}
     with Progress(label, len(missing), "request") as bar:
         before = time.monotonic()
         for number, answer in engine.run(asked):
             now = time.monotonic()
             job, request = missing[number]
-            job.record.texts.add(request, answer, now - before, engine.describe())
+            job.record.add(request, answer, now - before, engine.describe())
             before = now
             bar.update()
 
@@ -72,23 +66,22 @@ def finish(config: Config, job: Job, engine: Engine | None = None) -> dict[str, 
 
     What a task that asks by itself still lacks goes to the engine; without one, a `UserError` says what is missing.
     """
-    task, texts, asked = job.task, job.record.texts, dict[str, Request]()
+    task, record, asked = job.task, job.record, dict[str, Request]()
 
     def ask(requests: Sequence[Request]) -> list[Answer]:
         asked.update({request.key: request for request in requests})
         if engine is not None:
             fill(engine, [(job, request) for request in requests], f"{job.target.name}, {task.name}")
-        if missing := sum(request.key not in texts.made for request in requests):
+        if missing := sum(request.key not in record.made for request in requests):
             there = f"{len(requests) - missing} of {len(requests)}"
-            raise UserError(f"{texts.path}: holds {there} texts; run without --regrade")
-        return [texts.made[request.key][0] for request in requests]
+            raise UserError(f"{record.texts}: holds {there} texts; run without --regrade")
+        return [record.made[request.key][0] for request in requests]
 
     if isinstance(task, Task):
         figures, samples = _grade(config, task, job, ask(job.prompts))
     else:
-        tokenizer = engine.tokenizer if engine else tokenizer_of(job.target.model)
-        figures, samples = task.run(ask, tokenizer, config)
-    seconds = sum(texts.made[key][1] for key in asked)
+        figures, samples = task.run(ask, tokenizer_of(job.target.model), config)
+    seconds = sum(record.made[key][1] for key in asked)
     result = {
         "target": job.target.name,
         "adapter": str(job.target.adapter.path) if job.target.adapter else None,
@@ -97,9 +90,9 @@ def finish(config: Config, job: Job, engine: Engine | None = None) -> dict[str, 
         "seconds": round(seconds + figures.get("seconds_grading", 0.0), 3),
         "tokens_per_second": round(figures["tokens"] / seconds, 1) if seconds and "tokens" in figures else None,
         "base_model": config.model.name,
-        "engine": texts.engine,
+        "engine": record.engine,
     }
-    return job.record.complete(result, samples)
+    return record.complete(result, samples)
 
 
 @cache

@@ -6,17 +6,16 @@ from eval.compare import compare, settings_differ
 from eval.engines import Output, Pair, Prompt, Sampling, Score
 from eval.intervals import interval, mcnemar, wilson
 from eval.show import command, render
-from eval.task_record import TaskRecord, Texts, changes, find_samples, paired_samples
+from eval.task_record import TaskRecord, changes, find_samples, paired_samples
 from utils.errors import UserError
 from utils.files import read_lines
 
-SETTINGS = {"model": "abc"}
 ABOUT = {"name": "fake"}
 FIRST, SECOND = (Prompt(text, Sampling(8)) for text in ("one", "two"))
 
 
-def record(folder, task="gsm8k", **settings):
-    return TaskRecord(folder, task, {**SETTINGS, **settings}, SETTINGS)
+def record(folder, task="gsm8k", model="abc", **settings):
+    return TaskRecord(folder, task, {"model": model, **settings}, {"model": model})
 
 
 def output(text):
@@ -32,37 +31,37 @@ def test_wilson_intervals(right, n, low, high):
 
 
 def test_what_was_made_is_read_back(tmp_path):
-    record(tmp_path).texts.add(FIRST, output("a\nä\u2028"), 1.5, ABOUT)
-    record(tmp_path).texts.add(Pair((1,), (2, 3)), Score(-1.5, 2, True), 0.5, ABOUT)
-    made = record(tmp_path).texts.made
+    record(tmp_path).add(FIRST, output("a\nä\u2028"), 1.5, ABOUT)
+    record(tmp_path).add(Pair((1,), (2, 3)), Score(-1.5, 2, True), 0.5, ABOUT)
+    made = record(tmp_path).made
     assert made == {FIRST.key: (output("a\nä\u2028"), 1.5), Pair((1,), (2, 3)).key: (Score(-1.5, 2, True), 0.5)}
 
 
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path):
-    texts = record(tmp_path).texts
-    texts.add(FIRST, output("whole"), 1.0, ABOUT)
-    with open(texts.path, "ab") as file:
+    first = record(tmp_path)
+    first.add(FIRST, output("whole"), 1.0, ABOUT)
+    with open(first.texts, "ab") as file:
         file.write('{"key": "x", "made": [{"text": "ä'.encode()[:-1])
-    later = record(tmp_path).texts
+    later = record(tmp_path)
     assert later.made.keys() == {FIRST.key}
     later.add(SECOND, output("again"), 1.0, ABOUT)
-    assert record(tmp_path).texts.made.keys() == {FIRST.key, SECOND.key}
+    assert record(tmp_path).made.keys() == {FIRST.key, SECOND.key}
 
 
 def test_answers_under_other_settings_stay_and_are_not_mixed(tmp_path):
-    path = tmp_path / "gsm8k.texts.jsonl"
-    Texts(path, {"model": "a"}).add(FIRST, output("a's"), 1.0, {"name": "vllm"})
-    Texts(path, {"model": "b"}).add(FIRST, output("b's"), 1.0, {"name": "transformers"})
-    for model, name in (("a", "vllm"), ("b", "transformers")):
-        texts = Texts(path, {"model": model})
-        assert texts.made[FIRST.key][0][0].text == f"{model}'s" and texts.engine == {"name": name}
-    assert Texts(path, {"model": "c"}).made == {}
+    engines = {"a": {"name": "vllm"}, "b": {"name": "transformers"}}
+    for model, engine in engines.items():
+        record(tmp_path, model=model).add(FIRST, output(f"{model}'s"), 1.0, engine)
+    for model, engine in engines.items():
+        made = record(tmp_path, model=model)
+        assert made.made[FIRST.key][0] == output(f"{model}'s") and made.engine == engine
+    assert record(tmp_path, model="c").made == {}
 
 
 def test_another_form_is_refused(tmp_path):
     (tmp_path / "gsm8k.texts.jsonl").write_text('{"format": 99, "settings": {}, "engine": {}}\n')
     with pytest.raises(UserError, match=r"gsm8k\.texts\.jsonl: written by another version; redo it with --force"):
-        _ = record(tmp_path).texts.made
+        _ = record(tmp_path).made
     (tmp_path / "gsm8k.json").write_text("{}")
     with pytest.raises(UserError, match=r"gsm8k\.json: written by another version"):
         record(tmp_path).earlier()
@@ -73,9 +72,9 @@ def test_a_result_says_what_it_was_made_under(tmp_path):
     assert done.earlier() is None
     result = done.complete({"n": 1}, [{"problem": 0}])
     assert result["settings"] == {"model": "abc", "limit": 3} and record(tmp_path).earlier() == result
-    done.texts.add(FIRST, output("a"), 1.0, ABOUT)
+    done.add(FIRST, output("a"), 1.0, ABOUT)
     done.clear()
-    assert list(tmp_path.iterdir()) == [] and done.texts.made == {}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_slash_in_a_name_makes_no_folder(tmp_path):
