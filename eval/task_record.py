@@ -175,5 +175,4 @@ def _problems(samples: Path) -> tuple[Any, set[int]]:
 
 def made_under(samples: Path) -> Settings:
     """The settings of the result that a samples file belongs to."""
-    settings: Settings = read_record(str(samples).removesuffix(".samples.jsonl") + ".json").get("settings", {})
-    return settings
+    return read_record(str(samples).removesuffix(".samples.jsonl") + ".json").get("settings", {})
