@@ -17,6 +17,4 @@ def code_task(name: str, program: Callable[[Record, str], Program], gold: Callab
             for tried, verdict in zip(programs, run_all(programs, unsafe=config.unsafe_code), strict=True)
         ]
 
-    return Task(
-        name, max_new_tokens=512, judge=judge, gold=gold, check=lambda config: check(config.unsafe_code), version=3
-    )
+    return Task(name, 512, judge, gold, check=lambda config: check(config.eval.unsafe_code), version=3)
