@@ -30,7 +30,6 @@ class Adapter:
     base: str  # the base model's name as the adapter states it
     fingerprint: str  # 16 hexadecimal digits of its weights and config
     unservable: str | None = None  # why it can't be served beside the base model
-    quantization: str | None = None  # how the base model it was trained on is quantised ("nf4")
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -47,17 +46,17 @@ def read_adapter(path: str | Path) -> Adapter:
     kept = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "peft_version")}
     digest = hashlib.sha256((json.dumps(kept, sort_keys=True) + sha256_file(weights)).encode()).hexdigest()[:16]
     base = config.get("base_model_name_or_path") or ""
-    return Adapter(path, rank, base, digest, _why_unservable(config, rank), config.get(QUANTIZATION))
+    return Adapter(path, rank, base, digest, _why_unservable(config, rank))
 
 
 def _why_unservable(config: dict[str, Any], rank: int) -> str | None:
-    start, bias = config.get("init_lora_weights"), config.get("bias", "none")
+    start, bias, quantization = (config.get(key) for key in ("init_lora_weights", "bias", QUANTIZATION))
     others = ("modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices")
     reasons = {
-        f"its base is quantised to {config.get(QUANTIZATION)}": config.get(QUANTIZATION),
+        f"its base is quantised to {quantization}": quantization,
         "DoRA": config.get("use_dora"),
         f"init_lora_weights={start}": isinstance(start, str) and start.lower() not in PLAIN_INITIALISATIONS,
-        f"bias={bias}": bias != "none",
+        f"bias={bias}": bias not in (None, "none"),
         f"rank {rank}, above vLLM's limit of {MAX_RANK}": rank > MAX_RANK,
         **{key: config.get(key) for key in others},
     }
@@ -144,7 +143,7 @@ def run_target(config: Config, run: Path) -> Target:
     if (run / "merged").is_dir():
         check_folder(run / "merged")
         return Target(run.name, run / "merged", None, run / "eval")
-    raise UserError(f"{run}: holds neither lora/ nor merged/; train it first")
+    raise UserError(f"{run}: holds neither lora/ nor merged/; train it first, or give --base or --adapter")
 
 
 def adapter_target(config: Config, path: Path) -> Target:
