@@ -109,13 +109,6 @@ class Engine(AbstractContextManager["Engine"]):
     def describe(self) -> dict[str, Any]:
         """Name, version, data type and the settings that may change a figure."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Free the model."""
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter], context: int) -> Engine:
     """Load the base model in the folder `model` on all GPUs, for itself and for every adapter that will be asked for.
@@ -123,21 +116,15 @@ def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[
     `context` is the longest prompt plus text in tokens. A `UserError` says that the engine is not installed, or
     refuses the model.
     """
-    from eval.engines.pool import EnginePool, shares
+    from eval.engines import pool, transformers, vllm
 
-    found = shares(model, config)
-    config = config.model_copy(update={"tensor_parallel_size": max(len(found[0].gpus), 1)})
-    start = partial(_start, model, config, dtype, adapters, context)
-    return EnginePool(found, start) if len(found) > 1 else start()
-
-
-def _start(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter], context: int) -> Engine:
-    """Start one engine in this process, on the first `eval.tensor_parallel_size` GPUs that it sees."""
-    from eval.engines import transformers, vllm
-
+    found = pool.shares(model, config)
+    alone = config.model_copy(update={"tensor_parallel_size": max(len(found[0].gpus), 1), "engines": 1})
+    if len(found) > 1:  # each of them is opened by this function in a process that sees its share alone
+        return pool.EnginePool(found, partial(open_engine, model, alone, dtype, adapters, context))
     if config.engine == "transformers":
         return transformers.TransformersEngine.load(model, config, dtype, context)
-    return vllm.VllmEngine(model, config, dtype, adapters, context)
+    return vllm.VllmEngine(model, alone, dtype, adapters, context)
 
 
 def engine_version(engine: str) -> str:

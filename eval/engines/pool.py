@@ -102,7 +102,9 @@ class EnginePool(Engine):
         try:
             self._about = [self._receive(pipe) for pipe in self._workers]
         except BaseException:
-            self.close(at_once=True)
+            for process in self._workers.values():
+                process.terminate()
+            self.__exit__()
             raise
 
     def run(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Answer]]:
@@ -138,11 +140,9 @@ class EnginePool(Engine):
     def describe(self) -> dict[str, Any]:
         return {**self._about[0], "engines": len(self._about)}
 
-    def close(self, at_once: bool = False) -> None:
-        for pipe, process in self._workers.items():
+    def __exit__(self, *_: object) -> None:
+        for pipe in self._workers:
             pipe.close()  # an engine ends when nobody listens
-            if at_once:
-                process.terminate()
         for process in self._workers.values():
             process.join(20)
             if process.is_alive():

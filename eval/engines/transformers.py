@@ -139,6 +139,6 @@ class TransformersEngine(Engine):
             "batch_size": self._batch_size,
         }
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._base.generation_config = self._given
         self._base = self._peft = None

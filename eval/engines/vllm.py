@@ -149,7 +149,7 @@ class VllmEngine(Engine):
             **{key: self._settings[key] for key in ("tensor_parallel_size", "max_lora_rank") if key in self._settings},
         }
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()
