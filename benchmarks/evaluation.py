@@ -107,7 +107,7 @@ def grading_share(task: str, problems: list[dict[str, Any]], texts: list[str], s
     assert isinstance(judged, Task)
     started = time.perf_counter()
     for grader in judged.graders:
-        judged.judge(problems, [[text] for text in texts], config("vllm"), grader)
+        judged.judge(problems, texts, config("vllm"), grader)
     grading = time.perf_counter() - started
     return grading / (grading + seconds)
 

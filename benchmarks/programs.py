@@ -69,7 +69,7 @@ def regrade(mirror: Path, count: int) -> float:
         problems = load_evaluation(name, str(mirror))[: min(500, count)]
         answers = [task.gold(problem) for problem in problems]
         given = [answers[k if k % 2 else k - 1] for k in range(len(answers))]
-        texts = [[f"So it goes.\nThe answer is: {answer}"] for answer in given]
+        texts = [f"So it goes.\nThe answer is: {answer}" for answer in given]
         started = time.perf_counter()
         for grader in task.graders:
             task.judge(problems, texts, EvalConfig(), grader)

@@ -73,12 +73,10 @@ def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
         log.info("compare.test: %s: no run is scored", config.compare.test)
         return targets
     trained = [folder for folder in folders if (folder / "lora").is_dir() or (folder / "merged").is_dir()]
-    if not trained:
-        raise UserError(f"{folders[0]}: holds neither lora/ nor merged/; train it first, or give --base or --adapter")
     for folder in folders:
-        if folder not in trained:
+        if trained and folder not in trained:
             log.warning("%s: left out, it is not trained", folder)
-    return [*targets, *(run_target(config, folder) for folder in trained)]
+    return [*targets, *(run_target(config, folder) for folder in trained or folders)]  # untrained: refused
 
 
 if __name__ == "__main__":

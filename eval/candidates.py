@@ -30,7 +30,6 @@ class Adapter:
     base: str  # the base model's name as the adapter states it
     fingerprint: str  # 16 hexadecimal digits of its weights and config
     unservable: str | None = None  # why it can't be served beside the base model
-    quantization: str | None = None  # how the base model it was trained on is quantised ("nf4")
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -47,20 +46,20 @@ def read_adapter(path: str | Path) -> Adapter:
     kept = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "peft_version")}
     digest = hashlib.sha256((json.dumps(kept, sort_keys=True) + sha256_file(weights)).encode()).hexdigest()[:16]
     base = config.get("base_model_name_or_path") or ""
-    return Adapter(path, rank, base, digest, _why_unservable(config, rank), config.get(QUANTIZATION))
+    return Adapter(path, rank, base, digest, _why_unservable(config, rank))
 
 
 def _why_unservable(config: dict[str, Any], rank: int) -> str | None:
-    start, bias = config.get("init_lora_weights"), config.get("bias", "none")
+    start, bias, quantization = (config.get(key) for key in ("init_lora_weights", "bias", QUANTIZATION))
+    others = ("modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices")
     reasons = {
-        f"its base is quantised to {config.get(QUANTIZATION)}": config.get(QUANTIZATION),
+        f"its base is quantised to {quantization}": quantization,
         "DoRA": config.get("use_dora"),
         f"init_lora_weights={start}": isinstance(start, str) and start.lower() not in PLAIN_INITIALISATIONS,
-        f"bias={bias}": bias != "none",
+        f"bias={bias}": bias not in (None, "none"),
         f"rank {rank}, above vLLM's limit of {MAX_RANK}": rank > MAX_RANK,
+        **{key: config.get(key) for key in others},
     }
-    reasons |= {key: config.get(key) for key in ("modules_to_save", "lora_bias", "layer_replication")}
-    reasons["trainable_token_indices"] = config.get("trainable_token_indices")
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
@@ -70,19 +69,17 @@ def check_base(adapter: Adapter, model: ModelConfig, folder: Path) -> None:
     Where the adapter's base is a folder that is there, the weights decide; else the names agree, or their last parts
     do (a mirror of a hub model). And every LoRA layer has the shape of the layer it adapts.
     """
-    if not _same_base(adapter.base, model, folder):
-        raise UserError(
-            f"{adapter.path}: the adapter's base is {adapter.base or 'not stated'}, not model.name {model.name}"
-        )
+    base = Path(adapter.base)
+    if adapter.base and (base / "config.json").is_file():
+        same = model_fingerprint(base) == model_fingerprint(folder)
+    else:
+        names = (Path(model.name).name.lower(), folder.name)
+        same = bool(adapter.base) and (adapter.base == model.name or base.name.lower() in names)
+    if not same:
+        stated = adapter.base or "not stated"
+        raise UserError(f"{adapter.path}: the adapter's base is {stated}, not model.name {model.name}")
     if layer := _misfit(adapter.path, folder):
         raise UserError(f"{adapter.path}: {layer} does not fit model.name {model.name}; its base is another model")
-
-
-def _same_base(base: str, model: ModelConfig, folder: Path) -> bool:
-    other = Path(base)
-    if base and (other / "config.json").is_file():
-        return model_fingerprint(other) == model_fingerprint(folder)
-    return bool(base) and (base == model.name or other.name.lower() in (Path(model.name).name.lower(), folder.name))
 
 
 def _misfit(path: Path, folder: Path) -> str | None:
@@ -123,6 +120,11 @@ class Target:
         """
         return self.adapter if self.adapter and self.adapter.unservable else None
 
+    @property
+    def served(self) -> Adapter | None:
+        """The adapter that requests to an engine name."""
+        return None if self.merged else self.adapter
+
     def fingerprints(self) -> dict[str, str | None]:
         """What tells this model from another."""
         adapter = self.adapter.fingerprint if self.adapter else None
@@ -141,7 +143,7 @@ def run_target(config: Config, run: Path) -> Target:
     if (run / "merged").is_dir():
         check_folder(run / "merged")
         return Target(run.name, run / "merged", None, run / "eval")
-    raise UserError(f"{run}: holds neither lora/ nor merged/; train it first")
+    raise UserError(f"{run}: holds neither lora/ nor merged/; train it first, or give --base or --adapter")
 
 
 def adapter_target(config: Config, path: Path) -> Target:

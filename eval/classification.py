@@ -41,32 +41,35 @@ def score_classifiers(config: Config, targets: Sequence[Target], force: bool = F
     task = config.data.train
     problems = load_glue(task, "validation", config.data.dir)
     others = load_glue(task, "mismatched", config.data.dir) if task == "mnli" else []
+    shared = {
+        "data": fingerprint([problems, others]),
+        "dtype": usable_dtype(config.model.dtype),
+        "max_length": config.data.max_length,
+        "task_version": VERSION,
+    }
     for target in targets:
-        settings = {
-            **target.fingerprints(),
-            "data": fingerprint([problems, others]),
-            "dtype": usable_dtype(config.model.dtype),
-            "max_length": config.data.max_length,
-            "task_version": VERSION,
-        }
-        record = TaskRecord(target.folder, task, settings)
+        record = TaskRecord(target.folder, task, {**target.fingerprints(), **shared})
         if force:
             record.clear()
         result = record.earlier()
-        if result is None or result["settings"] != settings:
+        if result is None or result["settings"] != record.settings:
             with held(target.folder.parent), stage(Path(config.output_dir), "evaluate"):
-                result = _score(config, target, problems, others, record)
+                started = time.monotonic()
+                predicted = _predict(config, target, problems + others)
+                figures, samples = _figures(task, problems, others, predicted)
+                about = {"target": target.name, "base_model": config.model.name}
+                seconds = round(time.monotonic() - started, 3)
+                result = record.complete({**about, **figures, "seconds": seconds}, samples)
             track(config, target, {task: result})
         log.info("%s", describe(result))
 
 
-def _score(
-    config: Config, target: Target, problems: list[Record], others: list[Record], record: TaskRecord
-) -> dict[str, Any]:
-    labels, n, started = GLUE[config.data.train].labels, len(problems), time.monotonic()
-    predicted = _predict(config, target, problems + others)
+def _figures(
+    task: str, problems: list[Record], others: list[Record], predicted: list[float]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures and samples of predictions; of `others`, whose predictions come last, the accuracy alone."""
+    labels, n, metrics = GLUE[task].labels, len(problems), METRICS.get(task, ("accuracy",))
     gold = [problem["label"] for problem in problems + others]
-    metrics = METRICS.get(config.data.train, ("accuracy",))
     found = {metric: score(metric, gold[:n], predicted[:n]) for metric in metrics}
     if others:
         found["accuracy_mismatched"] = score("accuracy", gold[n:], predicted[n:])
@@ -80,18 +83,10 @@ def _score(
         }
         for number, (problem, guess) in enumerate(zip(problems, predicted, strict=False))
     ]
-    result: dict[str, Any] = {
-        "target": target.name,
-        "metric": metrics[0],
-        "score": found[metrics[0]],
-        "metrics": found,
-        "n": n,
-        "seconds": round(time.monotonic() - started, 3),
-        "base_model": config.model.name,
-    }
+    figures: dict[str, Any] = {"metric": metrics[0], "score": found[metrics[0]], "metrics": found, "n": n}
     if metrics[0] == "accuracy":
-        result |= {"accuracy": found["accuracy"], "interval": interval([sample["correct"] for sample in samples])}
-    return record.complete(result, samples)
+        figures |= {"accuracy": found["accuracy"], "interval": interval([sample["correct"] for sample in samples])}
+    return figures, samples
 
 
 def score(metric: str, gold: Sequence[float], predicted: Sequence[float]) -> float:

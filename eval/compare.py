@@ -26,12 +26,6 @@ def compare(first: Path, second: Path) -> str:
     return text
 
 
-def settings_differ(first: Path, second: Path) -> str:
-    """The settings, other than the models', that two samples files were made under, where they differ."""
-    models = dict.fromkeys(("model", "adapter"))
-    return changes({**made_under(first), **models}, {**made_under(second), **models})
-
-
 def command() -> None:
     """Compare every task that both have."""
     parser = Parser(prog="python -m eval.compare", description=USAGE)
@@ -40,7 +34,8 @@ def command() -> None:
     parser.add_argument("--task", help="only this task")
     given = parser.parse_args()
     for task, first, second in paired_samples(given.a, given.b, given.task):
-        if differ := settings_differ(first, second):
+        models = {"model": None, "adapter": None}
+        if differ := changes(made_under(first) | models, made_under(second) | models):
             print(f"{task}: A and B were made under other settings ({differ})")
         print(f"{task}: {compare(first, second)}")
 

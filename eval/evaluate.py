@@ -11,10 +11,10 @@ from typing import Any
 from dataset.catalog import EVALUATION, GROUPS, expand_groups, left_out
 from dataset.templates import format_prompt
 from eval.candidates import Adapter, Target, weights
-from eval.engines import Prompt, Sampling, encode, engine_version, open_engine
+from eval.engines import Prompt, Sampling, engine_version, open_engine
 from eval.generation import Job, fill, finish, tokenizer_of
 from eval.task_record import FORMAT, TaskRecord, changes
-from eval.tasks import DirectTask, Record, Task, get_task, load_problems, own
+from eval.tasks import DirectTask, Record, Task, get_task, load_problems
 from eval.tracking import check_trackers, track
 from utils.config import Config
 from utils.errors import memory_for
@@ -71,22 +71,22 @@ def jobs(config: Config, targets: Sequence[Target]) -> Iterator[Job]:
     engine = {
         "engine": config.eval.engine,
         "engine_version": engine_version(config.eval.engine),
-        "dtype": _dtype(config),
+        "dtype": config.eval.dtype or usable_dtype(config.model.dtype),
         "max_model_len": config.eval.max_model_len,
     }
     for name in expand_groups(config.eval.tasks, config.data.dir):
         task = get_task(name)
         problems = load_problems(name, config) if isinstance(task, Task) else []
         for target in targets:
-            deciding, merged = {**target.fingerprints(), **engine}, target.merged
+            deciding = {**target.fingerprints(), **engine}
             if isinstance(task, DirectTask):
                 settings = {**deciding, **task.settings(config)}
-                yield Job(target, task, TaskRecord(target.folder, name, settings, deciding), merged)
+                yield Job(target, task, TaskRecord(target.folder, name, settings, deciding))
             else:
                 asked = prompts(config, task, target.model, problems)
                 settings = {**deciding, **_settings(config, task, problems, asked)}
                 record = TaskRecord(target.folder, name + _suffix(config), settings, deciding)
-                yield Job(target, task, record, merged, problems, asked)
+                yield Job(target, task, record, problems, asked)
 
 
 def _check_held_out(config: Config, run: Path) -> None:
@@ -137,35 +137,34 @@ def _source(name: str, config: Config) -> str:
 def prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> list[Prompt]:
     """A prompt per problem, in the task's own ways unless the configuration says otherwise."""
     wanted, template = config.eval, config.data.template
-    tokens, stop = own(wanted, "max_new_tokens", task.name), own(wanted, "stop", task.name)
+    tokens, stop = wanted.max_new_tokens, wanted.stop  # for all tasks, or for each
+    tokens = tokens.get(task.name) if isinstance(tokens, dict) else tokens
+    stop = stop.get(task.name) if isinstance(stop, dict) else stop
     limits = (tokens or task.max_new_tokens, task.stop if stop is None else tuple(stop))
     sampling = Sampling(*limits, wanted.n_samples, wanted.temperature, wanted.top_p, wanted.seed)
     if task.completion:
         return [Prompt(problem["prompt"], sampling) for problem in problems]
     tokenizer = tokenizer_of(model) if template == "chat" else None
-    given = (template, tokenizer, wanted.response_prefix, wanted.chat_template_kwargs)
-    return [Prompt(format_prompt(problem, *given), sampling) for problem in problems]
+    how = (template, tokenizer, wanted.response_prefix, wanted.chat_template_kwargs)
+    return [Prompt(format_prompt(problem, *how), sampling) for problem in problems]
 
 
 def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Each job with its result, those first that need no engine."""
-    left = []
-    for job in jobs:
-        if regrade or (isinstance(job.task, Task) and not job.missing):
-            yield job, finish(config, job)
-        else:
-            left.append(job)
-    if not left:
+    done = [job for job in jobs if regrade or (isinstance(job.task, Task) and not job.missing)]
+    for job in done:
+        yield job, finish(config, job)
+    if not (left := [job for job in jobs if job not in done]):
         return
-    dtype = _dtype(config)
+    dtype = left[0].record.deciding["dtype"]
     if dtype != (config.eval.dtype or config.model.dtype):
         log.info("engine: %s, as this CPU has no fast %s; set eval.dtype to insist", dtype, config.model.dtype)
     engines: dict[tuple[Path, Adapter | None], list[Job]] = {}
     for job in left:
-        engines.setdefault((job.target.model, job.merged), []).append(job)
+        engines.setdefault((job.target.model, job.target.merged), []).append(job)
     with stage(Path(config.output_dir), "evaluate"):
         for (model, merged), members in engines.items():
-            adapters = list(dict.fromkeys(job.served for job in members if job.served))
+            adapters = list(dict.fromkeys(job.target.served for job in members if job.target.served))
             asked = [prompt for job in members for prompt in job.missing]
             needed = [job.task.context for job in members if isinstance(job.task, DirectTask)]
             room = context(config, model, asked, max(needed, default=0))
@@ -196,12 +195,9 @@ def context(config: Config, model: Path, asked: Sequence[Prompt], least: int = 0
     if config.eval.max_model_len is not None:
         return min(config.eval.max_model_len, limit)
     texts = {prompt.text: prompt.sampling.max_new_tokens for prompt in asked}
-    needed = max([least, *(len(encode(tokenizer_of(model), text)) + tokens for text, tokens in texts.items())])
+    lengths = (len(tokenizer_of(model)(text)["input_ids"]) + tokens for text, tokens in texts.items())
+    needed = max([least, *lengths])
     return min(-(-needed // 64) * 64, limit)
-
-
-def _dtype(config: Config) -> str:
-    return config.eval.dtype or usable_dtype(config.model.dtype)
 
 
 def _write_groups(config: Config, targets: Sequence[Target], results: Results) -> None:

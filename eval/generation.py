@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from eval.candidates import Adapter, Target
+from eval.candidates import Target
 from eval.code import pass_at_k
 from eval.engines import Answer, Engine, Output, Prompt, Request
 from eval.intervals import interval
 from eval.numbers import parse_number
 from eval.task_record import TaskRecord
-from eval.tasks import DirectTask, Judged, Record, Task, Verdicts
+from eval.tasks import DirectTask, Judged, Record, Task
 from utils.config import Config
 from utils.errors import UserError
 from utils.log import Progress
@@ -34,19 +34,13 @@ class Job:
     target: Target
     task: Task | DirectTask
     record: TaskRecord
-    merged: Adapter | None = None  # what is merged into the model that the engine gets
     problems: list[Record] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
 
     @property
     def missing(self) -> list[Prompt]:
         """The prompts without an answer on file."""
-        return [prompt for prompt in self.prompts if prompt.key not in self.record.texts.made]
-
-    @property
-    def served(self) -> Adapter | None:
-        """The adapter that its requests to the engine name."""
-        return None if self.merged else self.target.adapter
+        return [prompt for prompt in self.prompts if prompt.key not in self.record.made]
 
 
 def fill(engine: Engine, wanted: Sequence[tuple[Job, Request]], label: str) -> None:
@@ -54,15 +48,15 @@ def fill(engine: Engine, wanted: Sequence[tuple[Job, Request]], label: str) -> N
 
     The time is shared out: each answer takes what has passed since the one before.
     """
-    found = {(job.record.texts.path, request.key): (job, request) for job, request in wanted}
-    missing = [(job, request) for job, request in found.values() if request.key not in job.record.texts.made]
-    asked = {number: replace(request, adapter=job.served) for number, (job, request) in enumerate(missing)}
+    found = {(job.record.texts, request.key): (job, request) for job, request in wanted}
+    missing = [(job, request) for job, request in found.values() if request.key not in job.record.made]
+    asked = {number: replace(request, adapter=job.target.served) for number, (job, request) in enumerate(missing)}
     with Progress(label, len(missing), "request") as bar:
         before = time.monotonic()
         for number, answer in engine.run(asked):
             now = time.monotonic()
             job, request = missing[number]
-            job.record.texts.add(request, answer, now - before, engine.describe())
+            job.record.add(request, answer, now - before, engine.describe())
             before = now
             bar.update()
 
@@ -72,23 +66,22 @@ def finish(config: Config, job: Job, engine: Engine | None = None) -> dict[str, 
 
     What a task that asks by itself still lacks goes to the engine; without one, a `UserError` says what is missing.
     """
-    task, texts, asked = job.task, job.record.texts, dict[str, Request]()
+    task, record, asked = job.task, job.record, dict[str, Request]()
 
     def ask(requests: Sequence[Request]) -> list[Answer]:
         asked.update({request.key: request for request in requests})
         if engine is not None:
             fill(engine, [(job, request) for request in requests], f"{job.target.name}, {task.name}")
-        if missing := sum(request.key not in texts.made for request in requests):
+        if missing := sum(request.key not in record.made for request in requests):
             there = f"{len(requests) - missing} of {len(requests)}"
-            raise UserError(f"{texts.path}: holds {there} texts; run without --regrade")
-        return [texts.made[request.key][0] for request in requests]
+            raise UserError(f"{record.texts}: holds {there} texts; run without --regrade")
+        return [record.made[request.key][0] for request in requests]
 
     if isinstance(task, Task):
         figures, samples = _grade(config, task, job, ask(job.prompts))
     else:
-        tokenizer = engine.tokenizer if engine else tokenizer_of(job.target.model)
-        figures, samples = task.run(ask, tokenizer, config)
-    seconds = sum(texts.made[key][1] for key in asked)
+        figures, samples = task.run(ask, tokenizer_of(job.target.model), config)
+    seconds = sum(record.made[key][1] for key in asked)
     result = {
         "target": job.target.name,
         "adapter": str(job.target.adapter.path) if job.target.adapter else None,
@@ -97,9 +90,9 @@ def finish(config: Config, job: Job, engine: Engine | None = None) -> dict[str, 
         "seconds": round(seconds + figures.get("seconds_grading", 0.0), 3),
         "tokens_per_second": round(figures["tokens"] / seconds, 1) if seconds and "tokens" in figures else None,
         "base_model": config.model.name,
-        "engine": texts.engine,
+        "engine": record.engine,
     }
-    return job.record.complete(result, samples)
+    return record.complete(result, samples)
 
 
 @cache
@@ -110,14 +103,15 @@ def tokenizer_of(model: Path) -> Any:
 
 
 def _grade(config: Config, task: Task, job: Job, answers: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The figures and samples of generated texts, judged by every grader."""
-    outputs: list[list[Output]] = answers
-    texts = [[output.text for output in group] for group in outputs]
+    """The figures and samples of generated texts, as many for each problem, judged by every grader."""
+    outputs: list[Output] = [output for group in answers for output in group]
+    places = [(number, k) for number, group in enumerate(answers) for k in range(len(group))]
+    problems, texts = [job.problems[number] for number, _ in places], [output.text for output in outputs]
     started = time.monotonic()
-    judged = {grader: task.judge(job.problems, texts, config.eval, grader) for grader in task.graders}
+    judged = {grader: task.judge(problems, texts, config.eval, grader) for grader in task.graders}
     grading = time.monotonic() - started
     headline = task.headline(config.eval.grader)
-    ends = Counter(output.finish for group in outputs for output in group)
+    ends = Counter(output.finish for output in outputs)
     graders = {grader: _scores(task, job.problems, verdicts) for grader, verdicts in judged.items()}
     figures = {
         "grader": headline,
@@ -126,7 +120,7 @@ def _grade(config: Config, task: Task, job: Job, answers: list[Any]) -> tuple[di
         "length_stops": ends["length"],
         "length_share": ends["length"] / ends.total(),
         "too_long": ends["too_long"],
-        "tokens": sum(output.tokens for group in outputs for output in group),
+        "tokens": sum(output.tokens for output in outputs),
         "seconds_grading": round(grading, 3),
         "example_prompt": job.prompts[0].text,
     }
@@ -136,47 +130,46 @@ def _grade(config: Config, task: Task, job: Job, answers: list[Any]) -> tuple[di
             "sample": k,
             "prompt": job.prompts[number].text,
             "output": output.text,
-            "gold": task.gold(job.problems[number]),
-            **_told(judged[headline][number][k]),
-            "graders": {grader: _told(verdicts[number][k]) for grader, verdicts in judged.items()},
+            "gold": task.gold(problems[at]),
+            **_told(judged[headline][at]),
+            "graders": {grader: _told(verdicts[at]) for grader, verdicts in judged.items()},
             "tokens": output.tokens,
             "finish": output.finish,
         }
-        for number, group in enumerate(outputs)
-        for k, output in enumerate(group)
+        for at, ((number, k), output) in enumerate(zip(places, outputs, strict=True))
     ]
     return figures, samples
 
 
-def _scores(task: Task, problems: Sequence[Record], judged: Verdicts) -> dict[str, Any]:
+def _scores(task: Task, problems: Sequence[Record], judged: Sequence[Judged]) -> dict[str, Any]:
     """Accuracy (the mean over problems of the share of right samples) with its interval, and breakdowns."""
-    right = [float(np.mean([verdict.correct for verdict in group])) for group in judged]
-    every = [verdict for group in judged for verdict in group]
-    scores: dict[str, Any] = _mean("accuracy", right)
-    if any(verdict.lenient is not None for verdict in every):
-        lenient = [float(np.mean([bool(verdict.lenient) for verdict in group])) for group in judged]
-        scores |= {"lenient": float(np.mean(lenient)), "lenient_interval": interval(lenient)}
-    if (samples := len(judged[0])) > 1:
+    correct = np.reshape([verdict.correct for verdict in judged], (len(problems), -1))
+    right, samples = correct.mean(axis=1), correct.shape[1]
+    scores = _mean("accuracy", right)
+    if any(verdict.lenient is not None for verdict in judged):
+        lenient = np.reshape([bool(verdict.lenient) for verdict in judged], correct.shape).mean(axis=1)
+        scores |= {"lenient": float(lenient.mean()), "lenient_interval": interval(lenient)}
+    if samples > 1:
         scores["pass_at_k"] = {
-            str(k): _mean("score", [pass_at_k(samples, sum(one.correct for one in group), k) for group in judged])
+            str(k): _mean("score", [pass_at_k(samples, count, k) for count in correct.sum(axis=1).tolist()])
             for k in (1, 2, 5, 10, 20, 50, 100, 200)
             if k <= samples
         }
         if task.votes:
-            scores["maj_at_k"] = {str(samples): _mean("score", list(map(_vote, judged)))}
-    unread = sum(verdict.extracted is None for verdict in every)
-    scores |= {"unparsable": unread, "unparsable_share": unread / len(every)}
-    if flags := Counter(verdict.flag for verdict in every if verdict.flag):
+            votes = [_vote(judged[k : k + samples]) for k in range(0, len(judged), samples)]
+            scores["maj_at_k"] = {str(samples): _mean("score", votes)}
+    unread = sum(verdict.extracted is None for verdict in judged)
+    scores |= {"unparsable": unread, "unparsable_share": unread / len(judged)}
+    if flags := Counter(verdict.flag for verdict in judged if verdict.flag):
         scores["flags"] = dict(sorted(flags.items()))
     for key in (key for key in task.groups if all(key in problem for problem in problems)):
-        found: dict[str, list[float]] = {}
-        for problem, share in zip(problems, right, strict=True):
-            found.setdefault(str(problem[key]), []).append(share)
-        scores.setdefault("by", {})[key] = {value: _mean("accuracy", found[value]) for value in sorted(found)}
+        values = np.array([str(problem[key]) for problem in problems])
+        by = {str(value): _mean("accuracy", right[values == value]) for value in np.unique(values)}
+        scores.setdefault("by", {})[key] = by
     return scores
 
 
-def _mean(name: str, values: Sequence[float]) -> dict[str, Any]:
+def _mean(name: str, values: Any) -> dict[str, Any]:
     return {name: float(np.mean(values)), "n": len(values), "interval": interval(values)}
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from peft import PeftModel
 
+from eval.candidates import base_target
 from eval.engines.transformers import TransformersEngine
-from eval.evaluate import context, prompts
-from eval.tasks import Task, get_task, load_problems
+from eval.evaluate import context, jobs
+from eval.tasks import Task
 from utils.config import Config
 from utils.distributed import gather, rank, world_size
-from utils.models import resolve_model
 
 
 class Scorer:
@@ -23,15 +23,11 @@ class Scorer:
 
     def __init__(self, config: Config, tokenizer: Any) -> None:
         greedy = {"split": "validation", "limit": None, "n_samples": 1, "temperature": 0.0}
-        self.config = config.model_copy(update={"eval": config.eval.model_copy(update=greedy)})
-        self.tokenizer = tokenizer
-        model = resolve_model(config.model)
-        self.asked = []
-        for name in config.train.eval_tasks:
-            task, problems = get_task(name), load_problems(name, self.config)
-            assert isinstance(task, Task)
-            self.asked.append((task, problems, prompts(self.config, task, model, problems)))
-        self.context = context(self.config, model, [prompt for *_, made in self.asked for prompt in made])
+        wanted = config.eval.model_copy(update={"tasks": config.train.eval_tasks, **greedy})
+        self.config, self.tokenizer = config.model_copy(update={"eval": wanted}), tokenizer
+        base = base_target(config)
+        self.jobs = list(jobs(self.config, [base]))
+        self.context = context(self.config, base.model, [prompt for job in self.jobs for prompt in job.prompts])
 
     def __call__(self, model: Any) -> dict[str, list[float]]:
         """Per task, 1.0 for every problem that `model` solves and 0.0 for the others; every process must call it."""
@@ -39,12 +35,13 @@ class Scorer:
         training = base.training
         solved = {}
         with TransformersEngine(base, self.tokenizer, self.config.eval.batch_size, self.context) as engine:
-            for task, problems, made in self.asked:
-                mine = range(rank(), len(made), world_size())
-                answers = engine.generate({number: made[number] for number in mine})
-                texts = dict(gather([(number, [output.text for output in answer]) for number, answer in answers]))
+            for job in self.jobs:
+                task, asked = job.task, job.prompts
+                assert isinstance(task, Task)
+                answers = engine.generate({k: asked[k] for k in range(rank(), len(asked), world_size())})
+                texts = dict(gather([(k, output.text) for k, (output,) in answers]))
                 grader = task.headline(self.config.eval.grader)
-                verdicts = task.judge(problems, [texts[k] for k in range(len(made))], self.config.eval, grader)
-                solved[task.name] = [float(verdict.correct) for (verdict,) in verdicts]
+                verdicts = task.judge(job.problems, [texts[k] for k in range(len(asked))], self.config.eval, grader)
+                solved[task.name] = [float(verdict.correct) for verdict in verdicts]
         base.train(training)
         return solved

@@ -12,17 +12,18 @@ WIDTH = 100
 Sample = dict[str, Any]
 
 
-def render(task: str, sample: Sample) -> str:
-    """One sample as text: prompt, output, what was read from it and what it should have been."""
-    verdict = {True: "RIGHT", False: "WRONG", None: ""}[sample.get("correct")]
-    number = f"{sample['problem']}" + (f".{sample['sample']}" if sample.get("sample") else "")
-    return "\n".join([f"{f'{task} #{number}  {verdict} ':-<{WIDTH}}", _prompt(sample), _answer(sample, "  > ")])
-
-
-def render_pair(task: str, a: Sample, b: Sample) -> str:
-    """One problem as text, with the answers of A and B."""
-    head = f"{task} #{a['problem']}  only {'A' if a['correct'] else 'B'} is right "
-    return "\n".join([f"{head:-<{WIDTH}}", _prompt(a), _answer(a, "  A "), _answer(b, "  B ")])
+def render(task: str, sample: Sample, other: Sample | None = None) -> str:
+    """One sample as text: prompt, output, what was read from it and what it should have been; or those of A and B."""
+    if other is None:
+        verdict = {True: "RIGHT", False: "WRONG", None: ""}[sample.get("correct")]
+        number = f"{sample['problem']}" + (f".{sample['sample']}" if sample.get("sample") else "")
+        head, answers = f"{task} #{number}  {verdict} ", [_answer(sample, "  > ")]
+    else:
+        head = f"{task} #{sample['problem']}  only {'A' if sample['correct'] else 'B'} is right "
+        answers = [_answer(sample, "  A "), _answer(other, "  B ")]
+    prompt = sample.get("prompt", "")
+    text = "\n".join(prompt) if isinstance(prompt, list) else prompt
+    return "\n".join([f"{head:-<{WIDTH}}", _indent(text, "  | "), *answers])
 
 
 def flipped(first: list[Sample], second: list[Sample]) -> list[tuple[Sample, Sample]]:
@@ -30,11 +31,6 @@ def flipped(first: list[Sample], second: list[Sample]) -> list[tuple[Sample, Sam
     others = {(sample["problem"], sample.get("sample", 0)): sample for sample in second}
     pairs = [(sample, others.get((sample["problem"], sample.get("sample", 0)), {})) for sample in first]
     return [(a, b) for a, b in pairs if {True, False} == {a.get("correct"), b.get("correct")}]
-
-
-def _prompt(sample: Sample) -> str:
-    prompt = sample.get("prompt", "")
-    return _indent("\n".join(prompt) if isinstance(prompt, list) else prompt, "  | ")
 
 
 def _answer(sample: Sample, mark: str) -> str:
@@ -83,7 +79,7 @@ def command() -> None:
             only_a = sum(of_a["correct"] for of_a, _ in pairs)
             print(f"{task}: A alone is right {only_a} times, B alone {len(pairs) - only_a} times\n")
             for pair in pairs[: given.limit]:
-                print(render_pair(task, *pair), end="\n\n")
+                print(render(task, *pair), end="\n\n")
         return
     wanted = {verdict for verdict, asked in ((False, given.wrong), (True, given.right)) if asked}
     for task, path in find_samples(given.run, given.task).items():

@@ -37,27 +37,44 @@ def _line(value: Any) -> str:
 
 
 @dataclass
-class Texts:
-    """What one model made for one task, in `<task>.texts.jsonl`.
+class TaskRecord:
+    """The files of one task in one `eval` folder.
 
-    The file has a line of settings and, below it, a line per request that was answered under them. Lines of other
+    That of texts has a line of settings and, below it, a line per request that was answered under them. Lines of other
     settings stay: to return to them costs nothing.
     """
 
-    path: Path
-    settings: Settings  # what decides an answer besides the request
+    folder: Path  # `<run>/eval`
+    task: str  # a slash in its name is a hyphen in file names
+    settings: Settings  # all that may change a figure; a result made under others is never taken for this one
+    deciding: Settings = field(default_factory=dict)  # those that decide what the model makes, the requests apart
     # What the engine that answered last says of itself; known once `made` has been read.
     engine: Settings = field(default_factory=dict, init=False)
     _begun: bool = field(default=False, init=False)
 
+    def path(self, ending: str) -> Path:
+        return self.folder / f"{self.task.replace('/', '-')}.{ending}"
+
+    @property
+    def texts(self) -> Path:
+        return self.path("texts.jsonl")
+
     @cached_property
     def made(self) -> dict[str, tuple[Answer, float]]:
         """Answers by `Request.key`, each with the seconds it took."""
+        try:
+            lines = self.texts.read_bytes().split(b"\n")[:-1] if self.texts.is_file() else []
+        except OSError as error:
+            raise UserError(f"{self.texts}: can't be read ({error.strerror})") from error
         found, ours = {}, False
-        for line in self._lines():
+        for number, text in enumerate(lines, 1):
+            try:
+                line = unsealed(json.loads(text))
+            except (AttributeError, ValueError) as error:
+                raise UserError(f"{self.texts}:{number}: damaged ({error}); {AGAIN}") from error
             if "settings" in line:
-                _check_format(self.path, line)
-                ours = line["settings"] == self.settings
+                _check_format(self.texts, line)
+                ours = line["settings"] == self.deciding
                 self.engine = line["engine"] if ours else self.engine
             elif ours:
                 made = line["made"]
@@ -65,58 +82,22 @@ class Texts:
                 found[line["key"]] = (answer, line["seconds"])
         return found
 
-    def _lines(self) -> Iterator[Any]:
-        if not self.path.is_file():
-            return
-        # Not splitlines(): JSON may hold U+2028 and other line ends of Unicode as they are.
-        try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        except OSError as error:
-            raise UserError(f"{self.path}: can't be read ({error.strerror})") from error
-        for number, line in enumerate(lines, 1):
-            try:
-                yield unsealed(json.loads(line))
-            except (AttributeError, ValueError) as error:
-                raise UserError(f"{self.path}:{number}: damaged ({error}); {AGAIN}") from error
-
     def add(self, request: Request, answer: Answer, seconds: float, engine: Settings) -> None:
         """Append an engine's answer; it is on its way to the disk when this returns."""
         self.made[request.key] = answer, seconds
         made = [asdict(output) for output in answer] if isinstance(answer, list) else asdict(answer)
         line = _line(sealed({"key": request.key, "seconds": round(seconds, 4), "made": made}))
         try:
-            if not self._begun:
-                self._begun, self.engine = True, engine
-                self._mend()
-                line = _line({"format": FORMAT, "settings": self.settings, "engine": engine}) + line
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.texts, "ab+") as file:
+                if not self._begun:
+                    self._begun, self.engine = True, engine
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left of the last line
+                    line = _line({"format": FORMAT, "settings": self.deciding, "engine": engine}) + line
+                file.write(line.encode())
         except OSError as error:
-            raise UserError(f"{self.path}: can't be written ({error.strerror})") from error
-
-    def _mend(self) -> None:
-        """Make the folder, and cut off what a killed process left of the last line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_file():
-            with open(self.path, "rb+") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
-
-
-@dataclass
-class TaskRecord:
-    """The files of one task in one `eval` folder."""
-
-    folder: Path  # `<run>/eval`
-    task: str  # a slash in its name is a hyphen in file names
-    settings: Settings  # all that may change a figure; a result made under others is never taken for this one
-    deciding: Settings = field(default_factory=dict)  # those that decide what the model makes, the requests apart
-
-    def path(self, ending: str) -> Path:
-        return self.folder / f"{self.task.replace('/', '-')}.{ending}"
-
-    @cached_property
-    def texts(self) -> Texts:
-        return Texts(self.path("texts.jsonl"), self.deciding)
+            raise UserError(f"{self.texts}: can't be written ({error.strerror})") from error
 
     def earlier(self) -> dict[str, Any] | None:
         """The result that is there, whatever its settings, or None."""
@@ -132,10 +113,9 @@ class TaskRecord:
             settings |= {key: earlier["settings"][key] for key in keys}
 
     def clear(self) -> None:
-        """Remove what is there."""
+        """Remove what is there, before any of it is read."""
         for ending in ("json", "samples.jsonl", "texts.jsonl"):
             self.path(ending).unlink(missing_ok=True)
-        self.__dict__.pop("texts", None)
 
     def complete(self, result: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Write the samples, then the result, each atomically, and return the result as written."""
@@ -195,5 +175,4 @@ def _problems(samples: Path) -> tuple[Any, set[int]]:
 
 def made_under(samples: Path) -> Settings:
     """The settings of the result that a samples file belongs to."""
-    settings: Settings = read_record(str(samples).removesuffix(".samples.jsonl") + ".json").get("settings", {})
-    return settings
+    return read_record(str(samples).removesuffix(".samples.jsonl") + ".json").get("settings", {})

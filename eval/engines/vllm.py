@@ -12,7 +12,7 @@ from typing import Any
 
 from astra.ranks import served_rank
 from eval.candidates import Adapter
-from eval.engines import Engine, Output, Pair, Prompt, Score, encode, engine_version
+from eval.engines import Engine, Output, Pair, Prompt, Score, engine_version
 from utils.config import EvalConfig
 from utils.errors import UserError
 
@@ -22,8 +22,6 @@ LORAS = 4  # adapters in one batch: more take memory of their own and end no soo
 
 class VllmEngine(Engine):
     """See `eval.engines.Engine`. A `UserError` says that vLLM is not installed, refuses the model, or can't start."""
-
-    name = "vllm"
 
     def __init__(self, model: Path, config: EvalConfig, dtype: str, adapters: Sequence[Adapter], context: int) -> None:
         # vLLM sets up its logging when it is imported, hence the late import.
@@ -67,8 +65,8 @@ class VllmEngine(Engine):
             raise
         # Binding its threads to cores also binds this one; graders started from here need all cores.
         os.sched_setaffinity(0, cores)
-        self.context, self.tokenizer = context, self._llm.get_tokenizer()
-        self._dtype, self._settings = dtype, settings
+        self.tokenizer = self._llm.get_tokenizer()
+        self._context, self._dtype, self._settings = context, dtype, settings
         self._ids: dict[str, int] = {}
 
     def generate(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, list[Output]]]:
@@ -77,8 +75,8 @@ class VllmEngine(Engine):
 
         requests = {}
         for number, prompt in prompts.items():
-            ids, sampling = encode(self.tokenizer, prompt.text), prompt.sampling
-            room = self.context - len(ids)
+            ids, sampling = self.tokenizer(prompt.text)["input_ids"], prompt.sampling
+            room = self._context - len(ids)
             if room < 1:
                 yield number, [Output("", 0, "too_long")] * sampling.n
                 continue
@@ -104,7 +102,7 @@ class VllmEngine(Engine):
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         groups: dict[Adapter | None, dict[int, Any]] = {}
         for number, pair in pairs.items():
-            ids = [*pair.prefix, *pair.continuation][-(self.context - 1) :]
+            ids = [*pair.prefix, *pair.continuation][-(self._context - 1) :]
             # On a CPU the log-probabilities of prompts need batches of one adapter.
             group = groups.setdefault(pair.adapter if self._on_cpu else None, {})
             group[number] = (pair.adapter, ids, params)
@@ -144,14 +142,14 @@ class VllmEngine(Engine):
 
     def describe(self) -> dict[str, Any]:
         return {
-            "name": self.name,
-            "version": engine_version(self.name),
+            "name": "vllm",
+            "version": engine_version("vllm"),
             "dtype": self._dtype,
-            "context": self.context,
+            "context": self._context,
             **{key: self._settings[key] for key in ("tensor_parallel_size", "max_lora_rank") if key in self._settings},
         }
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.catalog import COMMONSENSE, EVALUATION, GROUPS, expand_groups
-from dataset.general_text import check_general_text
+from dataset.catalog import COMMONSENSE, GROUPS, expand_groups
 from dataset.sources import check_evaluation, load_evaluation, load_splits
 from eval.engines import Answer, Request
 from utils.config import Config, EvalConfig
@@ -43,25 +42,20 @@ class Judged:
     note: str = ""  # what else a reader of the sample should know, such as the error of a program
 
 
-Generated = Sequence[Sequence[str]]  # per problem its texts
-Verdicts = list[list[Judged]]  # per problem the verdicts on them
-
-
 @dataclass(frozen=True)
 class Task:
     """A benchmark whose answers are generated texts.
 
-    `judge` takes problems, the texts generated for each (`eval.n_samples` of them), settings and the name of a grader,
-    and returns a verdict per text.
+    `judge` takes a problem per text, the texts, settings and the name of a grader, and returns a verdict per text.
     """
 
     name: str  # in `eval.tasks`, in the data catalogue and of its files
     max_new_tokens: int  # longest answer, unless `eval.max_new_tokens` says otherwise
-    judge: Callable[[Sequence[Record], Generated, EvalConfig, str], Verdicts]
+    judge: Callable[[Sequence[Record], Sequence[str], EvalConfig, str], list[Judged]]
     gold: Callable[[Record], str] = lambda record: str(record["answer"])  # the right answer, as written in the samples
     graders: tuple[str, ...] = ("exact",)  # the rules by which it can be judged; the first is its own
     groups: tuple[str, ...] = ()  # keys of a problem by which accuracy is broken down
-    check: Callable[[EvalConfig], None] = lambda config: None  # raises `UserError` when the task can't run here
+    check: Callable[[Config], None] = lambda config: None  # raises `UserError` when the task can't run here
     stop: tuple[str, ...] = STOP  # strings that end an answer, unless `eval.stop` says otherwise
     completion: bool = False  # whether the problem's `prompt` itself is the prompt, without a template
     votes: bool = False  # whether the answers that are read from several texts can be counted (maj@k)
@@ -88,6 +82,7 @@ class DirectTask:
     run: Callable[[Ask, Any, Config], tuple[dict[str, Any], list[dict[str, Any]]]]
     context: int  # tokens that its longest request may take
     settings: Callable[[Config], dict[str, Any]]  # what may change its figures besides the model and the engine
+    check: Callable[[Config], None]  # raises `UserError` when the task can't run here
 
 
 def names() -> list[str]:
@@ -97,20 +92,11 @@ def names() -> list[str]:
 
 def get_task(name: str) -> Task | DirectTask:
     """The task of a name of `names()` that is no group, or of lm-eval (`lm_eval/NAME`)."""
-    if name.startswith(LM_EVAL):
-        from eval.tasks import _lm_eval
-
-        return _lm_eval.task(name)
-    if name not in _MODULES:
+    file = "_lm_eval" if name.startswith(LM_EVAL) else _MODULES.get(name)
+    if file is None:
         raise UserError(f"eval.tasks: no task {name!r}; allowed: {', '.join(names())}, {LM_EVAL}NAME")
-    module = importlib.import_module(f"eval.tasks.{_MODULES[name]}")
+    module = importlib.import_module(f"eval.tasks.{file}")
     return module.task(name) if hasattr(module, "task") else module.TASK
-
-
-def own(config: EvalConfig, key: str, task: str) -> Any:
-    """What the configuration says of a task, in a key that holds one value for all tasks or one per task."""
-    given = getattr(config, key)
-    return given.get(task) if isinstance(given, dict) else given
 
 
 def check_tasks(config: Config) -> None:
@@ -122,8 +108,8 @@ def check_tasks(config: Config) -> None:
         if config.eval.base:
             raise UserError("eval.base: a classifier without training has no head; allowed: false")
         return
-    wanted, found = config.eval, expand_groups(config.eval.tasks, config.data.dir)
-    tasks = [get_task(name) for name in found]
+    wanted = config.eval
+    tasks = [get_task(name) for name in expand_groups(wanted.tasks, config.data.dir)]
     if wanted.n_samples > 1 and wanted.temperature == 0:
         raise UserError("eval.temperature: must be above 0 with eval.n_samples > 1; greedy samples are all the same")
     if wanted.chat_template_kwargs and config.data.template != "chat":
@@ -133,23 +119,15 @@ def check_tasks(config: Config) -> None:
         for name in given if isinstance(given, dict) else ():
             if name not in _MODULES and not name.startswith(LM_EVAL):
                 raise UserError(f"eval.{key}: no task {name!r}; allowed: {', '.join(_MODULES)}, {LM_EVAL}NAME")
-    theirs = [name for name in found if name.startswith(LM_EVAL)]
     for key in ("num_fewshot", "task_dir"):
-        if getattr(wanted, key) is not None and not theirs:
+        if getattr(wanted, key) is not None and not any(task.name.startswith(LM_EVAL) for task in tasks):
             raise UserError(f"eval.{key}: is for lm-eval's tasks, and eval.tasks has no {LM_EVAL}NAME")
-    if theirs:
-        from eval.tasks import _lm_eval
-
-        _lm_eval.check(theirs, config)
     for task in tasks:
-        if isinstance(task, Task):
-            task.check(wanted)
+        task.check(config)
         if wanted.split == "validation":
             check_held_out(task.name, config, "eval.split")
-        elif task.name in EVALUATION or task.name == "arithmetic":
+        elif isinstance(task, Task):
             check_evaluation(task.name, config.data.dir)
-        elif task.name == "forgetting":
-            check_general_text(config.data.general_text)
 
 
 def check_scored_in_training(config: Config) -> None:

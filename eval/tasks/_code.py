@@ -3,22 +3,18 @@
 from collections.abc import Callable, Sequence
 
 from eval.sandbox import Program, check, run_all
-from eval.tasks import Generated, Judged, Record, Task, Verdicts
+from eval.tasks import Judged, Record, Task
 from utils.config import EvalConfig
 
 
 def code_task(name: str, program: Callable[[Record, str], Program], gold: Callable[[Record], str]) -> Task:
     """The task whose answers pass if `program(problem, text)` runs to its end."""
 
-    def judge(problems: Sequence[Record], texts: Generated, config: EvalConfig, grader: str) -> Verdicts:
-        programs = [program(record, text) for record, group in zip(problems, texts, strict=True) for text in group]
-        verdicts = run_all(programs, unsafe=config.unsafe_code)
-        judged = iter(
+    def judge(problems: Sequence[Record], texts: Sequence[str], config: EvalConfig, grader: str) -> list[Judged]:
+        programs = list(map(program, problems, texts))
+        return [
             Judged(tried.candidate.strip() or None, verdict.passed, flag=verdict.flag, note=verdict.reason)
-            for tried, verdict in zip(programs, verdicts, strict=True)
-        )
-        return [[next(judged) for _ in group] for group in texts]
+            for tried, verdict in zip(programs, run_all(programs, unsafe=config.unsafe_code), strict=True)
+        ]
 
-    return Task(
-        name, max_new_tokens=512, judge=judge, gold=gold, check=lambda config: check(config.unsafe_code), version=3
-    )
+    return Task(name, 512, judge, gold, check=lambda config: check(config.eval.unsafe_code), version=3)

@@ -8,7 +8,6 @@ the chat template is applied.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,8 +17,8 @@ import pandas as pd
 
 from astra.manifest import sha256_file
 from eval.engines import Pair, Prompt, Request, Sampling
-from eval.tasks import LM_EVAL, Ask, DirectTask, own
-from utils.config import Config
+from eval.tasks import LM_EVAL, Ask, DirectTask
+from utils.config import Config, EvalConfig
 from utils.errors import UserError
 from utils.runs import package_version
 
@@ -28,33 +27,30 @@ CONTEXT = 4096  # where eval.max_model_len doesn't say
 HEADLINES = ("acc", "exact_match", "prompt_level_strict_acc", "pass@1", "pass_at_1")
 
 
-def check(names: Sequence[str], config: Config) -> None:
-    """Raise a `UserError` when lm-eval is not installed or does not know a task."""
-    known = _tasks(config.eval.task_dir).all_tasks
-    for name in names:
-        if (bare := name.removeprefix(LM_EVAL)) not in known:
-            near = [other for other in known if bare[:4] in other][:10]
-            raise UserError(f"eval.tasks: lm-eval has no task {bare!r}; it has {len(known):,}, {', '.join(near)}, ...")
-
-
 def task(name: str) -> DirectTask:
     """A task of lm-eval."""
-    return DirectTask(name, partial(_run, name.removeprefix(LM_EVAL)), CONTEXT, partial(_settings, name))
+    bare = name.removeprefix(LM_EVAL)
+    return DirectTask(name, partial(_run, bare), CONTEXT, partial(_settings, name), partial(_check, bare))
+
+
+def _check(name: str, config: Config) -> None:
+    """Raise a `UserError` when lm-eval is not installed or does not know a task."""
+    known = _tasks(config.eval.task_dir).all_tasks
+    if name not in known:
+        near = [other for other in known if name[:4] in other][:10]
+        raise UserError(f"eval.tasks: lm-eval has no task {name!r}; it has {len(known):,}, {', '.join(near)}, ...")
 
 
 def _settings(name: str, config: Config) -> dict[str, Any]:
     """What may change the figures: lm-eval's version, the examples, the limit, and your own definitions."""
-    folder = Path(config.eval.task_dir or "")
-    own = sorted(path for path in folder.rglob("*") if path.is_file()) if config.eval.task_dir else []
+    wanted, folder = config.eval, Path(config.eval.task_dir or "")
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if wanted.task_dir else []
     return {
         "lm_eval": package_version("lm-eval"),
-        "num_fewshot": config.eval.num_fewshot,
-        "limit": config.eval.limit,
+        **{key: getattr(wanted, key) for key in ("num_fewshot", "limit", "chat_template_kwargs", "seed")},
         "template": config.data.template if config.data.template == "chat" else None,
-        "chat_template_kwargs": config.eval.chat_template_kwargs,
-        "seed": config.eval.seed,
-        **{key: _of_this(config, key, name) for key in ("max_new_tokens", "stop")},
-        "task_dir": {str(path.relative_to(folder)): sha256_file(path)[:16] for path in own if path.suffix != ".pyc"},
+        **_of_this(wanted, name),
+        "task_dir": {str(path.relative_to(folder)): sha256_file(path)[:16] for path in files if path.suffix != ".pyc"},
     }
 
 
@@ -156,10 +152,6 @@ def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
         prefix_token_id = eot_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         tokenizer_name = tokenizer.name_or_path
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.tokenizer = tokenizer
-
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             return tokenizer.apply_chat_template(
                 chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
@@ -206,21 +198,24 @@ def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
             self.too_long += sum(outputs[0].finish == "too_long" for outputs in answers)
             return [outputs[0].text for outputs in answers]
 
-    return EngineLM()
+    lm = EngineLM()
+    lm.tokenizer = tokenizer
+    return lm
 
 
 def _sampling(name: str, settings: Any, config: Config) -> Sampling:
     """A request's own settings, but for what the configuration says of this very task."""
-    tokens, stop = (_of_this(config, key, LM_EVAL + name) for key in ("max_new_tokens", "stop"))
+    ours = _of_this(config.eval, LM_EVAL + name)
     return Sampling(
-        tokens or settings["max_gen_toks"],
-        tuple(stop or settings["until"]),
+        ours["max_new_tokens"] or settings["max_gen_toks"],
+        tuple(ours["stop"] or settings["until"]),
         temperature=settings["temperature"] if settings["do_sample"] else 0.0,
         top_p=settings.get("top_p", 1.0),
         seed=config.eval.seed,
     )
 
 
-def _of_this(config: Config, key: str, task: str) -> Any:
+def _of_this(wanted: EvalConfig, task: str) -> dict[str, Any]:
     """What the configuration says of this very task; a value for all tasks leaves those of lm-eval alone."""
-    return own(config.eval, key, task) if isinstance(getattr(config.eval, key), dict) else None
+    given = {"max_new_tokens": wanted.max_new_tokens, "stop": wanted.stop}
+    return {key: value.get(task) if isinstance(value, dict) else None for key, value in given.items()}

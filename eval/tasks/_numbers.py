@@ -4,16 +4,13 @@ from collections.abc import Sequence
 
 from eval import metamath_rules, published_rules
 from eval.numbers import extract_number, last_number, numbers_equal
-from eval.tasks import Generated, Judged, Record, Verdicts
+from eval.tasks import Judged, Record
 from utils.config import EvalConfig
 
 
-def judge(problems: Sequence[Record], texts: Generated, config: EvalConfig, grader: str) -> Verdicts:
+def judge(problems: Sequence[Record], texts: Sequence[str], config: EvalConfig, grader: str) -> list[Judged]:
     """Judge texts strictly (exact: the number after "The answer is:") and leniently (the last number)."""
-    return [
-        [_judge(text, str(problem["answer"]), grader) for text in group]
-        for problem, group in zip(problems, texts, strict=True)
-    ]
+    return [_judge(text, str(problem["answer"]), grader) for problem, text in zip(problems, texts, strict=True)]
 
 
 def _judge(text: str, gold: str, grader: str) -> Judged:

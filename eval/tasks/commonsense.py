@@ -10,26 +10,18 @@ import re
 from collections.abc import Sequence
 
 from dataset.converters import OPTIONS
-from eval.tasks import Generated, Judged, Record, Task, Verdicts
+from eval.tasks import Judged, Record, Task
 from utils.config import EvalConfig
 
 
-def options(instruction: str) -> list[str]:
-    """The names that an answer may have, from the instruction's `Answer format: answer1/answer2`."""
-    found = OPTIONS.search(instruction)
-    if found is None:
-        raise ValueError(f"no `Answer format:` at the end of {instruction[-80:]!r}")
-    return found.group(1).split("/")
-
-
-def judge(problems: Sequence[Record], texts: Generated, config: EvalConfig, grader: str) -> Verdicts:
+def judge(problems: Sequence[Record], texts: Sequence[str], config: EvalConfig, grader: str) -> list[Judged]:
     """Judge by the first option that a text names, as in LLM-Adapters' `commonsense_evaluate.py`."""
     judged = []
-    for problem, group in zip(problems, texts, strict=True):
-        pattern = re.compile("|".join(map(re.escape, options(problem["instruction"]))))
-        found = [pattern.search(text) for text in group]
-        answers = [match.group() if match else None for match in found]
-        judged.append([Judged(answer, answer == problem["answer"]) for answer in answers])
+    for problem, text in zip(problems, texts, strict=True):
+        options = OPTIONS.findall(problem["instruction"])[0].split("/")  # a record without them is refused when read
+        named = re.search("|".join(map(re.escape, options)), text)
+        answer = named.group() if named else None
+        judged.append(Judged(answer, answer == problem["answer"]))
     return judged
 
 

@@ -5,7 +5,7 @@ Data: `data.general_text`, 256 windows of 128 tokens spread evenly over it, the 
 
 from typing import Any
 
-from dataset.general_text import WINDOW, WINDOWS, load_general_text
+from dataset.general_text import WINDOW, WINDOWS, check_general_text, load_general_text
 from eval.engines import Pair
 from eval.tasks import Ask, DirectTask
 from utils.config import Config
@@ -36,4 +36,6 @@ def settings(config: Config) -> dict[str, Any]:
     return {"data": load_general_text(config.data.general_text).fingerprint, "windows": WINDOWS, "window": WINDOW}
 
 
-TASK = DirectTask("forgetting", run, context=WINDOW + 2, settings=settings)
+TASK = DirectTask(
+    "forgetting", run, WINDOW + 2, settings, check=lambda config: check_general_text(config.data.general_text)
+)

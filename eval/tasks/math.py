@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from eval import metamath_rules, published_rules
 from eval.maths import Grade, extract_math, grade_all, math_equal
-from eval.tasks import Generated, Judged, Record, Task, Verdicts
+from eval.tasks import Judged, Record, Task
 from utils.config import EvalConfig
 
 
@@ -13,11 +13,11 @@ def gold(record: Record) -> str:
     return extract_math(record["answer"]) or record["answer"]
 
 
-def judge(problems: Sequence[Record], texts: Generated, config: EvalConfig, grader: str) -> Verdicts:
+def judge(problems: Sequence[Record], texts: Sequence[str], config: EvalConfig, grader: str) -> list[Judged]:
     """Judge answers by mathematical equivalence (exact), or by the rules of published scripts."""
-    pairs = [(text, gold(problem)) for problem, group in zip(problems, texts, strict=True) for text in group]
+    pairs = [(text, gold(problem)) for problem, text in zip(problems, texts, strict=True)]
     read = extract_math if grader == "exact" else metamath_rules.math_answer
-    answers = [read(text) for text, _ in pairs]
+    answers = list(map(read, texts))
     if grader == "metamath":
         grades = [Grade(metamath_rules.math_equal(*pair)) for pair in pairs]
     elif grader == "published":
@@ -26,8 +26,7 @@ def judge(problems: Sequence[Record], texts: Generated, config: EvalConfig, grad
         stated = [(answer, right) for answer, (_, right) in zip(answers, pairs, strict=True) if answer is not None]
         graded = iter(grade_all(stated, math_equal))
         grades = [Grade(False) if answer is None else next(graded) for answer in answers]
-    judged = (Judged(answer, grade.correct, flag=grade.flag) for answer, grade in zip(answers, grades, strict=True))
-    return [[next(judged) for _ in group] for group in texts]
+    return [Judged(answer, grade.correct, flag=grade.flag) for answer, grade in zip(answers, grades, strict=True)]
 
 
 TASK = Task(

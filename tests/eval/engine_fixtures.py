@@ -1,9 +1,10 @@
-"""Adapters for the engine tests: real PEFT folders for SmolLM2 with random weights that change its texts."""
+"""Models, adapters with random weights that change their texts, and configs for the evaluation's tests."""
 
 import shutil
 from pathlib import Path
 
 import torch
+import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -41,3 +42,11 @@ def save_adapter(model: Path, folder: Path, rank: int, seed: int, **settings) ->
     peft.peft_config["default"].base_model_name_or_path = str(model)
     peft.save_pretrained(folder)
     return folder
+
+
+def write_config(folder: Path, model: Path, wanted: dict, **values) -> Path:
+    """Write `folder/config.yaml`: how to evaluate runs of `model` in `folder/out`."""
+    common = {"output_dir": str(folder / "out"), "model": {"name": str(model), "dtype": "float32"}}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({**common, "eval": {"engine": "transformers", **wanted}, **values}))
+    return path

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import pearsonr, spearmanr
 
 from eval.candidates import Target
 from eval.classification import score, score_classifiers
@@ -11,16 +12,13 @@ from utils.config import Config
 @pytest.mark.parametrize("seed", range(5))
 def test_metrics_are_the_usual_ones(seed):
     metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(seed)
-    gold, predicted = (rng.integers(0, 2, 60).tolist() for _ in range(2))
-    assert score("accuracy", gold, predicted) == pytest.approx(metrics.accuracy_score(gold, predicted))
-    assert score("f1", gold, predicted) == pytest.approx(metrics.f1_score(gold, predicted))
-    assert score("matthews_correlation", gold, predicted) == pytest.approx(metrics.matthews_corrcoef(gold, predicted))
+    gold, predicted = np.random.default_rng(seed).integers(0, 2, (2, 60)).tolist()
+    usual = {"accuracy": "accuracy_score", "f1": "f1_score", "matthews_correlation": "matthews_corrcoef"}
+    for metric, name in usual.items():
+        assert score(metric, gold, predicted) == pytest.approx(getattr(metrics, name)(gold, predicted))
 
 
 def test_correlations_of_scores():
-    from scipy.stats import pearsonr, spearmanr
-
     gold, predicted = [0.0, 1.0, 2.5, 2.5, 5.0], [0.3, 0.2, 2.0, 9.0, 4.0]
     assert score("pearson", gold, predicted) == pytest.approx(pearsonr(gold, predicted).statistic)
     assert score("spearman", gold, predicted) == pytest.approx(spearmanr(gold, predicted).statistic)

@@ -11,15 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 from transformers import AutoTokenizer
 
 from dataset.sources import load_splits
 from eval.__main__ import FLAGS, find_targets
-from eval.candidates import adapter_target, base_target, run_target
+from eval.candidates import base_target, run_target
 from eval.evaluate import evaluate, jobs
 from eval.tasks import Judged, check_tasks, get_task
-from tests.eval.engine_fixtures import save_adapter, tiny_llama
+from tests.eval.engine_fixtures import write_config
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import read_lines, read_record, write_json
@@ -27,29 +26,15 @@ from utils.runs import held
 from utils.settings import flat_settings
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def tiny(smollm2, tmp_path_factory):
-    """A random two-layer Llama with SmolLM2's tokenizer, an adapter on it, and a run folder that holds the adapter."""
-    folder = tiny_llama(tmp_path_factory.mktemp("tiny") / "model", tokenizer=smollm2)
-    save_adapter(folder, folder.parent / "adapter", 4, seed=1)
-    return folder
+TIMES = dict.fromkeys(("seconds", "seconds_grading", "tokens_per_second"))
 
 
 @pytest.fixture
 def config_file(tiny, tmp_path):
     """A config for `tiny`; its run folder `<output_dir>/mine` is trained."""
-    values = {
-        "output_dir": str(tmp_path / "out"),
-        "run": "mine",
-        "model": {"name": str(tiny), "dtype": "float32"},
-        "eval": {"tasks": ["arithmetic"], "engine": "transformers", "limit": 6, "max_new_tokens": 12, "batch_size": 2},
-    }
-    shutil.copytree(tiny.parent / "adapter", tmp_path / "out" / "mine" / "lora")
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    shutil.copytree(tiny.parent / "adapter1", tmp_path / "out" / "mine" / "lora")
+    wanted = {"tasks": ["arithmetic"], "limit": 6, "max_new_tokens": 12, "batch_size": 2}
+    return write_config(tmp_path, tiny, wanted, run="mine")
 
 
 def start(*words, **kwargs):
@@ -58,30 +43,43 @@ def start(*words, **kwargs):
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE, **kwargs)
 
 
-def score(path, force=False, base=True, **changes):
+def refused(*words):
+    """The one line with which a command ends."""
+    process = start(*words)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and errors.count("\n") == 1
+    return errors
+
+
+def mine(config):
+    return run_target(config, Path(config.output_dir) / "mine")
+
+
+def score(path, force=False, regrade=False, **changes):
+    """The result of the run `mine`."""
     config = load_config(path, {f"eval.{key}": value for key, value in changes.items()})
-    run = run_target(config, Path(config.output_dir) / "mine")
-    return evaluate(config, [base_target(config), run] if base else [run], force)
+    return evaluate(config, [mine(config)], force, regrade)["mine"]["arithmetic"]
 
 
-def test_a_record_holds_what_an_audit_needs(config_file):
-    found = score(config_file)
-    out = config_file.parent / "out"
-    for target, folder in (("base", out / "base"), ("mine", out / "mine")):
-        result = read_record(folder / "eval" / "arithmetic.json")
-        assert result == found[target]["arithmetic"]
+def test_a_record_holds_what_an_audit_needs_and_what_is_finished_is_skipped(config_file, monkeypatch):
+    config = load_config(config_file)
+    targets = [base_target(config), mine(config)]
+    found = evaluate(config, targets)
+    for target in targets:
+        result = read_record(target.folder / "arithmetic.json")
+        assert result == found[target.name]["arithmetic"]
+        assert bool(result["settings"]["adapter"]) == (target.name == "mine")
         assert result["n"] == 6 and 0 <= result["interval"][0] <= result["accuracy"] <= result["interval"][1]
         assert result["length_stops"] == 6 and result["unparsable"] == 6 and result["too_long"] == 0
         assert result["tokens"] == 72 and result["seconds"] > 0 and result["tokens_per_second"] > 0
         assert result["engine"]["version"] and result["settings"]["max_new_tokens"] == 12
-        samples = read_lines(folder / "eval" / "arithmetic.samples.jsonl")
+        samples = read_lines(target.folder / "arithmetic.samples.jsonl")
         assert [sample["problem"] for sample in samples] == list(range(6))
         for sample in samples:
             assert "### Instruction:" in sample["prompt"] and sample["tokens"] == 12
             assert sample["correct"] is False and sample["gold"]
-    assert (
-        found["mine"]["arithmetic"]["settings"]["adapter"] and not found["base"]["arithmetic"]["settings"]["adapter"]
-    )
+    no_engine(monkeypatch)
+    assert evaluate(config, targets) == found
 
 
 def texts(config_file):
@@ -92,106 +90,86 @@ def no_engine(monkeypatch):
     monkeypatch.setattr("eval.evaluate.open_engine", lambda *_: pytest.fail("nothing is left to generate"))
 
 
-def test_what_is_finished_is_skipped(config_file, monkeypatch):
-    first = score(config_file)
-    no_engine(monkeypatch)
-    assert score(config_file) == first
-
-
 def test_more_problems_add_the_missing_texts_and_fewer_use_a_part(config_file, monkeypatch):
-    score(config_file, base=False, limit=4)
+    score(config_file, limit=4)
     before = texts(config_file).read_text()
-    found = score(config_file, base=False, limit=6)["mine"]["arithmetic"]
-    assert found["n"] == 6
+    assert score(config_file, limit=6)["n"] == 6
     after = texts(config_file).read_text()
     assert after.startswith(before) and after.count('"key"') == 6
     no_engine(monkeypatch)
-    assert score(config_file, base=False, limit=2)["mine"]["arithmetic"]["n"] == 2
+    assert score(config_file, limit=2)["n"] == 2
 
 
 def test_another_grader_or_a_mended_one_needs_no_engine(config_file, monkeypatch, caplog):
     task = replace(get_task("arithmetic"), graders=("exact", "metamath"))
     monkeypatch.setattr("eval.evaluate.get_task", lambda _: task)
-    exact = score(config_file, base=False)["mine"]["arithmetic"]
+    exact = score(config_file)
     assert exact["grader"] == "exact" and exact["graders"].keys() == {"exact", "metamath"}
     no_engine(monkeypatch)
     caplog.set_level("INFO", "astra")
-    other = score(config_file, base=False, grader="metamath")["mine"]["arithmetic"]
+    other = score(config_file, grader="metamath")
     assert other["grader"] == "metamath" and "grader: exact -> metamath" in caplog.text
-    task = replace(task, version=99, judge=lambda problems, texts, *_: [[Judged("1", True)] for _ in problems])
-    assert score(config_file, base=False)["mine"]["arithmetic"]["accuracy"] == 1.0
+    task = replace(task, version=99, judge=lambda problems, *_: [Judged("1", True) for _ in problems])
+    assert score(config_file)["accuracy"] == 1.0
 
 
-def test_other_sampling_and_other_prompts_are_generated_and_the_earlier_texts_stay(config_file, monkeypatch):
-    score(config_file, base=False)
-    score(config_file, base=False, max_new_tokens=3)
+def test_what_makes_other_texts_generates_them_and_the_earlier_ones_stay(config_file, monkeypatch):
+    score(config_file)
+    score(config_file, max_new_tokens=3)
     monkeypatch.setattr("dataset.templates.ALPACA", "Q: {instruction} A:")
-    score(config_file, base=False)
+    score(config_file)
     monkeypatch.undo()
-    assert texts(config_file).read_text().count('"key"') == 18
-    no_engine(monkeypatch)
-    assert score(config_file, base=False)["mine"]["arithmetic"]["tokens"] == 72
-
-
-def test_texts_of_another_engine_or_model_are_not_taken_for_these(config_file, monkeypatch):
-    score(config_file, base=False)
     monkeypatch.setattr("eval.evaluate.engine_version", lambda _: "another")
-    score(config_file, base=False)
-    assert texts(config_file).read_text().count('"key"') == 12
-
-
-def test_forced_all_is_generated_again(config_file):
-    score(config_file, base=False)
-    score(config_file, base=False, force=True, limit=5)
-    assert texts(config_file).read_text().count('"key"') == 5
+    score(config_file)
+    monkeypatch.undo()
+    assert texts(config_file).read_text().count('"key"') == 24
+    no_engine(monkeypatch)
+    assert score(config_file)["tokens"] == 72
 
 
 def test_regrading_needs_all_texts_and_no_engine(config_file, monkeypatch):
-    first = score(config_file, base=False)["mine"]["arithmetic"]
+    first = score(config_file)
     no_engine(monkeypatch)
-    config = load_config(config_file)
-    run = run_target(config, Path(config.output_dir) / "mine")
-    again = evaluate(config, [run], regrade=True)["mine"]["arithmetic"]
-    assert {**again, "seconds": 0, "seconds_grading": 0} == {**first, "seconds": 0, "seconds_grading": 0}
+    again = score(config_file, regrade=True)
+    assert {**again, **TIMES} == {**first, **TIMES}
     monkeypatch.setattr("eval.evaluate.engine_version", lambda _: "of another machine")
     monkeypatch.setattr("eval.evaluate.usable_dtype", lambda _: "bfloat16")
-    elsewhere = evaluate(config, [run], regrade=True)["mine"]["arithmetic"]
-    assert elsewhere["settings"] == first["settings"]
-    config.eval.limit = 8
+    assert score(config_file, regrade=True)["settings"] == first["settings"]
     with pytest.raises(UserError, match=r"arithmetic\.texts\.jsonl: holds 6 of 8 texts; run without --regrade"):
-        evaluate(config, [run], regrade=True)
+        score(config_file, regrade=True, limit=8)
 
 
-def test_files_of_an_older_version_are_refused(config_file):
-    score(config_file, base=False)
+def test_files_of_an_older_version_are_refused_and_forced_all_is_generated_again(config_file):
+    score(config_file)
     path = texts(config_file).with_name("arithmetic.json")
     result = read_record(path)
     del result["format"]
     path.write_text(json.dumps(result))
     with pytest.raises(UserError, match=r"arithmetic\.json: written by another version; redo it with --force"):
-        score(config_file, base=False)
-    assert score(config_file, base=False, force=True)
+        score(config_file)
+    score(config_file, force=True, limit=5)
+    assert texts(config_file).read_text().count('"key"') == 5
 
 
 def test_a_second_evaluation_of_a_folder_is_told_who_holds_it(config_file):
     with held(config_file.parent / "out" / "mine"):
-        process = start("--config", config_file)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2 and errors.count("\n") == 1
-    assert f"mine: process {os.getpid()} on" in errors and "is at work here" in errors
+        said = refused("--config", config_file)
+    assert f"mine: process {os.getpid()} on" in said and "is at work here" in said
 
 
 def test_several_samples_give_pass_at_k_and_the_vote(config_file):
-    found = score(config_file, base=False, n_samples=2, temperature=0.7, top_p=0.9)["mine"]["arithmetic"]
+    found = score(config_file, n_samples=2, temperature=0.7, top_p=0.9)
     assert [entry["score"] for entry in found["pass_at_k"].values()] == [0.0, 0.0]
     assert found["maj_at_k"]["2"]["score"] == 0 and found["unparsable"] == 12 and found["unparsable_share"] == 1
     samples = read_lines(texts(config_file).with_name("arithmetic.samples.jsonl"))
     assert [(sample["problem"], sample["sample"]) for sample in samples[:3]] == [(0, 0), (0, 1), (1, 0)]
 
 
-def test_limits_and_stop_strings_may_be_given_per_task(config_file):
+def test_limits_and_stop_strings_may_be_given_and_what_is_too_long_is_counted(config_file):
+    found = score(config_file, max_model_len=48, max_new_tokens=4)
+    assert 0 < found["too_long"] <= 6 and found["n"] == 6
     wanted = {"max_new_tokens": {"arithmetic": 3, "gsm8k": 400}, "stop": {"arithmetic": ["zz"]}}
-    found = score(config_file, base=False, **wanted)["mine"]["arithmetic"]
+    found = score(config_file, **wanted)
     assert found["settings"]["max_new_tokens"] == 3 and found["settings"]["stop"] == ["zz"]
     for name in ("gsm9k", "commonsense"):
         with pytest.raises(UserError, match=f"eval.max_new_tokens: no task '{name}'; allowed: arithmetic, .*NAME"):
@@ -214,7 +192,7 @@ def test_variables_reach_the_chat_template(config_file, tiny, tmp_path):
 def test_what_is_held_out_of_training_can_be_scored(config_file):
     changes = {"data.train": "arithmetic", "data.limit": 40, "data.validation": 0.2, "eval.split": "validation"}
     config = load_config(config_file, {**changes, "eval.limit": None})
-    run = run_target(config, Path(config.output_dir) / "mine")
+    run = mine(config)
     found = evaluate(config, [run])["mine"]["arithmetic-validation"]
     held = load_splits(config.data)[1]
     assert found["n"] == len(held) == 8 and found["settings"]["source"] == "arithmetic, 0.2 held out"
@@ -231,15 +209,10 @@ def test_what_is_held_out_of_training_can_be_scored(config_file):
         evaluate(config, [run])
 
 
-def test_prompts_longer_than_the_context_are_counted(config_file):
-    found = score(config_file, base=False, max_model_len=48, max_new_tokens=4)["mine"]["arithmetic"]
-    assert 0 < found["too_long"] <= 6 and found["n"] == 6
-
-
 @pytest.mark.parametrize(("engine", "limit"), [("transformers", 6), pytest.param("vllm", 300, marks=pytest.mark.slow)])
 def test_killed_in_the_middle_it_goes_on_where_it_stopped(config_file, engine, limit):
-    settings = {"base": False, "engine": engine, "limit": limit}
-    whole = score(config_file, **settings)["mine"]["arithmetic"]
+    settings = {"engine": engine, "limit": limit}
+    whole = score(config_file, **settings)
     folder = config_file.parent / "out" / "mine" / "eval"
     expected = read_lines(folder / "arithmetic.samples.jsonl")
     for path in folder.iterdir():
@@ -256,17 +229,9 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(config_file, engine, l
         process.communicate()
     if not (folder / "arithmetic.json").exists():  # a fast machine may have finished before the kill
         assert 2 <= texts(config_file).read_text().count("\n") - 1 < limit
-    again = score(config_file, **settings)["mine"]["arithmetic"]
+    again = score(config_file, **settings)
     assert read_lines(folder / "arithmetic.samples.jsonl") == expected
-    changing = {"seconds": 0, "seconds_grading": 0, "tokens_per_second": 0}
-    assert {**again, **changing} == {**whole, **changing}
-
-
-def test_an_adapter_has_a_folder_of_its_own(config_file, tiny):
-    config = load_config(config_file)
-    target = adapter_target(config, tiny.parent / "adapter")
-    assert target.name.startswith("adapter-") and target.folder.parent.name == target.name
-    assert target.folder.parents[1] == config_file.parent / "out" / "adapters"
+    assert {**again, **TIMES} == {**whole, **TIMES}
 
 
 def test_an_adapter_of_another_shape_is_named(config_file, tiny, smollm2):
@@ -280,8 +245,11 @@ def test_an_adapter_of_another_shape_is_named(config_file, tiny, smollm2):
         run_target(config, lora.parent)
 
 
-def test_a_run_is_given_by_its_folder_or_by_its_name(config_file):
+def test_a_run_is_given_by_its_folder_or_by_its_name_and_an_adapter_has_a_folder_of_its_own(config_file, tiny):
     config = load_config(config_file)
+    (target,) = find_targets(config, {**FLAGS, "adapter": str(tiny.parent / "adapter1")})
+    assert target.name.startswith("adapter1-")
+    assert target.folder == config_file.parent / "out" / "adapters" / target.name / "eval"
     folder = Path(config.output_dir) / "second"
     shutil.copytree(folder.with_name("mine"), folder)
     for given, found in ("second", folder), (str(folder), folder), ("", folder.with_name("mine")):
@@ -308,7 +276,4 @@ def test_the_base_model_is_no_classifier_and_keeps_no_texts(config_file):
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(config_file, words, said):
-    process = start("--config", config_file, *words)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert said in errors and errors.count("\n") == 1
+    assert said in refused("--config", config_file, *words)

@@ -102,7 +102,7 @@ def test_the_tests_of_evalplus(tmp_path, name, file, row, good, shallow):
     (tmp_path / file / "test.jsonl").write_text(json.dumps(row) + "\n")
     (problem,) = load_problems(name, Config.model_validate({"data": {"dir": str(tmp_path)}}))
     assert "half" in problem["instruction"] or "assert add(1, 2) == 3" in problem["instruction"]
-    ((right, wrong),) = get_task(name).judge([problem], [[good, shallow]], EvalConfig(), "exact")
+    right, wrong = get_task(name).judge([problem] * 2, [good, shallow], EvalConfig(), "exact")
     assert right.correct and not wrong.correct and wrong.note
 
 
@@ -112,5 +112,5 @@ def test_completion_of_a_bare_signature(mirror):
     (problem,), task = load_problems("humaneval_completion", config), get_task("humaneval_completion")
     assert task.completion and "\ndef" in task.stop
     text = "    return any(abs(a - b) < threshold for k, a in enumerate(numbers) for b in numbers[:k])\n"
-    ((judged,),) = task.judge([problem], [[text]], EvalConfig(), "exact")
+    (judged,) = task.judge([problem], [text], EvalConfig(), "exact")
     assert judged.correct and judged.extracted

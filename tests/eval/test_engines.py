@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from eval.candidates import Target, check_base, read_adapter
-from eval.engines import Pair, Prompt, Sampling, open_engine
+from eval.engines import Pair, Prompt, Sampling, cpu_lora, open_engine
 from eval.engines.transformers import TransformersEngine
 from tests.eval.engine_fixtures import PROMPTS, save_adapter, tiny_llama
 from utils.config import EvalConfig, ModelConfig
@@ -48,12 +49,14 @@ def _ask(engine, adapters):
     ids = {number: [tuple(engine.tokenizer(part)["input_ids"]) for part in parts] for number, parts in texts.items()}
     targets = [None, *adapters, None]  # the base again, after adapters have been on it
     sampled = Sampling(max_new_tokens=6, n=2, temperature=1.0)
-    mixed = {(k, number): (adapter, number) for k, adapter in enumerate(targets[:3]) for number in PROMPTS}
-    asked = dict(enumerate(mixed.values()))
-    together = dict(engine.run({k: Prompt(PROMPTS[number], GREEDY, one) for k, (one, number) in asked.items()}))
+    mixed = {
+        100 * k + number: Prompt(text, GREEDY, adapter)
+        for k, adapter in enumerate(targets[:3])
+        for number, text in PROMPTS.items()
+    }
     return {
         "greedy": [generate(engine, PROMPTS, GREEDY, adapter) for adapter in targets],
-        "together": dict(zip(mixed, (together[k] for k in sorted(together)), strict=True)),
+        "together": dict(engine.run(mixed)),
         "scores": [
             dict(engine.run({number: Pair(*parts, adapter) for number, parts in ids.items()})) for adapter in targets
         ],
@@ -67,30 +70,8 @@ def _ask(engine, adapters):
     }
 
 
-def test_greedy_texts_of_the_engines_are_equal(answers):
+def test_greedy_texts_and_likelihoods_of_the_engines_are_equal(answers):
     assert answers["vllm"]["greedy"] == answers["transformers"]["greedy"]
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_adapters_in_one_batch_make_the_texts_that_each_makes_alone(answers, engine):
-    alone = {(k, number): made[number] for k, made in enumerate(answers[engine]["greedy"][:3]) for number in PROMPTS}
-    assert answers[engine]["together"] == alone
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_smallest_top_p_is_greedy(answers, engine):
-    assert answers[engine]["nearly greedy"] == answers[engine]["greedy"][0]
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_each_adapter_changes_the_text_and_leaves_the_base_as_it_was(answers, engine):
-    base, first, second, again = answers[engine]["greedy"]
-    texts = [tuple(outputs[0].text for outputs in target.values()) for target in (base, first, second)]
-    assert len(set(texts)) == 3
-    assert base == again
-
-
-def test_likelihoods_of_the_engines_are_equal(answers):
     for mine, other in zip(answers["vllm"]["scores"], answers["transformers"]["scores"], strict=True):
         assert mine.keys() == other.keys() == PAIRS.keys()
         for number in PAIRS:
@@ -99,7 +80,17 @@ def test_likelihoods_of_the_engines_are_equal(answers):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_adapter_changes_likelihoods(answers, engine):
+def test_adapters_in_one_batch_make_the_texts_that_each_makes_alone(answers, engine):
+    alone = answers[engine]["greedy"][:3]
+    assert answers[engine]["together"] == {100 * k + number: alone[k][number] for k in range(3) for number in PROMPTS}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_adapter_changes_texts_and_likelihoods_and_leaves_the_base_as_it_was(answers, engine):
+    base, first, second, again = answers[engine]["greedy"]
+    texts = [tuple(outputs[0].text for outputs in target.values()) for target in (base, first, second)]
+    assert len(set(texts)) == 3
+    assert base == again
     base, first, _, again = answers[engine]["scores"]
     assert abs(base[3].logprob - first[3].logprob) > 0.01
     assert base[3].logprob == pytest.approx(again[3].logprob, abs=1e-3)
@@ -120,12 +111,12 @@ def test_a_prompt_that_fills_the_context_is_counted_not_fatal(answers, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_samples_are_reproducible_and_differ_from_each_other(answers, engine):
+def test_samples_are_reproducible_and_differ_and_the_smallest_top_p_is_greedy(answers, engine):
     first, second = answers[engine]["sampled"]
     assert first == second
     assert all(len(outputs) == 2 for outputs in first.values())
     assert any(one.text != other.text for one, other in first.values())
-    assert answers[engine]["none"] == {}
+    assert answers[engine]["nearly greedy"] == answers[engine]["greedy"][0]
 
 
 def test_vllm_samples_do_not_depend_on_the_other_prompts(answers):
@@ -133,27 +124,24 @@ def test_vllm_samples_do_not_depend_on_the_other_prompts(answers):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_says_what_it_is(answers, engine):
+def test_an_engine_says_what_it_is_and_needs_no_request(answers, engine):
+    assert answers[engine]["none"] == {}
     about = answers[engine]["about"]
     assert about["name"] == engine and about["dtype"] == "float32" and about["context"] == CONTEXT and about["version"]
 
 
-def vllms_own_wrapper():
-    """vLLM's class from a fresh copy of its module: the engine tests have changed the one in use."""
+@pytest.fixture
+def wrapper():
+    """vLLM's own class, from a fresh copy of its module: the engine tests have changed the one in use."""
     pytest.importorskip("vllm")
     spec = importlib.util.find_spec("vllm.lora.punica_wrapper.punica_cpu")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.PunicaWrapperCPU
+    return module.PunicaWrapperCPU(64, 8, "cpu")
 
 
-def test_the_cpu_lora_product_equals_vllms_own():
-    from eval.engines import cpu_lora
-
-    PunicaWrapperCPU = vllms_own_wrapper()
-
+def test_the_cpu_lora_product_equals_vllms_own(wrapper):
     torch.manual_seed(0)
-    wrapper = PunicaWrapperCPU(64, 8, "cpu")
     tokens, rank, slices = 11, 4, (6, 3, 3)
     indices = torch.tensor([0] * 5 + [1] * 4 + [0] * 2)
     wrapper._token_lora_indices[:tokens] = indices
@@ -165,54 +153,48 @@ def test_the_cpu_lora_product_equals_vllms_own():
     a = tuple(torch.randn(2, 1, rank, 10) for _ in slices)
     b = tuple(torch.randn(2, 1, width, rank) for width in slices)
     theirs, ours = y.clone(), y.clone()
-    PunicaWrapperCPU.add_lora_linear(wrapper, theirs, x, a, b, 0.5, slices)
+    wrapper.add_lora_linear(theirs, x, a, b, 0.5, slices)
     cpu_lora.add_lora_linear(wrapper, ours, x, a, b, 0.5, slices)
     torch.testing.assert_close(ours, theirs)
     theirs, ours = y.clone(), y.clone()
     head = torch.randn(2, 1, sum(slices), rank)
-    PunicaWrapperCPU.add_lora_logits(wrapper, theirs, x, a[0], head, 0.5)
+    wrapper.add_lora_logits(theirs, x, a[0], head, 0.5)
     cpu_lora.add_lora_logits(wrapper, ours, x, a[0], head, 0.5)
     torch.testing.assert_close(ours, theirs)
 
 
-def test_the_cpu_lora_product_leaves_tokens_without_an_adapter_alone():
-    from eval.engines import cpu_lora
-
-    PunicaWrapperCPU = vllms_own_wrapper()
-
-    wrapper = PunicaWrapperCPU(64, 8, "cpu")
-    indices = torch.tensor([-1, -1, 0, 0])
-    wrapper._update_prefill_metadata(indices)
-    y = torch.zeros(4, 6)
-    cpu_lora.add_lora_linear(
-        wrapper, y, torch.ones(4, 5), (torch.ones(1, 1, 2, 5),), (torch.ones(1, 1, 6, 2),), 1.0, (6,)
-    )
+def test_the_cpu_lora_product_leaves_tokens_without_an_adapter_alone(wrapper):
+    wrapper._update_prefill_metadata(torch.tensor([-1, -1, 0, 0]))
+    x, y, a, b = torch.ones(4, 5), torch.zeros(4, 6), torch.ones(1, 1, 2, 5), torch.ones(1, 1, 6, 2)
+    cpu_lora.add_lora_linear(wrapper, y, x, (a,), (b,), 1.0, (6,))
     assert (y[:2] == 0).all() and (y[2:] == 10).all()
 
 
-def test_adapters_that_cannot_be_served_are_told_apart_and_merged(smollm2, tmp_path):
-    plain = save_adapter(smollm2, tmp_path / "plain", 4, seed=0)
-    dora = save_adapter(smollm2, tmp_path / "dora", 4, seed=0, use_dora=True)
-    assert read_adapter(plain).unservable is None
-    assert read_adapter(dora).unservable == "DoRA"
-    targets = [Target("a", smollm2, read_adapter(path), tmp_path) for path in (plain, dora)]
-    assert [target.merged for target in targets] == [None, targets[1].adapter]
-
-
-def test_an_adapter_of_too_high_a_rank_is_merged(tmp_path):
+@pytest.mark.parametrize(
+    ("rank", "settings", "why"),
+    [(4, {}, None), (4, {"use_dora": True}, "DoRA"), (513, {}, "rank 513, above vLLM's limit of 512")],
+)
+def test_adapters_that_cannot_be_served_are_told_apart_and_merged(tmp_path, rank, settings, why):
     base = tiny_llama(tmp_path / "base")
-    high = read_adapter(save_adapter(base, tmp_path / "high", 513, seed=0))
-    assert high.unservable == "rank 513, above vLLM's limit of 512"
+    adapter = read_adapter(save_adapter(base, tmp_path / "adapter", rank, seed=0, **settings))
+    target = Target("a", base, adapter, tmp_path)
+    assert adapter.unservable == why
+    assert (target.served, target.merged) == ((None, adapter) if why else (adapter, None))
 
 
-def test_a_folder_of_the_same_name_is_no_base(tmp_path):
+def test_a_base_is_known_by_its_weights_or_else_by_its_name(tmp_path):
     mine, other = tiny_llama(tmp_path / "a" / "merged"), tiny_llama(tmp_path / "b" / "merged", seed=1)
-    adapter = read_adapter(save_adapter(mine, tmp_path / "adapter", 2, seed=0))
-    check_base(adapter, ModelConfig(name=str(mine)), mine)
-    with pytest.raises(UserError, match=r"a/merged, not model.name .*b/merged"):
-        check_base(adapter, ModelConfig(name=str(other)), other)
+    path = save_adapter(mine, tmp_path / "adapter", 2, seed=0)
     shutil.copytree(mine, tmp_path / "copy")
-    check_base(adapter, ModelConfig(name=str(tmp_path / "copy")), tmp_path / "copy")
+    for base in (mine, tmp_path / "copy"):
+        check_base(read_adapter(path), ModelConfig(name=str(base)), base)
+    with pytest.raises(UserError, match=r"a/merged, not model.name .*b/merged"):
+        check_base(read_adapter(path), ModelConfig(name=str(other)), other)
+    stated = (path / "adapter_config.json").read_text()
+    (path / "adapter_config.json").write_text(stated.replace(str(mine), "meta-llama/Merged"))
+    check_base(read_adapter(path), ModelConfig(name=str(mine)), mine)
+    with pytest.raises(UserError, match="base is meta-llama/Merged, not model.name smollm2"):
+        check_base(read_adapter(path), ModelConfig(name="smollm2"), tmp_path / "copy")
 
 
 def test_a_models_own_penalties_change_no_text(smollm2, tmp_path):
@@ -260,24 +242,10 @@ def test_each_prompt_has_a_seed_of_its_own():
 def test_the_key_of_a_request_is_what_decides_its_text():
     greedy = Prompt("a", Sampling(8))
     assert greedy.key == Prompt("a", Sampling(8, seed=7, top_p=0.5)).key
-    others = [
-        Sampling(9),
-        Sampling(8, stop=("b",)),
-        Sampling(8, temperature=1.0),
-        Sampling(8, temperature=1.0, seed=7),
-    ]
+    sampled = Sampling(8, temperature=1.0)
+    others = [Sampling(9), Sampling(8, stop=("b",)), sampled, replace(sampled, seed=7)]
     assert len({greedy.key, *(Prompt("a", sampling).key for sampling in others)}) == 5
     assert Pair((1,), (2,)).key != Pair((1, 2), ()).key
-
-
-def test_an_adapter_of_another_base_is_named(smollm2, adapters, tmp_path):
-    check_base(adapters[0], ModelConfig(name="smollm2"), smollm2)
-    check_base(adapters[0], ModelConfig(name=str(smollm2)), smollm2)
-    config = adapters[0].path / "adapter_config.json"
-    (tmp_path / "adapter_model.safetensors").symlink_to(adapters[0].path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(config.read_text().replace(str(smollm2), "meta-llama/Llama-2-7b-hf"))
-    with pytest.raises(UserError, match=r"base is meta-llama/Llama-2-7b-hf, not model.name smollm2"):
-        check_base(read_adapter(tmp_path), ModelConfig(name="smollm2"), smollm2)
 
 
 def test_a_folder_without_an_adapter_is_named(tmp_path):

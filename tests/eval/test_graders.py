@@ -94,8 +94,8 @@ def test_the_graders_disagree_as_they_should(name):
     task = get_task(name)
     assert task.graders == ("exact", "metamath", "published")
     for k, grader in enumerate(task.graders):
-        judged = task.judge(problems, [[text] for _, text, *_ in rows], EvalConfig(), grader)
-        assert [(row[1], row[2], group[0].correct) for row, group in zip(rows, judged, strict=True)] == [
+        judged = task.judge(problems, [text for _, text, *_ in rows], EvalConfig(), grader)
+        assert [(row[1], row[2], verdict.correct) for row, verdict in zip(rows, judged, strict=True)] == [
             (row[1], row[2], row[3 + k]) for row in rows
         ]
 

@@ -10,7 +10,7 @@ from eval.evaluate import evaluate
 from eval.show import render
 from eval.tasks import check_tasks
 from eval.tasks._lm_eval import _figures, _settings
-from tests.eval.engine_fixtures import tiny_llama
+from tests.eval.engine_fixtures import write_config
 from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.files import read_lines
@@ -45,11 +45,6 @@ TASKS = {
 
 
 @pytest.fixture(scope="module")
-def tiny(smollm2, tmp_path_factory):
-    return tiny_llama(tmp_path_factory.mktemp("tiny") / "model", tokenizer=smollm2)
-
-
-@pytest.fixture(scope="module")
 def definitions(tmp_path_factory):
     """One folder for all tests: lm-eval reads its own thousands of definitions again for each."""
     folder = tmp_path_factory.mktemp("definitions")
@@ -65,11 +60,8 @@ def definitions(tmp_path_factory):
 
 @pytest.fixture
 def config_file(tiny, definitions, tmp_path):
-    path = tmp_path / "config.yaml"
-    wanted = {"engine": "transformers", "task_dir": str(definitions), "tasks": [f"lm_eval/{name}" for name in TASKS]}
-    values = {"output_dir": str(tmp_path / "out"), "model": {"name": str(tiny), "dtype": "float32"}, "eval": wanted}
-    path.write_text(yaml.safe_dump(values))
-    return path
+    wanted = {"task_dir": str(definitions), "tasks": [f"lm_eval/{name}" for name in TASKS]}
+    return write_config(tmp_path, tiny, wanted)
 
 
 def score(path, regrade=False, **changes):
@@ -104,27 +96,25 @@ def test_a_set_of_tasks_is_known_by_its_mean(config_file):
     assert result["n"] == 4 and result["score"] == result["metrics"]["first"]["acc,none"]
     numbers = [sample["problem"] for sample in read_lines(made / "lm_eval-sums_both.samples.jsonl")]
     assert numbers == [0, 1, 2, 3]
-
-
-def test_a_set_without_a_common_metric_is_named():
-    found = {"results": {"a": {"acc,none": 1.0}, "b": {"em,none": 0.5}}, "groups": {}}
+    found = {"results": {"a": {"acc,none": 1.0}, "b": {"em,none": 0.5}}}
     with pytest.raises(UserError, match="eval.tasks: lm_eval/both has no metric that all its tasks have; name a, b"):
         _figures("both", {**found, "n-samples": {name: {"effective": 1} for name in "ab"}})
 
 
 def test_windows_longer_than_the_model_reads_are_refused(config_file):
+    wanted = {"tasks": ["lm_eval/sums_long"], "limit": 1}
     with pytest.raises(UserError, match="eval.max_model_len: windows of 2048 tokens don't fit"):
-        score(config_file, tasks=["lm_eval/sums_long"], limit=1)
-    found, _ = score(config_file, tasks=["lm_eval/sums_long"], limit=1, max_model_len=512)
+        score(config_file, **wanted)
+    found, _ = score(config_file, **wanted, max_model_len=512)
     assert found["lm_eval/sums_long"]["score"] > 1
 
 
 def test_every_file_of_your_own_definitions_counts(tmp_path):
-    for name in ("a/docs.json", "b/docs.json", "b/prompt"):
+    names = ["a/docs.json", "b/docs.json", "b/prompt"]
+    for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    settings = _settings("lm_eval/own", Config(eval={"task_dir": str(tmp_path)}))
-    assert list(settings["task_dir"]) == ["a/docs.json", "b/docs.json", "b/prompt"]
+    assert list(_settings("lm_eval/own", Config(eval={"task_dir": str(tmp_path)}))["task_dir"]) == names
 
 
 def test_examples_stand_before_the_question(config_file):
@@ -158,8 +148,5 @@ def test_mistakes_are_named(config_file):
         score(config_file, tasks=["gsm8k"], task_dir=None, num_fewshot=5)
     with pytest.raises(UserError, match="eval.task_dir: nowhere is not a folder"):
         score(config_file, task_dir="nowhere")
-
-
-def test_the_former_key_says_what_replaces_it():
-    with pytest.raises(ValueError, match="protocol is gone.*lm_eval/boolq"):
-        Config(eval={"protocol": "loglikelihood"})
+    with pytest.raises(UserError, match="protocol is gone.*lm_eval/boolq"):
+        score(config_file, protocol="loglikelihood")

@@ -1,32 +1,24 @@
 """Two engines on one machine: the texts of one, each request once, and a failure that is told and can be resumed."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
-import yaml
 from transformers import LlamaConfig
 
 from eval.candidates import read_adapter, run_target
 from eval.engines import Pair, Prompt, Sampling, open_engine
-from eval.engines.pool import EnginePool, _chunks, parallel_size, shares
+from eval.engines.pool import VISIBLE, EnginePool, Share, _chunks, _serve, parallel_size, shares
 from eval.evaluate import evaluate
-from tests.eval.engine_fixtures import PROMPTS, save_adapter, tiny_llama
+from tests.eval.engine_fixtures import PROMPTS, write_config
 from utils.config import EvalConfig, load_config
 from utils.errors import UserError
 from utils.files import read_lines
 
 GREEDY = Sampling(max_new_tokens=12)
-
-
-@pytest.fixture(scope="module")
-def tiny(smollm2, tmp_path_factory):
-    folder = tiny_llama(tmp_path_factory.mktemp("tiny") / "model", tokenizer=smollm2)
-    for seed in (1, 2):
-        save_adapter(folder, folder.parent / f"adapter{seed}", 4, seed=seed)
-    return folder
 
 
 def requests(tiny):
@@ -43,14 +35,6 @@ def answers(tiny, engines, name="transformers"):
         return dict(engine.run(wanted)), engine.describe()
 
 
-def same(one, other):
-    for number, answer in one.items():
-        if isinstance(answer, list):
-            assert answer == other[number]
-        else:
-            assert answer.logprob == pytest.approx(other[number].logprob, abs=1e-4)
-
-
 @pytest.mark.parametrize("name", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_two_engines_answer_as_one(tiny, name):
     if name == "vllm":
@@ -58,21 +42,18 @@ def test_two_engines_answer_as_one(tiny, name):
     one, _ = answers(tiny, None, name)
     two, about = answers(tiny, 2, name)
     assert about["engines"] == 2 and one.keys() == two.keys()
-    same(one, two)
+    for number, answer in one.items():
+        if isinstance(answer, list):
+            assert answer == two[number]
+        else:
+            assert answer.logprob == pytest.approx(two[number].logprob, abs=1e-4)
 
 
 @pytest.fixture
 def config_file(tiny, tmp_path):
     for seed in (1, 2):
         shutil.copytree(tiny.parent / f"adapter{seed}", tmp_path / "out" / f"run{seed}" / "lora")
-    values = {
-        "output_dir": str(tmp_path / "out"),
-        "model": {"name": str(tiny), "dtype": "float32"},
-        "eval": {"tasks": ["arithmetic"], "engine": "transformers", "limit": 8, "max_new_tokens": 8, "batch_size": 2},
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_config(tmp_path, tiny, {"tasks": ["arithmetic"], "limit": 8, "max_new_tokens": 8, "batch_size": 2})
 
 
 def score(path, engines):
@@ -107,12 +88,10 @@ def test_a_killed_engine_is_told_and_what_it_made_is_kept(config_file, monkeypat
     assert lines.count('"key"') == 16, "each text was generated once"
 
 
-def test_an_engines_own_message_is_the_users(tiny):
-    (tiny.parent / "broken").mkdir()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny / name, tiny.parent / "broken")
+def test_an_engines_own_message_is_the_users(tiny, tmp_path):
+    shutil.copy(tiny / "config.json", tmp_path)
     with pytest.raises(RuntimeError, match="engine [01]: OSError: .*no file named"):
-        open_engine(tiny.parent / "broken", EvalConfig(engine="transformers", engines=2), "float32", [], 96)
+        open_engine(tmp_path, EvalConfig(engine="transformers", engines=2), "float32", [], 96)
 
 
 def test_portions_keep_adapters_together_and_give_every_engine_work(tiny):
@@ -158,3 +137,15 @@ def test_a_model_takes_as_few_gpus_as_hold_it(tmp_path, gpus, heads, kv_heads, w
     LlamaConfig(hidden_size=128 * heads, **shape).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     assert parallel_size(tmp_path, gpus, 1000 / need) == size
+
+
+def test_an_engine_sees_its_own_gpus_alone(monkeypatch):
+    monkeypatch.setenv(VISIBLE, "0,1,2,3")
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    ours, theirs = multiprocessing.Pipe()
+
+    def start():
+        raise UserError(os.environ[VISIBLE])
+
+    _serve(theirs, Share(gpus=["2", "3"]), start)
+    assert str(ours.recv()) == "MainProcess: 2,3"

@@ -2,10 +2,9 @@
 
 import pytest
 
-from dataset.catalog import expand_groups, left_out
+from dataset.catalog import COMMONSENSE, expand_groups, left_out
 from eval.generation import _scores, _vote
 from eval.tasks import STOP, Judged, check_tasks, get_task, load_problems, names
-from eval.tasks.commonsense import options
 from utils.config import Config, EvalConfig
 from utils.errors import UserError
 
@@ -15,14 +14,20 @@ def config(mirror, **settings):
 
 
 def judge(name, problem, *texts, grader="exact"):
-    return get_task(name).judge([problem], [list(texts)], EvalConfig(), grader)[0]
+    return get_task(name).judge([problem] * len(texts), texts, EvalConfig(), grader)
 
 
-def test_an_unknown_task_lists_what_there_is():
-    with pytest.raises(
-        UserError, match="eval.tasks: no task 'gsm9k'; allowed: arithmetic, forgetting, gsm8k.*commonsense"
-    ):
-        check_tasks(Config(eval={"tasks": ["gsm9k"]}))
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"tasks": ["gsm9k"]}, "eval.tasks: no task 'gsm9k'; allowed: arithmetic, forgetting, gsm8k.*commonsense"),
+        ({"tasks": ["hellaswag"]}, "hellaswag is only on the hub"),
+        ({"tasks": ["gsm8k"], "n_samples": 4}, "eval.temperature: must be above 0"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(mirror, wanted, said):
+    with pytest.raises(UserError, match=said):
+        check_tasks(config(mirror, **wanted))
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name != "commonsense"])
@@ -55,11 +60,7 @@ def test_mathematics_is_judged_by_equivalence():
     assert get_task("math").gold(problem) == r"\frac{1}{2}"
     texts = ["The answer is: 0.5x", "The answer is: \\frac12.", r"\boxed{0.5}"]
     judged = judge("math", problem, *texts, grader="metamath")
-    assert [(verdict.extracted, verdict.correct) for verdict in judged] == [
-        ("0.5x", False),
-        ("\\frac12", True),
-        (None, False),
-    ]
+    assert judged == [Judged("0.5x", False), Judged("\\frac12", True), Judged(None, False)]
 
 
 def test_equal_answers_are_one_vote():
@@ -72,7 +73,7 @@ def test_equal_answers_are_one_vote():
 
 
 def test_what_the_problems_do_not_say_is_no_group():
-    task, verdicts = get_task("math"), [[Judged("1", True)], [Judged("2", False)]]
+    task, verdicts = get_task("math"), [Judged("1", True), Judged("2", False)]
     assert _scores(task, [{"type": "MATH"}] * 2, verdicts)["by"].keys() == {"type"}
     assert "by" not in _scores(task, [{}] * 2, verdicts)
 
@@ -87,46 +88,33 @@ def test_canonical_programs_pass_and_others_do_not(mirror, name):
     settings = config(mirror, tasks=[name], limit=3)
     check_tasks(settings)
     problems = load_problems(name, settings)
-    judged = get_task(name).judge(
-        problems, [[problem["output"], "I don't know."] for problem in problems], settings.eval, "exact"
-    )
-    assert [[verdict.correct for verdict in group] for group in judged] == [[True, False]] * 3
-    assert all(group[1].note for group in judged)
+    texts = [problem["output"] for problem in problems] + ["I don't know."] * 3
+    judged = get_task(name).judge(problems * 2, texts, settings.eval, "exact")
+    assert [verdict.correct for verdict in judged] == [True] * 3 + [False] * 3
+    assert all(verdict.note for verdict in judged[3:])
 
 
 def test_code_needs_a_sandbox_or_consent(monkeypatch):
     monkeypatch.setattr("eval.sandbox.available", lambda: "bubblewrap is not installed")
     with pytest.raises(UserError, match="eval.unsafe_code: bubblewrap is not installed"):
-        get_task("mbpp").check(EvalConfig())
-    get_task("mbpp").check(EvalConfig(unsafe_code=True))
+        get_task("mbpp").check(Config())
+    get_task("mbpp").check(Config(eval={"unsafe_code": True}))
 
 
 def test_the_first_option_named_counts():
     problem = {"instruction": "Please ...\n\nAnswer format: answer1/answer2/answer3", "answer": "answer2"}
     judged = judge("openbookqa", problem, "the correct answer is answer2", "answer1, not answer2", "the second")
-    assert [verdict.correct for verdict in judged] == [True, False, False]
-    assert [verdict.extracted for verdict in judged] == ["answer2", "answer1", None]
-    assert options(problem["instruction"]) == ["answer1", "answer2", "answer3"]
+    assert judged == [Judged("answer2", True), Judged("answer1", False), Judged(None, False)]
 
 
 def test_a_group_leaves_out_what_the_mirror_has_not(mirror):
     assert left_out(["commonsense", "gsm8k"], str(mirror)) == ["hellaswag"]
     members = expand_groups(["commonsense", "boolq", "gsm8k"], str(mirror))
-    assert members == [
-        "boolq", "piqa", "social_i_qa", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa", "gsm8k"
-    ]  # fmt: skip
-    with pytest.raises(UserError, match="hellaswag is only on the hub"):
-        check_tasks(config(mirror, tasks=["hellaswag"]))
-
-
-def test_several_greedy_samples_are_refused(mirror):
-    with pytest.raises(UserError, match="eval.temperature: must be above 0"):
-        check_tasks(config(mirror, tasks=["gsm8k"], n_samples=4))
+    assert members == [*(name for name in COMMONSENSE if name != "hellaswag"), "gsm8k"]
 
 
 def test_a_malformed_mirror_names_file_and_line(tmp_path):
-    folder = tmp_path / "gsm8k"
-    folder.mkdir()
-    (folder / "test.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n{"question": \n')
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "test.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n{"question": \n')
     with pytest.raises(UserError, match=r"test\.jsonl:2"):
         load_problems("gsm8k", config(tmp_path, tasks=["gsm8k"]))
