@@ -51,6 +51,7 @@ NUMBERS = [
     # currency
     ("$18", "18", True),
     ("18$", "18", True),
+    ("18€", "18", True),
     ("$1,250.50", "1250.5", True),
     ("€30", "30", True),
     ("£7.20", "7.2", True),
@@ -163,6 +164,8 @@ NUMBERS = [
     ("The answer is: 5 dollars for 3 days = 15 dollars", "15", True),
     ("The answer is: is negative 5 degrees now", "-5", True),
     ("The answer is: it is minus 5 degrees in there", "-5", True),
+    ("The answer is: minus 50 or so", "-50", True),
+    ("The answer is: $-\\frac12 of them", "-1/2", True),
     ("The answer is: 3 or 4", "3", False),
     ("The answer is: 3, 4 and 5", "3", False),
     ("The answer is: 1 in 6", "1", False),
