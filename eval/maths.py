@@ -18,6 +18,7 @@ from typing import Any
 
 from eval.numbers import numbers_equal, parse_number
 
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its time limit is off
 _ANSWER_IS = re.compile(r"\banswer is\b(?! not\b)(\s*:)?", re.IGNORECASE)
 _FORMULA = r"(?:\$(?:\\.|[^$\\])+\$|\\\(.+?\\\)|\\\[.+?\\\]|-?[0-9]+(?:[./][0-9]+)?)"
 _FORMULAS = re.compile(rf"{_FORMULA}(?:(?:\s*,\s*(?:and |or )?|\s+(?:and|or)\s+){_FORMULA})*", re.DOTALL)
@@ -114,7 +115,8 @@ def math_equal(prediction: str, gold: str) -> bool:
     bare = [_squeeze(text) for text in (left, right)]
     if bare[0] == bare[1]:
         return bool(bare[0])
-    if parse_number(left) and parse_number(right):  # "100,200" may be one number or two
+    products = [re.search(r"[0-9][a-z]{2,}$", text.strip("$ .")) for text in (left, right)]  # "2xy" is not 2
+    if parse_number(left) and parse_number(right) and not all(products):  # "100,200" may be one number or two
         return numbers_equal(left, right) or sorted(bare[0].split(",")) == sorted(bare[1].split(","))
     bases = [_BASE.search(text.strip("$ .")) for text in (left, right)]
     if bases[0] and bases[1] and bases[0][1] != bases[1][1]:  # math-verify ignores the subscript
@@ -148,7 +150,6 @@ def _squeeze(text: str) -> str:
 def _verify(prediction: str, gold: str) -> bool:
     from math_verify import parse, verify  # here, because SymPy takes a second to import
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its limit is off
     prediction, gold = (text if text.startswith(("$", "\\(", "\\[")) else f"${text}$" for text in (prediction, gold))
     parsed = [parse(text, parsing_timeout=None) for text in (gold, prediction)]
     if _IMAGINARY.search(gold + prediction):

@@ -95,7 +95,8 @@ def collect(folders: Sequence[Path]) -> Results:
     axis = next(key for key in RATES if all(settings.get(key) is not None for settings in found.values()))
     if several := len(folders) > 1:
         found = {path: {"experiment": path.parent.name, **settings} for path, settings in found.items()}
-    labels, ranks = _labels(found), {path: _rank(settings) for path, settings in found.items()}
+    labels = _labels(found)
+    ranks = {path: None if found[path]["method.name"] == "full" else found[path]["method.rank"] for path in found}
     rows = []
     for path, settings in found.items():
         rank, label = ranks[path], labels[path]
@@ -129,10 +130,6 @@ def _settings(run: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     return read_record(path) if path.exists() else {}
-
-
-def _rank(settings: dict[str, Any]) -> int | None:
-    return None if settings["method.name"] == "full" else settings["method.rank"]
 
 
 def _labels(runs: dict[Path, dict[str, Any]]) -> dict[Path, str]:

@@ -12,7 +12,7 @@ import pandas as pd
 from eval.charts import rate_text
 from eval.intervals import smallest_difference
 from eval.published import published
-from eval.results import BASE, LOSS, SHARES, Results, stage_costs, standing
+from eval.results import BASE, LOSS, SHARES, Arm, Results, stage_costs, standing
 from eval.task_record import readings
 from utils.runs import commit
 
@@ -146,9 +146,8 @@ def _results_note(results: Results) -> str:
     split = "validation accuracy" if config.get("compare.select") == "accuracy" else "validation"
     if config["model.task_type"] == "SEQ_CLS" and not config["data.validation"]:
         split = "the validation split, which is also what is scored, as is usual for GLUE"
-    validated = results.runs["validation_loss"].notna().any()
-    text = f"Each arm at the rate that was best on {split}. " if several and validated else ""
-    if several and not validated:
+    text = f"Each arm at the rate that was best on {split}. " if several else ""
+    if several and results.runs["validation_loss"].isna().all():
         text = "Nothing was held out (data.validation), so no rate was chosen: means are over all rates. "
     text += "± is the standard deviation over seeds; [] a 95% interval over problems, of one run."
     if len(results.arms) > 1:
@@ -158,28 +157,26 @@ def _results_note(results: Results) -> str:
 
 def main_table(results: Results) -> pd.DataFrame:
     """Arms by tasks at each arm's best rate: mean, its interval or deviation, best bold, a mark for what is alike."""
+    ranked = results.tasks(ranked=True)
+    order = results.at_best(ranked[0]) if ranked else results.scores[:0]
+    means = (order["score"] * order["better"]).groupby(order["arm"]).mean()
+    seeds = results.best.groupby("arm")["seed"].nunique().astype(str)
     rows = {BASE: {"arm": BASE, "rate": ""}}
-    rows |= {arm: {"arm": arm, "rate": _arm_rate(results, arm)} for arm in results.arms}
+    for arm in sorted(results.arms, key=lambda arm: -means.get(arm, -float("inf"))):
+        rows[arm] = {"arm": arm, "rate": _arm_rate(results.arms[arm]), "seeds": seeds[arm]}
     for task in results.tasks():
-        compared = task in results.tasks(ranked=True) and results.at_best(task)["arm"].nunique() > 1
+        compared = task in ranked and results.at_best(task)["arm"].nunique() > 1
         best, verdicts = standing(results, task) if compared else ("", {})
         for arm, group in [(BASE, results.of_base(task)), *results.at_best(task).groupby("arm", sort=False)]:
             if len(group):
                 cell, heading = _cell(group), _heading(task, group["metric"].iloc[0])
                 mark = f" {ALIKE}" if verdicts.get(str(arm)) else ""
                 rows[str(arm)][heading] = f"**{cell}**" if arm == best else cell + mark
-    for arm, runs in results.best.groupby("arm", sort=False):
-        rows[str(arm)]["seeds"] = str(runs["seed"].nunique())
     table = pd.DataFrame([row for row in rows.values() if len(row) > 2]).fillna("")
-    ranked = results.tasks(ranked=True)[:1]
-    order = results.at_best(ranked[0]) if ranked else results.scores[:0]
-    means = (order["score"] * order["better"]).groupby(order["arm"]).mean().to_dict() | {BASE: float("inf")}
-    at = table["arm"].map(lambda arm: -means.get(arm, -float("inf"))).argsort(kind="stable")
-    return table.iloc[at][[*(name for name in table if name != "seeds" and table[name].any()), "seeds"]]
+    return table[[*(name for name in table if name != "seeds" and table[name].any()), "seeds"]]
 
 
-def _arm_rate(results: Results, name: str) -> str:
-    arm = results.arms[name]
+def _arm_rate(arm: Arm) -> str:
     rate = "all" if arm.rate is None and len(arm.tried) > 1 else rate_text(arm.rate)
     return rate + (" (edge)" if arm.edge not in ("", "one") else "")
 

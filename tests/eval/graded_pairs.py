@@ -197,6 +197,8 @@ MATH = [
     ("\\sqrt{2}", "1.414", False),
     ("3x+2", "2+3x", True),
     ("3x+2", "3x-2", False),
+    ("2xy", "2yx", True),
+    ("2xy", "2ab", False),
     ("(x+1)^2", "x^2+2x+1", True),
     ("x^2-1", "(x-1)(x+1)", True),
     ("\\pi", "3.14", False),
