@@ -286,21 +286,16 @@ def _answers(rows: pd.DataFrame, task: str) -> NDArray[np.float64] | None:
     if split := next((split for split, name in LOSS.items() if name == task), None):
         found = [np.asarray(_read(run / "losses.json").get(split, []), np.float64) for run in rows["folder"]]
     else:
-        found = [right(run, task) for run in rows["folder"]]
+        name = f"{task.replace('/', '-')}.samples.jsonl"
+        found = [shares(run / "eval" / name).to_numpy(dtype=np.float64) for run in rows["folder"]]
     return np.stack(found) if len({len(values) for values in found}) == 1 and len(found[0]) else None
 
 
+@cache
 def shares(samples: Path) -> pd.Series:
-    """Each problem's share of right answers, by its number; empty where they are neither right nor wrong."""
+    """Each problem's share of right answers, by its number; empty where they are neither right nor wrong, or none."""
     frame = pd.DataFrame(read_lines(samples), columns=["problem", "correct"])
     return frame.groupby("problem")["correct"].mean() if frame["correct"].notna().all() else pd.Series(dtype=float)
-
-
-@cache
-def right(run: Path, task: str) -> NDArray[np.float64]:
-    """Each problem's share of right answers, float64 (problems,), in the problems' order; empty if not kept."""
-    path = run / "eval" / f"{task.replace('/', '-')}.samples.jsonl"
-    return (shares(path) if path.is_file() else pd.Series(dtype=float)).to_numpy(dtype=np.float64)
 
 
 def stage_costs(results: Results) -> pd.DataFrame:

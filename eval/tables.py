@@ -18,10 +18,6 @@ from utils.runs import commit
 
 ALIKE = "†"  # not significantly worse than the best
 READINGS = {"lenient": "last number", "length_share": "cut", "unparsable_share": "unreadable"}
-AXES = {
-    "train.relative_step": "the relative step, |dW| of the first step over |W|",
-    "train.learning_rate": "the learning rate",
-}
 # Of a table: a column of the figures, its heading, the unit it is shown in, and how.
 Columns = dict[str, tuple[str, float, Callable[[float], str]]]
 MEASURES: Columns = {
@@ -49,23 +45,23 @@ class Part:
     table: pd.DataFrame | None = None
 
 
-def sections(results: Results) -> Iterator[Part]:
-    """The parts of the report, findings first."""
-    yield Part("Findings", "\n".join(f"- {line}" for line in findings(results)))
-    yield Part("Results", _results_note(results), main_table(results))
-    if any(len(arm.tried) > 1 for arm in results.arms.values()):
-        yield Part("How each arm was tuned", f"The rate is {AXES[results.axis]}.", ladder_table(results))
-    for task in results.tasks():
-        if not (details := details_table(results, task)).empty:
-            yield Part(f"{task}, in detail", "In percent, at each arm's best rate, mean over seeds.", details)
-    if not (measured := measures_table(results)).empty:
-        yield Part("What training did to the weights", "At each arm's best rate, mean over seeds.", measured)
-    if not (costs := cost_table(results)).empty:
-        yield Part("Costs", "Whole processes, start-up included; mean over runs.", costs)
-    failed = results.runs.loc[results.runs["error"].notna(), ["run", "error"]]
-    if not failed.empty:
-        yield Part("Runs without a result", "", failed.rename(columns={"error": "reason"}))
-    yield from (Part(*told) for told in published(results.config))
+def sections(results: Results) -> list[Part]:
+    """The parts of the report that have something to say, findings first."""
+    axis = "relative step, |dW| of the first step over |W|" if "step" in results.axis else "learning rate"
+    at_best = "at each arm's best rate, mean over seeds."
+    failed = results.runs.loc[results.runs["error"].notna(), ["run", "error"]].rename(columns={"error": "reason"})
+    details = {task: details_table(results, task) for task in results.tasks()}
+    parts = [
+        Part("Findings", "\n".join(f"- {line}" for line in findings(results))),
+        Part("Results", _results_note(results), main_table(results)),
+        Part("How each arm was tuned", f"The rate is the {axis}.", ladder_table(results)),
+        *(Part(f"{task}, in detail", f"In percent, {at_best}", table) for task, table in details.items()),
+        Part("What training did to the weights", at_best.capitalize(), measures_table(results)),
+        Part("Costs", "Whole processes, start-up included; mean over runs.", cost_table(results)),
+        Part("Runs without a result", "", failed),
+        *(Part(*told) for told in published(results.config)),
+    ]
+    return [part for part in parts if part.table is None or not part.table.empty]
 
 
 def findings(results: Results) -> Iterator[str]:
@@ -193,7 +189,8 @@ def _cell(rows: pd.DataFrame) -> str:
 
 
 def ladder_table(results: Results) -> pd.DataFrame:
-    """What was tried, per arm."""
+    """What was tried, per arm; empty where no arm tried two rates."""
+    tuned = any(len(arm.tried) > 1 for arm in results.arms.values())
     rows = [
         {
             "arm": arm.name, "rungs": str(len(arm.tried)), "tried": ", ".join(map(rate_text, arm.tried)),
@@ -202,7 +199,7 @@ def ladder_table(results: Results) -> pd.DataFrame:
             "inside the ladder": ("yes" if arm.rate else "-") if not arm.edge else f"no: {arm.edge}",
             "diverged": ", ".join(map(rate_text, arm.diverged)),
         }
-        for arm in results.arms.values()
+        for arm in (results.arms.values() if tuned else ())
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
