@@ -222,15 +222,6 @@ def test_diverged_runs_count_as_worse_and_are_shown(tmp_path: Path) -> None:
     assert "Diverged: astra (tail) 1 of 3 runs" in text
 
 
-def test_files_agree_with_each_other(folder: Path) -> None:
-    text = write_report(folder)
-    assert (folder / "results.md").read_text(encoding="utf-8") == text
-    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["run"] for row in rows} == {"low-1", "low-2", "high-1", "lora-1"}
-    assert not any(value.startswith(("[", "{")) for row in rows for value in row.values()), "one value per cell"
-
-
 def test_published_figures_are_kept_apart_and_only_where_the_data_are_the_same(folder: Path, tmp_path: Path) -> None:
     ours, _, published = write_report(folder).partition("## Published by others, not measured here")
     assert "pull request 3725" in published and "pull request 3725" not in ours
@@ -307,9 +298,14 @@ def test_a_single_run_has_a_summary(tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["arms"]["astra (tail)"]["loras"] == []
 
 
-def test_a_folder_is_enough(folder: Path) -> None:
+def test_a_folder_is_enough_and_the_files_agree_with_each_other(folder: Path) -> None:
     run = subprocess.run([sys.executable, "-m", "eval.report", str(folder)], capture_output=True, text=True)
     assert run.returncode == 0 and "## Results" in run.stdout
+    assert (folder / "results.md").read_text(encoding="utf-8") + "\n" == run.stdout
+    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["run"] for row in rows} == {"low-1", "low-2", "high-1", "lora-1"}
+    assert not any(value.startswith(("[", "{")) for row in rows for value in row.values()), "one value per cell"
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
