@@ -187,7 +187,7 @@ def grade_all(
     def work(_: int) -> None:
         for first in left:  # shared: each thread takes the next answer, and starts a process when it has none
             with context.Pool(1) as pool:
-                pool.apply(_limit_memory)
+                pool.apply_async(_limit_memory).get(120)  # importing SymPy on a busy machine
                 for number in itertools.chain([first], left):
                     try:
                         grades[number] = pool.apply_async(_grade, (grader, *pairs[number])).get(timeout)
