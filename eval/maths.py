@@ -191,7 +191,7 @@ def grade_all(
                 for number in itertools.chain([first], left):
                     try:
                         grades[number] = pool.apply_async(_grade, (grader, *pairs[number])).get(timeout)
-                    except multiprocessing.TimeoutError:
+                    except multiprocessing.TimeoutError:  # or the process has died, and never answers
                         grades[number] = Grade(False, "timeout")
                         break
 
