@@ -135,7 +135,7 @@ def readers(config: Config) -> dict[str, Callable[[Config], Any]]:
     from eval.candidates import base_target, run_target
     from eval.evaluate import evaluate
     from eval.report import write_report
-    from eval.results import right
+    from eval.results import shares
     from training.check import finished
     from training.stores import require_store
 
@@ -152,7 +152,7 @@ def readers(config: Config) -> dict[str, Callable[[Config], Any]]:
         evaluate(config, [base_target(config), run_target(config, run_folder(config))], regrade=True)
 
     def report(config: Config) -> None:
-        right.cache_clear()
+        shares.cache_clear()
         write_report(Path(config.output_dir))
 
     return {

@@ -73,12 +73,12 @@ class _Charts:
                 yield f"{task}: {metric} and rank", f"{task}-rank", self._ranks(best, label, level)
         if {"gsm8k", "math"} <= set(tasks) and ladder and (others := curves(results.config)):
             both = results.scores[results.scores["task"].isin(["gsm8k", "math"])].groupby("run")["score"].mean() * 100
-            scores = runs.assign(score=runs["run"].map(both), low=np.nan, high=np.nan).dropna(subset="score")
+            scores = runs.assign(score=runs["run"].map(both)).dropna(subset="score")
             title = "Mean of GSM8K and MATH, and published ladders of the same model, data and batch (grey)"
             yield title, "published-learning-rate", self._rates(scores, "accuracy (%)", None, others)
         for what, scale in (("loss", "nats per token"), ("accuracy", "share")):
-            found = runs.assign(score=runs[f"validation_{what}"].astype(float), low=np.nan, high=np.nan)
-            if ladder and len(found := found.dropna(subset="score")):
+            found = runs.assign(score=runs[f"validation_{what}"].astype(float)).dropna(subset="score")
+            if ladder and len(found):
                 label = f"validation {what} ({scale})"
                 yield f"Validation {what} and rate", f"{what}-learning-rate", self._rates(found, label, None)
         split = "reporting" if runs["reporting_loss"].notna().any() else "validation"
@@ -129,16 +129,15 @@ class _Charts:
 
     def _line(self, axes: Axes, group: pd.DataFrame, x: str, **look: Any) -> pd.Series:
         """Means with the deviation over seeds, or the interval of a single run."""
-        points = group.groupby(x).agg(
-            mean=("score", "mean"), std=("score", "std"), low=("low", "min"), high=("high", "max")
-        )
-        below = points["std"].fillna(points["mean"] - points["low"]).fillna(0).clip(lower=0)
-        above = points["std"].fillna(points["high"] - points["mean"]).fillna(0).clip(lower=0)
+        points = group.reindex(columns=[x, "score", "low", "high"]).groupby(x)
+        means, deviations = points["score"].mean(), points["score"].std()
+        sides = (means - points["low"].min(), points["high"].max() - means)
         axes.errorbar(
-            points.index, points["mean"], yerr=np.stack([below, above]), marker="o", ms=4, capsize=2, lw=1.4,
-            elinewidth=0.8, label=group["label"].iloc[0], **{**self.look(group.iloc[0]), **look},
+            means.index, means, yerr=[deviations.fillna(side).fillna(0).clip(lower=0) for side in sides], marker="o",
+            ms=4, capsize=2, lw=1.4, elinewidth=0.8, label=group["label"].iloc[0],
+            **{**self.look(group.iloc[0]), **look},
         )  # fmt: skip
-        return points["mean"]
+        return means
 
     def _paths(self, points: pd.DataFrame, x: str, split: str, label: str) -> Figure | None:
         """Each arm's rates joined into a path, the last one named, its best a star; the base model is a point."""

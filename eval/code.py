@@ -13,7 +13,6 @@ import textwrap
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from eval.sandbox import Program
@@ -30,43 +29,31 @@ _LONGEST = 60  # chunks that one statement may be spread over, by text at the le
 _ATTEMPTS = 500  # to put chunks together, per text: models repeat themselves
 
 
-@dataclass
 class _Piece:
-    """A top-level statement: its source, the names it binds or changes, and those it reads of the module's."""
+    """A top-level statement, `whole` or cut back to what parses.
 
-    node: ast.stmt
-    whole: bool  # not cut back to what parses
-    binds: set[str] = field(default_factory=set)
-    reads: set[str] = field(default_factory=set)
+    It has its source, the names that it binds or changes, and those of the module's that it reads.
+    """
 
-    def __post_init__(self) -> None:
-        self.source = ast.unparse(self.node)
+    def __init__(self, node: ast.stmt, whole: bool) -> None:
+        self.node, self.source = node, ast.unparse(node)
+        self.defines = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        parts = [node, *node.body] if isinstance(node, ast.Try) else [node]
+        self.imports = any(isinstance(part, (ast.Import, ast.ImportFrom)) for part in parts)
+        ends = (ast.Return, ast.Yield, ast.YieldFrom, ast.ClassDef)
+        self.complete = whole and (not self.defines or _contains(node, ends))  # not a signature alone, or cut
+        self.binds, self.reads = set[str](), set[str]()
         for table in [module := symtable.symtable(self.source, "", "exec"), *_inner(module)]:
             for symbol in table.get_symbols():
                 if table is not module and symbol.is_global() or table is module and symbol.is_referenced():
                     self.reads.add(symbol.get_name())
                 if table is module and (symbol.is_assigned() or symbol.is_imported()):
                     self.binds.add(symbol.get_name())
-        for part in ast.walk(self.node) if not self.defines else ():  # table[0] = 1; table.append(1)
+        for part in ast.walk(node) if not self.defines else ():  # table[0] = 1; table.append(1)
             changed = isinstance(getattr(part, "ctx", None), ast.Store) or isinstance(part, ast.Call)
             owner = getattr(part, "func", part) if changed else None
             if isinstance(owner, (ast.Attribute, ast.Subscript)) and isinstance(owner.value, ast.Name):
                 self.binds.add(owner.value.id)
-
-    @property
-    def defines(self) -> bool:
-        return isinstance(self.node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-
-    @property
-    def imports(self) -> bool:
-        parts = [self.node, *getattr(self.node, "body", [])] if isinstance(self.node, ast.Try) else [self.node]
-        return any(isinstance(part, (ast.Import, ast.ImportFrom)) for part in parts)
-
-    @property
-    def complete(self) -> bool:
-        """Whether it is more than a signature, or its first lines: it is whole and a function returns something."""
-        ends = (ast.Return, ast.Yield, ast.YieldFrom)
-        return self.whole and (not self.defines or _contains(self.node, (*ends, ast.ClassDef)))
 
 
 def _inner(table: symtable.SymbolTable) -> list[symtable.SymbolTable]:
@@ -94,7 +81,7 @@ def _sources(text: str, entries: set[str]) -> list[str]:
     text = plain(text)
     found = ["\n".join(textwrap.dedent(block) for block in blocks(text)), text]
     for name in entries:
-        for indent, _ in re.findall(rf"^([ \t]+)((?:async )?def {re.escape(name)}\b)", text, re.MULTILINE):
+        for indent in re.findall(rf"^([ \t]+)(?:async )?def {re.escape(name)}\b", text, re.MULTILINE):
             found.append(re.sub(rf"^{indent}", "", text, flags=re.MULTILINE))
     return found
 
@@ -128,11 +115,10 @@ def _pieces(text: str) -> list[_Piece]:
                 if tree := _parse(text[starts[at] : starts[end]]):
                     after = end
                     break
-            lines = chunk.splitlines(keepends=True)
-            for end in range(len(lines) - 1, max(0, len(lines) - _LONGEST), -1) if tree is None else ():
-                if tree := _parse("".join(lines[:end])):
-                    whole = False
-                    break
+            else:
+                lines, whole = chunk.splitlines(keepends=True), False
+                ends = range(len(lines) - 1, max(0, len(lines) - _LONGEST), -1)
+                tree = next(filter(None, (_parse("".join(lines[:end])) for end in ends)), None)
         with suppress(RecursionError):  # of a sum of a thousand terms, say
             found += [_Piece(node, whole) for node in tree.body] if tree else []
         at = after
@@ -152,9 +138,9 @@ def _parse(source: str) -> ast.Module | None:
 
 def _program(pieces: list[_Piece], wanted: set[str]) -> str:
     """The imports, and of the other statements those that the `wanted` names depend on."""
-    last = {name: n for complete in (False, True) for n, piece in enumerate(pieces) if piece.defines
-            for name in piece.binds if not complete or piece.complete}  # fmt: skip
-    kept = [piece for n, piece in enumerate(pieces) if not piece.defines or n in last.values()]
+    definitions = sorted((piece for piece in pieces if piece.defines), key=lambda piece: piece.complete)
+    last = {name: piece for piece in definitions for name in piece.binds}
+    kept = [piece for piece in pieces if not piece.defines or piece in last.values()]
     kept = [piece for piece in kept if not piece.imports and "__name__" not in piece.reads]
     names: set[str] = set()
     while new := wanted - names:

@@ -10,16 +10,15 @@ import logging
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from multiprocessing.connection import Connection
 from typing import Any
 
 from eval.numbers import numbers_equal, parse_number
 
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its time limit is off
 _ANSWER_IS = re.compile(r"\banswer is\b(?! not\b)(\s*:)?", re.IGNORECASE)
 _FORMULA = r"(?:\$(?:\\.|[^$\\])+\$|\\\(.+?\\\)|\\\[.+?\\\]|-?[0-9]+(?:[./][0-9]+)?)"
 _FORMULAS = re.compile(rf"{_FORMULA}(?:(?:\s*,\s*(?:and |or )?|\s+(?:and|or)\s+){_FORMULA})*", re.DOTALL)
@@ -116,7 +115,8 @@ def math_equal(prediction: str, gold: str) -> bool:
     bare = [_squeeze(text) for text in (left, right)]
     if bare[0] == bare[1]:
         return bool(bare[0])
-    if parse_number(left) and parse_number(right):  # "100,200" may be one number or two
+    products = [re.search(r"[0-9][a-z]{2,}$", text.strip("$ .")) for text in (left, right)]  # "2xy" is not 2
+    if parse_number(left) and parse_number(right) and not all(products):  # "100,200" may be one number or two
         return numbers_equal(left, right) or sorted(bare[0].split(",")) == sorted(bare[1].split(","))
     bases = [_BASE.search(text.strip("$ .")) for text in (left, right)]
     if bases[0] and bases[1] and bases[0][1] != bases[1][1]:  # math-verify ignores the subscript
@@ -150,7 +150,6 @@ def _squeeze(text: str) -> str:
 def _verify(prediction: str, gold: str) -> bool:
     from math_verify import parse, verify  # here, because SymPy takes a second to import
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its limit is off
     prediction, gold = (text if text.startswith(("$", "\\(", "\\[")) else f"${text}$" for text in (prediction, gold))
     parsed = [parse(text, parsing_timeout=None) for text in (gold, prediction)]
     if _IMAGINARY.search(gold + prediction):
@@ -179,7 +178,7 @@ def grade_all(
 ) -> list[Grade]:
     """Grade (prediction, gold) pairs in `workers` processes (default: one per core), in order.
 
-    An answer that takes more than `timeout` seconds is flagged, and its process killed and replaced.
+    An answer that takes more than `timeout` seconds, or ends its process, is flagged, and the process replaced.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["math_verify"])
@@ -187,14 +186,13 @@ def grade_all(
 
     def work(_: int) -> None:
         for first in left:  # shared: each thread takes the next answer, and starts a process when it has none
-            with _process(context, grader) as link:
+            with context.Pool(1) as pool:
+                pool.apply_async(_limit_memory).get(120)  # importing SymPy on a busy machine
                 for number in itertools.chain([first], left):
                     try:
-                        link.send(pairs[number])
-                        grades[number] = link.recv() if link.poll(timeout) else Grade(False, "timeout")
-                    except (EOFError, OSError):
-                        grades[number] = Grade(False, "error: the grader died")
-                    if grades[number].flag in ("timeout", "error: the grader died"):
+                        grades[number] = pool.apply_async(_grade, (grader, *pairs[number])).get(timeout)
+                    except multiprocessing.TimeoutError:  # or the process has died, and never answers
+                        grades[number] = Grade(False, "timeout")
                         break
 
     with ThreadPoolExecutor(count) as threads:
@@ -202,33 +200,15 @@ def grade_all(
     return grades
 
 
-@contextmanager
-def _process(context: Any, grader: Callable[[str, str], bool]) -> Iterator[Connection]:
-    link, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, grader), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        if not link.poll(120) or link.recv() != "ready":  # importing SymPy on a busy machine
-            raise RuntimeError("a grading process could not be started")
-        yield link
-    finally:
-        link.close()
-        process.kill()
-        process.join()
-
-
-def _serve(link: Connection, grader: Callable[[str, str], bool]) -> None:
-    """Answer pairs with grades, in a process of its own."""
+def _limit_memory() -> None:
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30 if hard < 0 else min(hard, 4 << 30), hard))
-    link.send("ready")
-    with suppress(EOFError):
-        while True:
-            pair = link.recv()
-            try:
-                link.send(Grade(grader(*pair)))
-            except Exception as error:  # one unreadable answer must not end the evaluation
-                link.send(Grade(False, f"error: {type(error).__name__}"))
+
+
+def _grade(grader: Callable[[str, str], bool], prediction: str, gold: str) -> Grade:
+    try:
+        return Grade(grader(prediction, gold))
+    except Exception as error:  # one unreadable answer must not end the evaluation
+        return Grade(False, f"error: {type(error).__name__}")

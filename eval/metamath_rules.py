@@ -79,24 +79,18 @@ def normalise(text: str) -> str:
 
 def _brace_roots(text: str) -> str:
     r"""`\sqrt3` to `\sqrt{3}`."""
-    head, *roots = text.split("\\sqrt")
-    return head + "".join("\\sqrt" + (r if r[0] == "{" else "{" + r[0] + "}" + r[1:]) for r in roots)
+    if re.search(r"\\sqrt(?=\\sqrt|\Z)", text):
+        raise IndexError("a root of nothing")
+    return re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
 
 
 def _brace_fracs(text: str) -> str:
-    r"""`\frac12` and `\frac1{72}` to `\frac{1}{2}` and `\frac{1}{72}`, but not `\frac{72}1`."""
-    head, *parts = text.split("\\frac")
-    out = head
-    for part in parts:
-        if part[0] == "{":
-            out += "\\frac" + part
-        elif len(part) < 2:
-            return text
-        elif part[1] == "{":
-            out += "\\frac{" + part[0] + "}" + part[1:]
-        else:
-            out += "\\frac{" + part[0] + "}{" + part[1] + "}" + part[2:]
-    return out
+    r"""`\frac12` and `\frac1{72}` to `\frac{1}{2}` and `\frac{1}{72}`, but not `\frac{72}1`; none if one is cut."""
+    if cut := re.search(r"\\frac([^{]?)(?=\\frac|\Z)", text):
+        if not cut[1]:
+            raise IndexError("a fraction of nothing")
+        return text
+    return re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", re.sub(r"\\frac([^{])(?={)", r"\\frac{\1}", text))
 
 
 def _slash_to_frac(text: str) -> str:

@@ -2,48 +2,46 @@
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 MARKER = "The answer is:"
 
 _LONGEST = 400  # characters of a number: beyond, it is noise, and conversion is quadratic
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3, "K": 3}
 _DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3}(?![0-9]))?"
-_CURRENCY = r"(?:US\$|[$€£¥₹]|USD|EUR|GBP|Rs\.?)"
-_CORE = (
-    rf"(?:{_CURRENCY}\s*){{0,2}}(?P<sign2>-?)(?:(?P<whole>[0-9]+)\s+(?:and\s+)?(?P<part>[0-9]+)\s*/\s*(?P<of>[0-9]+)"
-    rf"|(?P<top>{_DECIMAL})(?:\s*/\s*(?P<bottom>{_DECIMAL}))?)"
-    r"(?:\s*(?P<scale>hundred|thousand|million|billion|trillion)\b|(?P<kilo>[kK])\b)?"
-    r"(?P<percent>\s*(?:%|percent\b|per cent\b))?"
+_NUMBER = (  # (?>...): whole or not at all
+    rf"(?>(?:(?P<whole>[0-9]+)\s+(?:and\s+)?(?=[0-9]+\s*/\s*[0-9]))?(?P<top>{_DECIMAL})(?:\s*/\s*(?P<bottom>{_DECIMAL}))?"
+    r"(?:\s*(?P<scale>hundred|thousand|million|billion|trillion|(?<=[0-9])[kK])\b)?(?P<percent>\s*(?:%|per ?cent\b))?)"
 )
-_WHOLE = re.compile(
-    rf"(?:[A-Za-z]\w{{0,15}}\s*=\s*)?(?P<sign>(?:[-+]|minus\s|negative\s)?)\s*{_CORE}(?P<unit>.*)", re.DOTALL
+_VARIABLE = r"(?![mgshlLAVWJNKCF]|a\W+\w)[^\W\d_](?![^\W\d_])"  # a letter alone, no unit, and not "a day"
+_WORD = r"(?:[/·-]?[^\W\d_]|°)(?:[^\W\d_]|[°²³.'’/·-]|\^\{?-?[0-9]\}?)*"
+_UNIT = (  # what leaves the value of a number alone: a few words; "3x" is not 3
+    r"(?!.*\b(?i:and|or|to|hal(?:f|ves)|thirds|fourths|fifths|plus|minus|times|over|by)\b)(?!.{101})"
+    rf"(?![\W\d_]*{_VARIABLE})(?:{_WORD}(?:\s+{_WORD}){{0,5}}[ .!]*)?"
 )
-_WITHIN = re.compile(rf"(?P<sign>(?<![\w)\]}}%.])[-+]|\bnegative\s+|(?<=is )minus\s+)?{_CORE}")
-_UNIT_WORD = r"(?:[/·-]?[^\W\d_]|°)(?:[^\W\d_]|[°²³.'’/·-]|\^\{?-?[0-9]\}?)*"
-_UNIT = re.compile(rf"(?=.{{1,100}}$){_UNIT_WORD}(?:\s+{_UNIT_WORD}){{0,5}}[ .!]*", re.DOTALL)
-_NOT_UNITS = re.compile(r"(?i)\b(?:and|or|to|hal(?:f|ves)|thirds|fourths|fifths|plus|minus|times|over|by)\b")
-_VARIABLE = re.compile(r"[^\W\d_]+")  # unless it is a unit of one letter, or "a day"
+_WHOLE = re.compile(rf"(?:[A-Za-z]\w{{0,15}}\s*=\s*)?(?P<sign>[-+]?)\s*{_NUMBER}\s*{_UNIT}", re.DOTALL)
+_WITHIN = re.compile(rf"(?:(?<![\w)\]}}%.])[-+])?{_NUMBER}")
+_ALONE = re.compile(rf"[^0-9]*?(?<![-+.\w^{{\\√])({_WITHIN.pattern})(?!\s*[\^\\_{{]|{_VARIABLE})[^0-9]*", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<!Rs)[.;!?]\s")
 _ASIDE = re.compile(r",\s+(?!\d|or\b|and\b)|\s(?:because|since|as|if|when)\b|\([^()]*\)")
-_PLAIN = [  # LaTeX, Unicode and Markdown, and plain text
+_PLAIN = [  # LaTeX, Unicode, Markdown and money, and plain text
     (r"[\u2212\u2013]", "-"), ("[\u00a0\u202f\u2009]|\\\\ ", " "), ("％", "%"), ("\u2044", "/"), (r"\{,\}", ","),
-    (r"\\left|\\right|\\[!,;()\[\]]|\$\$", ""), (r"\\([%$])", r"\1"), (r"\^\{?\\circ\}?", " degrees"),
+    (r"\\left|\\right|\\[!,;()\[\]]", ""), (r"\\([%$])", r"\1"), (r"\^\{?\\circ\}?", " degrees"),
     (r"\*\*(.+?)\*\*", r"\1"), (r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 "),
     (r"\\[dtc]?frac\s*\{( *-)?([^{}]*)\}\s*\{([^{}]*)\}", r"\1 \2/\3"),
     (r"\\[dtc]?frac\s*([0-9])\s*([0-9])", r" \1/\2"), (r"\\f?box(?:ed)?\s*\{([^{}]*)\}", r"\1"),
     (r"(?<=[0-9])\s*(?:\\times|\\cdot|×)\s*10\s*\^\s*\{?([+-]?[0-9]{1,3})\}?", r"e\1"),
-    (r"\$\s*\$|(?<=[^\sA-Z$])\$(?=[\s.,]|$)", ""), (r"^\s*\$(.*)\$\s*$", r"\1"),
+    (r"(?<![0-9.])(?:US)?[$€£¥₹]|[$€£¥₹](?![0-9])|\b(?:USD|EUR|GBP|Rs\.?)\s*(?=[-.0-9])", ""),
+    (r"^\s*\(([^()]*)\)[\s.]*$|\(([^()\d]*)\)", r" \1\2 "), (r"(?:^\s*|(?<=is ))minus\s+|\bnegative\s+", "-"),
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """An exact value as written: 50% has value 50 and `percent` set."""
 
     value: Fraction
-    percent: bool = False
+    percent: bool
 
 
 def _plain(text: str) -> str:
@@ -53,48 +51,25 @@ def _plain(text: str) -> str:
     return text
 
 
-def _number(match: re.Match[str]) -> Number | None:
-    if len(match.group()) > _LONGEST:
-        return None
-    top, bottom = match["top"] or match["part"], match["bottom"] or match["of"] or "1"
-    if not (divisor := Fraction(bottom.replace(",", ""))):
-        return None
-    value = int(match["whole"] or 0) + Fraction(top.replace(",", "")) / divisor
-    negative = (match["sign"] or "").strip() in ("-", "minus", "negative") or match["sign2"] == "-"
-    value *= 10 ** _SCALES.get(match["scale"] or match["kilo"], 0) * (-1 if negative else 1)
-    return Number(value, bool(match["percent"]))
-
-
 def parse_number(text: str) -> Number | None:
     """Read a text that is one number, with sign, currency, scale word, percent sign or unit; None if it is not."""
-    if len(text) > 4 * _LONGEST:
+    if len(text) > _LONGEST:
         return None
-    plain = _plain(text).strip().rstrip(".").strip()
-    plain = re.sub(r"(?<![\w.,])[0-9]{1,3}(?: [0-9]{3})+(?![\w,/]| ?/)", lambda m: m.group().replace(" ", ""), plain)
-    while plain[:1] == "(" and plain[-1:] == ")" and plain.count("(") == 1:
-        plain = plain[1:-1].strip()
-    match = _WHOLE.fullmatch(plain)
-    return _number(match) if match and _is_unit(match["unit"]) else None
-
-
-def _is_unit(text: str) -> bool:
-    """Whether what follows a number leaves its value alone: nothing, or a few words of unit; "3x" is not 3."""
-    text = re.sub(r"\(([^()\d]*)\)", r" \1", text).strip()
-    return not text or bool(_UNIT.fullmatch(text) and not _NOT_UNITS.search(text) and not _is_variable(text))
-
-
-def _is_variable(text: str) -> bool:
-    word = _VARIABLE.search(text)
-    if word is None or len(word.group()) > 1:
-        return False
-    return not re.match(r"[mgshlLAVWJNKCF]|a\W+\w", text[word.start() :])
+    plain = re.sub(r"(?<![\w.,])[0-9]{1,3}(?: [0-9]{3})+(?![\w,/]| ?/)", lambda m: m[0].replace(" ", ""), _plain(text))
+    match = _WHOLE.fullmatch(plain.strip().rstrip(". "))
+    if match is None or not (bottom := Fraction((match["bottom"] or "1").replace(",", ""))):
+        return None
+    value = int(match["whole"] or 0) + Fraction(match["top"].replace(",", "")) / bottom
+    value *= 10 ** _SCALES.get(match["scale"], 0)
+    return Number(-value if match["sign"] == "-" else value, bool(match["percent"]))
 
 
 def extract_number(text: str) -> str | None:
     """The number after the last `MARKER`, on that line, as written; None without. This is the strict reading.
 
     Of "5 + 3 = 8" it takes the last side that is a number, and of "18 dollars, as ..." what stands before the reason.
-    Any other sentence must hold one number only: "3 or 4", "10:30" and "5 feet 3 inches" are no answer.
+    Any other sentence must hold one number only, and not as a part of a formula or name, as in "3x", "x^2" and "A4":
+    "3 or 4", "10:30" and "5 feet 3 inches" are no answer.
     """
     _, found, tail = text.rpartition(MARKER)
     line = re.sub(r"^[\s$\\\[]*(?=\n)", "", tail).strip().partition("\n")[0].strip()
@@ -103,16 +78,8 @@ def extract_number(text: str) -> str | None:
     for part in (line, sentence, *reversed(head.split("=")), head.split(" for ")[0]) if found else ():
         if parse_number(part) is not None:
             return part.strip().rstrip(".").strip()
-    matches = list(_WITHIN.finditer(_plain(sentence))) if found else []
-    return matches[0].group().strip() if len(matches) == 1 and _stands_alone(matches[0]) else None
-
-
-def _stands_alone(match: re.Match[str]) -> bool:
-    """Whether a number is no part of a formula or name, as in "3x", "x^2" and "A4"."""
-    before, after = match.string[: match.start()], match.string[match.end() :]
-    if re.match(r"[^\W\d_](?![^\W\d_])", after) and after[0] not in "mgshlLAVWJNKCF":
-        return False
-    return not re.search(r"[\w^{\\√]$", before) and not re.match(r"\s*[\^\\_{]", after)
+    alone = _ALONE.fullmatch(_plain(sentence)) if found else None
+    return alone[1].strip() if alone else None
 
 
 def last_number(text: str) -> str | None:

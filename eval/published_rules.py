@@ -12,7 +12,6 @@ expressions go through SymPy's `parse_latex`, which needs a package that its req
 reading where SymPy's parser was not installed, and text that only Python reads is not run.
 """
 
-import logging
 from contextlib import suppress
 from math import isclose
 from typing import Any
@@ -76,7 +75,6 @@ def _inside(text: str, brackets: str) -> bool:
 def _parse(text: str) -> Any:
     from math_verify import parse  # here, because SymPy takes a second to import
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its limit is off
     found = parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
     return found[0] if found else None
 

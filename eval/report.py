@@ -37,7 +37,7 @@ def write_report(folders: Path | Sequence[Path]) -> str:
     results = collect(folders)
     target = folders[0].with_name("+".join(folder.name for folder in folders))
     target.mkdir(parents=True, exist_ok=True)
-    parts = list(tables.sections(results))
+    parts = tables.sections(results)
     figures = charts.save_figures(results, target)
     for path in (path for folder in folders for path in sorted(folder.glob("calibration/*/spectrum.png"))):
         figures["Spectra of the output activations"] = Path(shutil.copy(path, target / "spectrum.png"))

@@ -95,7 +95,8 @@ def collect(folders: Sequence[Path]) -> Results:
     axis = next(key for key in RATES if all(settings.get(key) is not None for settings in found.values()))
     if several := len(folders) > 1:
         found = {path: {"experiment": path.parent.name, **settings} for path, settings in found.items()}
-    labels, ranks = _labels(found), {path: _rank(settings) for path, settings in found.items()}
+    labels = _labels(found)
+    ranks = {path: None if found[path]["method.name"] == "full" else found[path]["method.rank"] for path in found}
     rows = []
     for path, settings in found.items():
         rank, label = ranks[path], labels[path]
@@ -129,10 +130,6 @@ def _settings(run: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     return read_record(path) if path.exists() else {}
-
-
-def _rank(settings: dict[str, Any]) -> int | None:
-    return None if settings["method.name"] == "full" else settings["method.rank"]
 
 
 def _labels(runs: dict[Path, dict[str, Any]]) -> dict[Path, str]:
@@ -289,21 +286,16 @@ def _answers(rows: pd.DataFrame, task: str) -> NDArray[np.float64] | None:
     if split := next((split for split, name in LOSS.items() if name == task), None):
         found = [np.asarray(_read(run / "losses.json").get(split, []), np.float64) for run in rows["folder"]]
     else:
-        found = [right(run, task) for run in rows["folder"]]
+        name = f"{task.replace('/', '-')}.samples.jsonl"
+        found = [shares(run / "eval" / name).to_numpy(dtype=np.float64) for run in rows["folder"]]
     return np.stack(found) if len({len(values) for values in found}) == 1 and len(found[0]) else None
 
 
+@cache
 def shares(samples: Path) -> pd.Series:
-    """Each problem's share of right answers, by its number; empty where they are neither right nor wrong."""
+    """Each problem's share of right answers, by its number; empty where they are neither right nor wrong, or none."""
     frame = pd.DataFrame(read_lines(samples), columns=["problem", "correct"])
     return frame.groupby("problem")["correct"].mean() if frame["correct"].notna().all() else pd.Series(dtype=float)
-
-
-@cache
-def right(run: Path, task: str) -> NDArray[np.float64]:
-    """Each problem's share of right answers, float64 (problems,), in the problems' order; empty if not kept."""
-    path = run / "eval" / f"{task.replace('/', '-')}.samples.jsonl"
-    return (shares(path) if path.is_file() else pd.Series(dtype=float)).to_numpy(dtype=np.float64)
 
 
 def stage_costs(results: Results) -> pd.DataFrame:

@@ -12,16 +12,12 @@ import pandas as pd
 from eval.charts import rate_text
 from eval.intervals import smallest_difference
 from eval.published import published
-from eval.results import BASE, LOSS, SHARES, Results, stage_costs, standing
+from eval.results import BASE, LOSS, SHARES, Arm, Results, stage_costs, standing
 from eval.task_record import readings
 from utils.runs import commit
 
 ALIKE = "†"  # not significantly worse than the best
 READINGS = {"lenient": "last number", "length_share": "cut", "unparsable_share": "unreadable"}
-AXES = {
-    "train.relative_step": "the relative step, |dW| of the first step over |W|",
-    "train.learning_rate": "the learning rate",
-}
 # Of a table: a column of the figures, its heading, the unit it is shown in, and how.
 Columns = dict[str, tuple[str, float, Callable[[float], str]]]
 MEASURES: Columns = {
@@ -49,23 +45,23 @@ class Part:
     table: pd.DataFrame | None = None
 
 
-def sections(results: Results) -> Iterator[Part]:
-    """The parts of the report, findings first."""
-    yield Part("Findings", "\n".join(f"- {line}" for line in findings(results)))
-    yield Part("Results", _results_note(results), main_table(results))
-    if any(len(arm.tried) > 1 for arm in results.arms.values()):
-        yield Part("How each arm was tuned", f"The rate is {AXES[results.axis]}.", ladder_table(results))
-    for task in results.tasks():
-        if not (details := details_table(results, task)).empty:
-            yield Part(f"{task}, in detail", "In percent, at each arm's best rate, mean over seeds.", details)
-    if not (measured := measures_table(results)).empty:
-        yield Part("What training did to the weights", "At each arm's best rate, mean over seeds.", measured)
-    if not (costs := cost_table(results)).empty:
-        yield Part("Costs", "Whole processes, start-up included; mean over runs.", costs)
-    failed = results.runs.loc[results.runs["error"].notna(), ["run", "error"]]
-    if not failed.empty:
-        yield Part("Runs without a result", "", failed.rename(columns={"error": "reason"}))
-    yield from (Part(*told) for told in published(results.config))
+def sections(results: Results) -> list[Part]:
+    """The parts of the report that have something to say, findings first."""
+    axis = "relative step, |dW| of the first step over |W|" if "step" in results.axis else "learning rate"
+    at_best = "at each arm's best rate, mean over seeds."
+    failed = results.runs.loc[results.runs["error"].notna(), ["run", "error"]].rename(columns={"error": "reason"})
+    details = {task: details_table(results, task) for task in results.tasks()}
+    parts = [
+        Part("Findings", "\n".join(f"- {line}" for line in findings(results))),
+        Part("Results", _results_note(results), main_table(results)),
+        Part("How each arm was tuned", f"The rate is the {axis}.", ladder_table(results)),
+        *(Part(f"{task}, in detail", f"In percent, {at_best}", table) for task, table in details.items()),
+        Part("What training did to the weights", at_best.capitalize(), measures_table(results)),
+        Part("Costs", "Whole processes, start-up included; mean over runs.", cost_table(results)),
+        Part("Runs without a result", "", failed),
+        *(Part(*told) for told in published(results.config)),
+    ]
+    return [part for part in parts if part.table is None or not part.table.empty]
 
 
 def findings(results: Results) -> Iterator[str]:
@@ -146,9 +142,8 @@ def _results_note(results: Results) -> str:
     split = "validation accuracy" if config.get("compare.select") == "accuracy" else "validation"
     if config["model.task_type"] == "SEQ_CLS" and not config["data.validation"]:
         split = "the validation split, which is also what is scored, as is usual for GLUE"
-    validated = results.runs["validation_loss"].notna().any()
-    text = f"Each arm at the rate that was best on {split}. " if several and validated else ""
-    if several and not validated:
+    text = f"Each arm at the rate that was best on {split}. " if several else ""
+    if several and results.runs["validation_loss"].isna().all():
         text = "Nothing was held out (data.validation), so no rate was chosen: means are over all rates. "
     text += "± is the standard deviation over seeds; [] a 95% interval over problems, of one run."
     if len(results.arms) > 1:
@@ -158,28 +153,26 @@ def _results_note(results: Results) -> str:
 
 def main_table(results: Results) -> pd.DataFrame:
     """Arms by tasks at each arm's best rate: mean, its interval or deviation, best bold, a mark for what is alike."""
+    ranked = results.tasks(ranked=True)
+    order = results.at_best(ranked[0]) if ranked else results.scores[:0]
+    means = (order["score"] * order["better"]).groupby(order["arm"]).mean()
+    seeds = results.best.groupby("arm")["seed"].nunique().astype(str)
     rows = {BASE: {"arm": BASE, "rate": ""}}
-    rows |= {arm: {"arm": arm, "rate": _arm_rate(results, arm)} for arm in results.arms}
+    for arm in sorted(results.arms, key=lambda arm: -means.get(arm, -float("inf"))):
+        rows[arm] = {"arm": arm, "rate": _arm_rate(results.arms[arm]), "seeds": seeds[arm]}
     for task in results.tasks():
-        compared = task in results.tasks(ranked=True) and results.at_best(task)["arm"].nunique() > 1
+        compared = task in ranked and results.at_best(task)["arm"].nunique() > 1
         best, verdicts = standing(results, task) if compared else ("", {})
         for arm, group in [(BASE, results.of_base(task)), *results.at_best(task).groupby("arm", sort=False)]:
             if len(group):
                 cell, heading = _cell(group), _heading(task, group["metric"].iloc[0])
                 mark = f" {ALIKE}" if verdicts.get(str(arm)) else ""
                 rows[str(arm)][heading] = f"**{cell}**" if arm == best else cell + mark
-    for arm, runs in results.best.groupby("arm", sort=False):
-        rows[str(arm)]["seeds"] = str(runs["seed"].nunique())
     table = pd.DataFrame([row for row in rows.values() if len(row) > 2]).fillna("")
-    ranked = results.tasks(ranked=True)[:1]
-    order = results.at_best(ranked[0]) if ranked else results.scores[:0]
-    means = (order["score"] * order["better"]).groupby(order["arm"]).mean().to_dict() | {BASE: float("inf")}
-    at = table["arm"].map(lambda arm: -means.get(arm, -float("inf"))).argsort(kind="stable")
-    return table.iloc[at][[*(name for name in table if name != "seeds" and table[name].any()), "seeds"]]
+    return table[[*(name for name in table if name != "seeds" and table[name].any()), "seeds"]]
 
 
-def _arm_rate(results: Results, name: str) -> str:
-    arm = results.arms[name]
+def _arm_rate(arm: Arm) -> str:
     rate = "all" if arm.rate is None and len(arm.tried) > 1 else rate_text(arm.rate)
     return rate + (" (edge)" if arm.edge not in ("", "one") else "")
 
@@ -196,7 +189,8 @@ def _cell(rows: pd.DataFrame) -> str:
 
 
 def ladder_table(results: Results) -> pd.DataFrame:
-    """What was tried, per arm."""
+    """What was tried, per arm; empty where no arm tried two rates."""
+    tuned = any(len(arm.tried) > 1 for arm in results.arms.values())
     rows = [
         {
             "arm": arm.name, "rungs": str(len(arm.tried)), "tried": ", ".join(map(rate_text, arm.tried)),
@@ -205,7 +199,7 @@ def ladder_table(results: Results) -> pd.DataFrame:
             "inside the ladder": ("yes" if arm.rate else "-") if not arm.edge else f"no: {arm.edge}",
             "diverged": ", ".join(map(rate_text, arm.diverged)),
         }
-        for arm in results.arms.values()
+        for arm in (results.arms.values() if tuned else ())
     ]  # fmt: skip
     return pd.DataFrame(rows)
 

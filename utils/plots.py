@@ -20,8 +20,6 @@ from utils.files import atomic_write, read_lines
 if TYPE_CHECKING:
     from astra.store import Calibration
 
-SHADES = {"tail": "tab:blue", "nullspace": "tab:green", "principal": "tab:red", "middle": "tab:orange"}
-
 
 def plot_spectra(calibration: Calibration, path: Path, rank: int) -> None:
     """Draw the spectra of all layers by module type, and effective ranks by depth, as PNG.
@@ -60,17 +58,17 @@ def _spectra(axis: Axes, calibration: Calibration, kind: str, names: list[str], 
         )  # fmt: skip
     info = calibration.layers[names[len(names) // 2]]
     m, numerical = info.shape[0], info.numerical_rank
-    bands = {
-        "tail": (numerical - rank, numerical),
-        "nullspace": (m - rank, m),
-        "principal": (0, rank),
-        "middle": ((numerical - rank) / 2, (numerical + rank) / 2),
+    begins = {  # and the colour
+        "tail": (numerical - rank, "tab:blue"),
+        "nullspace": (m - rank, "tab:green"),
+        "principal": (0, "tab:red"),
+        "middle": ((numerical - rank) / 2, "tab:orange"),
     }
-    for subspace in calibration.subspaces:
-        if subspace in bands:
-            axis.axvspan(*bands[subspace], color=SHADES[subspace], alpha=0.2, lw=0, label=subspace)
+    for subspace in (shaded := [name for name in calibration.subspaces if name in begins]):
+        start, colour = begins[subspace]
+        axis.axvspan(start, start + rank, color=colour, alpha=0.2, lw=0, label=subspace)
     axis.set(title=f"{kind}  {m} x {info.shape[1]}", xlabel="index", ylabel="eigenvalue / largest", xlim=(0, m))
-    if set(calibration.subspaces) & set(bands):
+    if shaded:
         axis.legend(fontsize=7, loc="lower left")
 
 

@@ -3,4 +3,4 @@
 from eval.tasks import Task
 from eval.tasks._numbers import judge
 
-TASK = Task("arithmetic", max_new_tokens=160, judge=judge, votes=True, version=3)
+TASK = Task("arithmetic", max_new_tokens=160, judge=judge, votes=True, version=4)

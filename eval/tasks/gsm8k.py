@@ -4,5 +4,5 @@ from eval.tasks import Task
 from eval.tasks._numbers import judge
 
 TASK = Task(
-    "gsm8k", max_new_tokens=512, judge=judge, graders=("exact", "metamath", "published"), votes=True, version=3
+    "gsm8k", max_new_tokens=512, judge=judge, graders=("exact", "metamath", "published"), votes=True, version=4
 )

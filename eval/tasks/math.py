@@ -37,6 +37,6 @@ TASK = Task(
     graders=("exact", "metamath", "published"),
     groups=("level", "type"),
     votes=True,
-    version=3,
+    version=4,
     packages=("math-verify", "sympy"),
 )

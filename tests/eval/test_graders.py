@@ -4,7 +4,7 @@ import time
 import pytest
 
 from eval import metamath_rules
-from eval.maths import Grade, extract_math, grade_all, last_boxed, math_equal
+from eval.maths import Grade, extract_math, grade_all, math_equal
 from eval.numbers import extract_number, last_number, numbers_equal
 from eval.tasks import get_task
 from tests.eval.graded_pairs import MATH, METAMATH_GSM8K, METAMATH_MATH, NUMBERS, THREE_GRADERS
@@ -18,35 +18,36 @@ def test_numbers(prediction, gold, equal):
     assert numbers_equal(gold, prediction) is equal
 
 
-@pytest.mark.parametrize(("prediction", "gold", "equal"), MATH)
-def test_math(prediction, gold, equal):
-    assert math_equal(prediction, gold) is equal
+JUDGES = {
+    math_equal: MATH,
+    metamath_rules.gsm8k_equal: METAMATH_GSM8K,
+    metamath_rules.math_equal: METAMATH_MATH,
+}
 
 
-@pytest.mark.parametrize(("completion", "gold", "equal"), METAMATH_GSM8K)
-def test_metamath_gsm8k(completion, gold, equal):
-    assert metamath_rules.gsm8k_equal(completion, gold) is equal
-
-
-@pytest.mark.parametrize(("completion", "gold", "equal"), METAMATH_MATH)
-def test_metamath_math(completion, gold, equal):
-    assert metamath_rules.math_equal(completion, gold) is equal
+@pytest.mark.parametrize(
+    ("grader", "prediction", "gold", "equal"), [(grader, *pair) for grader, pairs in JUDGES.items() for pair in pairs]
+)
+def test_graders_of_mathematics_and_of_metamath(grader, prediction, gold, equal):
+    assert grader(prediction, gold) is equal
 
 
 @pytest.mark.parametrize(
     ("text", "strict", "lenient"),
     [
         ("9 * 2 = 18. The answer is: 18", "18", "18"),
-        ("The answer is: $1,234.50.", "$1,234.50", "$1,234.50"),
+        ("The answer is: $1,234.50.", "$1,234.50", "1,234.50"),
         ("The answer is: 5.\nCheck: 2 + 3 = 6", "5", "6"),
         ("The answer is: 3/4 cup", "3/4 cup", "3/4"),
-        ("The answer is: $\\boxed{12}$", "$\\boxed{12}$", "$12"),
+        ("The answer is: $\\boxed{12}$", "$\\boxed{12}$", "12"),
         ("The answer is: -3%", "-3%", "-3%"),
         ("The answer is: 7 apples and 5 pears", None, "5"),
         ("The answer is: 18 dollars for 3 days", "18 dollars", "3"),
         ("The answer is:\n42", "42", "42"),
         ("First, the answer is: 1. The answer is: 2", "2", "2"),
         ("He has 16-3=13 left", None, "13"),
+        ("The answer is: 16-3", None, "3"),
+        ("The answer is: x+1", None, "1"),
         ("no marker, no number", None, None),
         ("The answer is: unknown", None, None),
         ("", None, None),
@@ -55,10 +56,6 @@ def test_metamath_math(completion, gold, equal):
 def test_extract_number(text, strict, lenient):
     assert extract_number(text) == strict
     assert last_number(text) == lenient
-
-
-def test_extracted_number_is_equal_to_its_source():
-    assert numbers_equal(extract_number("The answer is: about 5 + 7 = 12 apples"), "12")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +67,8 @@ def test_extracted_number_is_equal_to_its_source():
         ("\\boxed{unclosed", None),
         ("\\boxed{3} and \\boxed{unclosed", None),
         ("\\boxed{A}. Note \\boxed{}", "A"),
+        ("\\boxed{}", None),
+        ("\\boxed{2}, \\boxed{3}", "2, 3"),
         ("The answer is: $\\$6$.", "\\$6"),
         ("The answer is: $x+1$.\nNote.", "x+1"),
         ("The answer is:\n\\[\n\\frac{1}{2}\n\\]\nNote.", "\\frac{1}{2}"),
@@ -125,8 +124,3 @@ def test_stuck_answer_is_flagged_and_the_rest_is_graded():
     assert grades == [Grade(True), Grade(False, "timeout"), Grade(True), Grade(False)]
     assert grade_all([("1", "1")], fail) == [Grade(False, "error: ValueError")]
     assert not multiprocessing.active_children()
-
-
-def test_boxes():
-    assert last_boxed("\\boxed{2}, \\boxed{3}") == "2, 3"
-    assert last_boxed("\\boxed{}") is last_boxed("none") is None
