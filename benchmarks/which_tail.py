@@ -167,7 +167,7 @@ def forgetting_at_equal_loss(
     points = {
         arm: np.array(sorted(tuple(np.mean(own, axis=0)) for own in rungs.values())) for arm, rungs in measured.items()
     }
-    wanted = points[reference][:, 0] if reference in points else []
+    wanted: Any = points[reference][:, 0] if reference in points else []
     return {
         arm: [float(np.interp(x, *own.T)) if own[0, 0] <= x <= own[-1, 0] else None for x in wanted]
         for arm, own in points.items()
