@@ -109,6 +109,7 @@ def at_best(own: list[dict[str, Any]], runs: Runs, choice: Choice) -> dict[str, 
     ]
     losses = [figures["reporting_loss"] for figures in alive]
     forgetting = [figures["forgetting"]["rise"] for figures in alive if figures["forgetting"]]
+    changes = [change for figures in alive if (change := figures["update"]["output_change"]) is not None]
     return {
         "best_step": step,
         "best_rate": alive[0]["learning_rate"],
@@ -117,7 +118,7 @@ def at_best(own: list[dict[str, Any]], runs: Runs, choice: Choice) -> dict[str, 
         "accuracy": None,
         "forgetting": float(np.mean(forgetting)) if forgetting else None,
         "update_norm": float(np.mean([figures["update"]["relative_norm"] for figures in alive])),
-        "output_change": float(np.mean([figures["update"]["output_change"] for figures in alive])),
+        "output_change": float(np.mean(changes)) if changes else None,
         "by_step": {
             f"{value(rung):g}": float(np.mean([x.mean() for x in per_seed.values() if x is not None]))
             for rung, per_seed in sorted(runs.items())
