@@ -40,22 +40,30 @@ def precision(source: Path, target: Path) -> None:
 
 
 def which_tail(source: Path, target: Path) -> None:
-    """Loss of every run over its learning rate and over its relative step, from the runs kept by which_tail.py."""
+    """Loss over rate and over relative step, and forgetting over loss, of the runs kept by which_tail.py."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(source.glob("*.json"))]
     runs = pd.DataFrame([{"arm": record["arm"], **record["figures"]} for record in records if not record["diverged"]])
     runs["relative_step"] = [settings["train.relative_step"] for settings in runs["settings"]]
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for x, axes in zip(("learning_rate", "relative_step"), panels, strict=True):
-        for arm, own in runs.groupby("arm"):
-            rungs = own.groupby("relative_step")[["learning_rate", "reporting_loss"]].mean().reset_index()
-            (line,) = axes.plot(rungs[x], rungs["reporting_loss"], lw=1.4, label=arm)
-            axes.plot(own[x], own["reporting_loss"], "o", ms=4, color=line.get_color(), alpha=0.6)
-        axes.set(xscale="log", xlabel=x.replace("_", " ").replace("relative", "relative first"))
-    panels[0].set_ylabel("loss on held-out records (nats per token)")
-    panels[1].legend(frameon=False)
+    runs["rise"] = [(measured or {}).get("rise") for measured in runs["forgetting"]]
+    names = {
+        "learning_rate": "learning rate",
+        "relative_step": "relative first step",
+        "reporting_loss": "loss on held-out records (nats per token)",
+        "rise": "forgetting: rise of the loss on general text",
+    }
+    panels = [("learning_rate", "reporting_loss"), ("relative_step", "reporting_loss"), ("reporting_loss", "rise")]
+    figure, grid = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    for (x, y), axes in zip(panels, grid, strict=True):
+        for arm, runs_of_arm in runs.groupby("arm"):
+            own = runs_of_arm.dropna(subset=[x, y])
+            rungs = own.groupby("relative_step")[["learning_rate", "reporting_loss", "rise"]].mean().reset_index()
+            (line,) = axes.plot(rungs[x], rungs[y], lw=1.4, label=arm)
+            axes.plot(own[x], own[y], "o", ms=4, color=line.get_color(), alpha=0.6)
+        axes.set(xlabel=names[x], ylabel=names[y], xscale="linear" if x == "reporting_loss" else "log")
+    grid[1].legend(frameon=False)
     what = "SmolLM2-135M (4-bit rounding in its weights), GSM8K, rank 16, 40 steps; a dot is a run"
     figure.suptitle(what, fontsize=10)
-    figure.savefig(target, dpi=110)
+    figure.savefig(target, dpi=100)
 
 
 if __name__ == "__main__":
