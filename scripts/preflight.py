@@ -97,14 +97,16 @@ def run_bytes(config: Config) -> int:
     """Return what a run takes on disk, as far as the model's config tells; 0 where it doesn't.
 
     It keeps two checkpoints of parameters and two AdamW states, and the adapter, all float32: 28 bytes per parameter.
+    A method that starts from a product keeps its start, too, and an adapter of rank 2r: 36.
     """
     names, shapes = config.method.target_modules, linear_shapes(config.model)
+    size = 36 if METHODS[config.method.name].moves else 28
     if config.method.name == "full":
-        return 28 * sum(m * n * count for m, n, count in shapes.values())
+        return size * sum(m * n * count for m, n, count in shapes.values())
     if isinstance(names, str):
         names = [name for name in shapes if name != "embeddings"] if names == "all-linear" else []
     adapted = [shapes[name] for name in names if name in shapes]
-    return 28 * sum(config.method.rank * (m + n) * count for m, n, count in adapted)
+    return size * sum(config.method.rank * (m + n) * count for m, n, count in adapted)
 
 
 def gib(size: float) -> str:
