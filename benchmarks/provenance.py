@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sys
 from typing import Any
 
@@ -12,7 +13,7 @@ from utils.runs import commit
 
 def provenance(model: str, data: str) -> dict[str, Any]:
     """Return command, commit, machine, model, data and PyTorch's version; paths by their last part only."""
-    name, *words = (word.rsplit("/", 1)[-1] for word in sys.argv)
+    name, *words = (re.sub("[^=]*/", "", word) for word in sys.argv)
     cpu = f"{len(os.sched_getaffinity(0))}-core {torch.backends.cpu.get_cpu_capability()} {platform.machine()} CPU"
     return {
         "command": " ".join(["python", f"benchmarks/{name}", *words]),

@@ -70,7 +70,7 @@ def spans_of(config: Config, name: str, batches: Batches, dtype: torch.dtype = t
 
 
 def energies(model: nn.Module, batches: Batches, spans: Sequence[Spans]) -> dict[str, Tensor]:
-    """Layer -> float64 (spans,), the mean over tokens of |Q^T y|^2 for the span Q of each."""
+    """Layer -> float64 (spans,), the sum over tokens of |Q^T y|^2 for the span Q of each."""
     found: dict[str, Tensor] = {}
     mask: Tensor
 
