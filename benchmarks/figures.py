@@ -4,22 +4,25 @@ python benchmarks/figures.py precision benchmarks/results/calibration-precision-
 python benchmarks/figures.py which-tail benchmarks/results/which-tail docs/which-tail.png
 """
 
-import json
 import sys
 from pathlib import Path
 
 import matplotlib
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 matplotlib.use("Agg")
-import pandas as pd  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
+
+from benchmarks.which_tail import frame  # noqa: E402
+from utils.files import read_json  # noqa: E402
 
 FLOOR = 1e-12  # below this an excess is rounding
 
 
 def precision(source: Path, target: Path) -> None:
     """Condition and tail energy of every layer, from a result of `benchmarks/calibration.py --oracle`."""
-    layers = json.loads(source.read_text(encoding="utf-8"))["layers"]
+    layers = read_json(source)["layers"]
     types: dict[str, list[dict]] = {}
     for layer in layers:
         types.setdefault(layer["name"].rsplit(".", 1)[-1], []).append(layer)
@@ -41,10 +44,7 @@ def precision(source: Path, target: Path) -> None:
 
 def which_tail(source: Path, target: Path) -> None:
     """Loss over rate and over relative step, and forgetting over loss, of the runs kept by which_tail.py."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(source.glob("*.json"))]
-    runs = pd.DataFrame([{"arm": record["arm"], **record["figures"]} for record in records if not record["diverged"]])
-    runs["relative_step"] = [settings["train.relative_step"] for settings in runs["settings"]]
-    runs["rise"] = [(measured or {}).get("rise") for measured in runs["forgetting"]]
+    runs = frame(read_json(path) for path in sorted(source.glob("*.json")))
     names = {
         "learning_rate": "learning rate",
         "relative_step": "relative first step",

@@ -11,10 +11,12 @@ all that a ladder asks of a run, but no adapter.
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -175,16 +177,22 @@ def forgetting_at_equal_loss(
     }
 
 
-def table(kept: list[dict[str, Any]]) -> str:
-    """A row of Markdown per arm and rung: means over seeds, with the standard deviation of the losses."""
-    import pandas as pd
-
-    runs = pd.DataFrame(
-        {"arm": record["arm"], **record["figures"], **record["figures"]["update"]}
+def frame(kept: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """A row per run that did not diverge: its arm, its figures, and `rise`, the forgetting where it was measured."""
+    return pd.DataFrame(
+        {
+            "arm": record["arm"],
+            **record["figures"],
+            **record["figures"]["update"],
+            "rise": (record["figures"]["forgetting"] or {}).get("rise"),
+        }
         for record in kept
         if not record["diverged"]
     )
-    runs["rise"] = [(measured or {}).get("rise") for measured in runs["forgetting"]]
+
+
+def table(runs: pd.DataFrame) -> str:
+    """A row of Markdown per arm and rung: means over seeds, with the standard deviation of the losses."""
 
     def loss(values: pd.Series) -> str:
         return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
@@ -212,7 +220,7 @@ def command() -> None:
             print(f"{arm}: {len(choice.tried)} rungs", file=sys.stderr)
         return
     if flags["table"]:
-        print(table(records()))
+        print(table(frame(records())))
         return
     keep(config)
     result = summary(config)
