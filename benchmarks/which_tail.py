@@ -4,9 +4,9 @@
     python benchmarks/which_tail.py --config configs/which-tail.yaml --restore    # go on elsewhere: lay them out again
     python benchmarks/which_tail.py --config configs/which-tail.yaml --table      # the table of docs/which-tail.md
 
-Keeps each ended run in benchmarks/results/which-tail/ (its figures, its losses per held-out record, its settings) and
-writes benchmarks/results/which-tail.json from those files alone, which is printed as the last line. Restored runs have
-all that a ladder asks of a run, but no adapter.
+Keeps each ended run in benchmarks/results/which-tail/ (its figures and settings, its losses per held-out record and
+per step) and writes benchmarks/results/which-tail.json from those files alone, which is printed as the last line.
+Restored runs have all that a ladder asks of a run, but no adapter.
 """
 
 import json
@@ -47,6 +47,8 @@ def keep(config: Config) -> None:
             if metrics.is_file():
                 losses = read_record(folder / "losses.json")
                 record["losses"] = {split: [round(x, 6) for x in values] for split, values in losses.items()}
+                lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+                record["training"] = [round(line["loss"], 6) for line in lines if "loss" in line]
             settings = figures["settings"]
             name = f"{arm}-{settings['train.relative_step']:g}-{settings['train.seed']}"
             write_json(KEPT / f"{name}.json", record)
@@ -132,24 +134,34 @@ def at_best(own: list[dict[str, Any]], runs: Runs, choice: Choice) -> dict[str, 
 def differences(
     kept: list[dict[str, Any]], chosen: dict[str, Choice], reference: str = "lora"
 ) -> dict[str, dict[str, list[float]]]:
-    """Per arm and split the loss at its best rung less the reference's, mean over seeds, and its standard error.
+    """Per arm the loss at its best rung less the reference's, mean over the seeds of both, and its standard error.
 
-    The error is that over records, which are paired; nothing where the arms have no seeds in common.
+    On either held-out split the error is that over records, which are paired; in training that over steps, whose
+    batches a seed fixes.
     """
     losses: dict[str, dict[int, Any]] = {}
     for record in kept:
         settings = record["figures"]["settings"]
         if not record["diverged"] and nearest(settings["train.relative_step"]) == chosen[record["arm"]].best:
-            losses.setdefault(record["arm"], {})[settings["train.seed"]] = record["losses"]
+            losses.setdefault(record["arm"], {})[settings["train.seed"]] = record["losses"] | in_training(record)
+    own = losses.pop(reference, {})
     found: dict[str, dict[str, list[float]]] = {}
-    for arm in losses.keys() - {reference}:
-        shared = losses[arm].keys() & losses.get(reference, {}).keys()
-        for split in ("validation", "reporting") if shared else ():
-            pairs = [np.subtract(losses[arm][seed][split], losses[reference][seed][split]) for seed in shared]
-            change = np.mean(pairs, axis=0)
+    for arm, of_seed in losses.items():
+        pairs: dict[str, list[Any]] = {}
+        for seed in of_seed.keys() & own.keys():
+            for part in of_seed[seed].keys() & own[seed].keys():
+                pairs.setdefault(part, []).append(np.subtract(of_seed[seed][part], own[seed][part]))
+        for part, values in sorted(pairs.items()):
+            change = np.mean(values, axis=0)
             error = change.std(ddof=1) / len(change) ** 0.5
-            found.setdefault(arm, {})[split] = [round(float(change.mean()), 6), round(float(error), 6)]
+            found.setdefault(arm, {})[part] = [round(float(change.mean()), 6), round(float(error), 6)]
     return dict(sorted(found.items()))
+
+
+def in_training(record: dict[str, Any]) -> dict[str, list[float]]:
+    """The losses of a run's batches, ten steps at a time; nothing of the first runs, which did not keep them."""
+    steps = record.get("training", [])
+    return {f"steps {start + 1} to {start + 10}": steps[start : start + 10] for start in range(0, len(steps), 10)}
 
 
 def forgetting_at_equal_loss(

@@ -60,7 +60,7 @@ def unit_step(model: nn.Module, config: Config) -> float:
 def relative_update(model: nn.Module, config: Config) -> float | None:
     """|dW| / |W| over the adapted layers; None where the weights before training are not at hand."""
     change = norm = 0.0
-    for change_, weight in _changes(model, config):
+    for _, change_, weight in weight_changes(model, config):
         if change_ is None:
             return None
         change += float(change_.double().square().sum())
@@ -83,28 +83,29 @@ def inside_span(model: nn.Module) -> float | None:
 
 
 @torch.no_grad()
-def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> float | None:
-    """sum |dW x|^2 / sum |W x|^2 over the adapted layers and the tokens of some batches; None without an adapter."""
+def output_changes(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Layer -> float64 (2,): sum |dW x|^2 and sum |W x|^2 over the batches' tokens; empty without an adapter."""
     if not isinstance(model, PeftModel):
-        return None
-    sums = torch.zeros(2, dtype=torch.float64)
+        return {}
+    sums: dict[str, Tensor] = {}
     mask = torch.zeros(0)
     outputs: dict[int, Tensor] = {}
 
     def keep(base: Any, _: Any, y: Tensor) -> None:
         outputs[id(base)] = y if base.bias is None else y - base.bias
 
-    def add(layer: Any, _: Any, y: Tensor) -> None:
+    def add(name: str, layer: Any, y: Tensor) -> None:
         base = layer.get_base_layer()
         own = outputs.pop(id(base))
         bias = 0 if base.bias is None else base.bias
         rows = (mask if mask.shape == y.shape[:-1] else torch.ones(y.shape[:-1])).to(y.device, torch.bool)
         changes = (y - bias - own)[rows].double().square().sum(), own[rows].double().square().sum()
-        sums.add_(torch.stack(changes).cpu())
+        sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + torch.stack(changes).cpu()
 
     handles = []
-    for _, layer in lora_layers(model):
-        handles += [layer.get_base_layer().register_forward_hook(keep), layer.register_forward_hook(add)]
+    for name, layer in lora_layers(model):
+        handles.append(layer.get_base_layer().register_forward_hook(keep))
+        handles.append(layer.register_forward_hook(lambda layer, _, y, name=name: add(name, layer, y)))
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -113,6 +114,12 @@ def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> flo
             mask = batch["attention_mask"]
             model(**{key: batch[key].to(device) for key in ("input_ids", "attention_mask")})
     model.train(training)
+    return sums
+
+
+def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> float | None:
+    """sum |dW x|^2 / sum |W x|^2 over the adapted layers and the tokens of some batches; None without an adapter."""
+    sums = sum(output_changes(model, batches).values(), torch.zeros(2, dtype=torch.float64))
     return float(sums[0] / sums[1]) if sums[1] else None
 
 
@@ -194,11 +201,11 @@ class FirstStep(TrainerCallback):
             self.figures = {"first_step_predicted": predicted, "first_step": relative_update(model, self.config)}
 
 
-def _changes(model: nn.Module, config: Config) -> Iterator[tuple[Tensor | None, Tensor]]:
-    """dW (m x n) and W of every adapted layer; dW is None where W before training is not on this disk."""
+def weight_changes(model: nn.Module, config: Config) -> Iterator[tuple[str, Tensor | None, Tensor]]:
+    """Name, dW (m x n) and W of every adapted layer; dW is None where W before training is not on this disk."""
     if isinstance(model, PeftModel):
-        for _, layer in lora_layers(model):
-            yield _lora_change(layer), as_matrix(layer.get_base_layer())
+        for name, layer in lora_layers(model):
+            yield name, _lora_change(layer), as_matrix(layer.get_base_layer())
         return
     files = {}
     for path in sorted(resolve_model(config.model).glob("*.safetensors")):
@@ -208,11 +215,11 @@ def _changes(model: nn.Module, config: Config) -> Iterator[tuple[Tensor | None, 
         weight: Any = module.weight
         key = f"{name}.weight"
         if key not in files or hasattr(weight, "ds_id"):
-            yield None, weight
+            yield name, None, weight
             continue
         with safe_open(files[key], "pt") as file:
             before = file.get_tensor(key).to(weight)
-        yield weight - before, before
+        yield name, weight - before, before
 
 
 def _measured(model: nn.Module, config: Config) -> dict[str, nn.Module]:
