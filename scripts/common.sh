@@ -1,6 +1,6 @@
 # What every run.sh shares. `source scripts/common.sh CONFIG [overrides]` sets up, checks all stages and plans the runs.
 #   --dry-run   print each command instead of running it       --force   redo what is complete
-#   --jobs=N    train N runs of a sweep at a time, each on a GPU of its own, and evaluate with N engines
+#   --jobs=N    train N runs of a sweep at a time, each on a GPU and a share of the cores, and evaluate with N engines
 #   --config=configs/qwen3-8b/metamath.yaml     another model's config, or your own
 # ASTRA_PROCESSES=N starts N training processes (default: one per GPU); HOSTFILE=file spreads them over nodes.
 set -euo pipefail
@@ -62,10 +62,11 @@ sweep() { # start a script for every run, and for those that a ladder asks for t
     done
 }
 
-wave() { # start a script for each of `runs`, in turn or `jobs` at a time on a GPU each
+wave() { # start a script for each of `runs`, in turn or `jobs` at a time, on a GPU and a share of the cores each
     local file
     if [ "$jobs" -gt 1 ] && [ "$dry_run" = 0 ]; then
-        ASTRA_GPUS=$(gpus) run xargs -a <(printf '%s\n' "${runs[@]}") -d '\n' -P "$jobs" --process-slot-var=SLOT -I FILE \
+        ASTRA_GPUS=$(gpus) OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + jobs - 1) / jobs))} \
+            run xargs -a <(printf '%s\n' "${runs[@]}") -d '\n' -P "$jobs" --process-slot-var=SLOT -I FILE \
             bash -c 'export CUDA_VISIBLE_DEVICES=$(sed -n "$((SLOT + 1))p" <<<"$ASTRA_GPUS"); exec python "$@"' \
             sweep "$1" --config FILE "${@:2}" || failed=2
         return
