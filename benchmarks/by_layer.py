@@ -2,8 +2,8 @@
 
     python benchmarks/by_layer.py outputs/which-tail/arm=lora,relative_step=0.0018,seed=3 [RUN ...]
 
-Sums over the layers of a kind, and over all of them, of what the adapter in RUN/lora adds; `spread` is the standard
-deviation of log10 over single layers. Prints one JSON object as its last line.
+Of what the adapter in RUN/lora adds, by sums over the layers of a kind and over all of them; `median` is that of
+single layers, `spread` the standard deviation of their log10. Prints one JSON object as its last line.
 """
 
 import argparse
@@ -50,8 +50,8 @@ def by_kind(sums: Mapping[str, Tensor], power: float) -> dict[str, float]:
         for key in (name.rsplit(".", 1)[-1], "all"):
             totals[key] = totals.get(key, torch.zeros(2, dtype=torch.float64)) + pair
     found = {key: float(f"{(change / whole) ** power:.4g}") for key, (change, whole) in totals.items()}
-    single = torch.stack([change / whole for change, whole in sums.values()]).log10() * power
-    return {**found, "spread": float(f"{single.std():.4g}")}
+    single = torch.stack([change / whole for change, whole in sums.values()]) ** power
+    return {**found, "median": float(f"{single.median():.4g}"), "spread": float(f"{single.log10().std():.4g}")}
 
 
 def command() -> None:
