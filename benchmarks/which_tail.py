@@ -87,15 +87,16 @@ def summary(config: Config) -> dict[str, Any]:
         found[arm] = {"runs": len(own), "diverged": choice.diverged, "rungs": [value(rung) for rung in choice.tried]}
         if choice.best is not None:
             found[arm] |= at_best(own, runs, choice)
-    best = [entry for entry in found.values() if "best_rate" in entry]
-    spreads = [entry["loss"]["sd"] for entry in best if entry["loss"]["sd"] is not None]
+    settled = [entry for entry in found.values() if entry.get("inside_ladder")]  # a best at an end may lie beyond it
+    spreads = [entry["loss"]["sd"] for entry in found.values() if "loss" in entry and entry["loss"]["sd"] is not None]
     return {
         "model": "smollm2, float32", "data": "GSM8K train, whole records of at most 160 tokens",
         "arms": found,
         "seeds": sorted({record["figures"]["settings"]["train.seed"] for record in kept}),
         "first_step_alignment": {
-            key: float(np.std(np.log10([entry[f"best_{what}"] for entry in best]), ddof=1)) if len(best) > 1 else None
+            key: float(np.std(np.log10([entry[f"best_{what}"] for entry in settled]), ddof=1))
             for key, what in (("by_rate", "rate"), ("by_step", "step"))
+            if len(settled) > 1
         },
         "difference_from_lora": differences(kept, chosen),
         "smallest_difference": smallest_difference(spreads, len(seeds(config))),
