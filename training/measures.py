@@ -117,10 +117,20 @@ def output_changes(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> di
     return sums
 
 
-def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> float | None:
-    """sum |dW x|^2 / sum |W x|^2 over the adapted layers and the tokens of some batches; None without an adapter."""
-    sums = sum(output_changes(model, batches).values(), torch.zeros(2, dtype=torch.float64))
-    return float(sums[0] / sums[1]) if sums[1] else None
+def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, float | None]:
+    """sum |dW x|^2 / sum |W x|^2 over the tokens of some batches; None without an adapter.
+
+    `output_change` is that over all adapted layers at once, which the layers with the largest outputs rule;
+    `median_output_change` is the median of single layers.
+    """
+    sums = output_changes(model, batches)
+    if not sums:
+        return {"output_change": None, "median_output_change": None}
+    changed, whole = torch.stack([*sums.values()]).T
+    return {
+        "output_change": float(changed.sum() / whole.sum()),
+        "median_output_change": float((changed / whole).median()),
+    }
 
 
 def first_rate(config: Config, model: nn.Module) -> dict[str, float]:
@@ -175,7 +185,7 @@ def update_figures(config: Config, trainer: Any, examples: Examples, tokenizer: 
         **trainer.callback(FirstStep).figures,
         "relative_norm": relative_update(model, config),
         "inside_span": inside_span(model),
-        "output_change": output_change(model, batches),
+        **output_change(model, batches),
     }
 
 

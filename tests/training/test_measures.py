@@ -59,6 +59,17 @@ def test_measures_of_the_update_are_those_of_the_weights(config, monkeypatch):
             weight = layer.get_base_layer().weight.double()
             squares += torch.stack([t.square().sum() for t in (change, weight, q.T @ change, q.T @ q)])
         kept.update(norm=(squares[0] / squares[1]).sqrt(), inside=squares[2] / squares[0])
+        name, layer = next(lora_layers(trainer.model))
+        seen = []
+        handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        mask = torch.tensor([[1] * 6 + [0] * 2])
+        found = measures.output_changes(
+            trainer.model, [{"input_ids": torch.arange(1, 9)[None], "attention_mask": mask}]
+        )
+        handle.remove()
+        x = seen[0][0, :6].double()
+        weights = layer.get_delta_weight("default").double(), layer.get_base_layer().weight.double()
+        kept.update(found=found[name], expected=torch.stack([(x @ weight.T).square().sum() for weight in weights]))
         return real(config, trainer, examples, tokenizer)
 
     real = measures.update_figures
@@ -67,7 +78,8 @@ def test_measures_of_the_update_are_those_of_the_weights(config, monkeypatch):
     update = metrics(this)["update"]
     assert update["relative_norm"] == pytest.approx(float(kept["norm"]), rel=1e-5)
     assert update["inside_span"] == pytest.approx(float(kept["inside"]), rel=1e-4)
-    assert 0 < update["inside_span"] < 1 and update["output_change"] > 0
+    assert 0 < update["inside_span"] < 1 and update["output_change"] > 0 and update["median_output_change"] > 0
+    torch.testing.assert_close(kept["found"], kept["expected"], rtol=1e-4, atol=0)
 
 
 def test_without_b_the_change_stays_in_the_span_of_its_start(config):
