@@ -25,6 +25,7 @@ from dataset.tokens import calibration_batches  # noqa: E402
 from training.measures import output_changes, weight_changes  # noqa: E402
 from utils.cli import main  # noqa: E402
 from utils.config import load_config  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 from utils.models import load_model, load_tokenizer  # noqa: E402
 
 
@@ -58,6 +59,9 @@ def command() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     folders = parser.parse_args().runs
+    for folder in folders:
+        if not (folder / "lora").is_dir():
+            raise UserError(f"{folder}: holds no adapter, in lora/, that could be measured")
     with torch.no_grad():
         runs = {folder.name: of_run(folder) for folder in folders}
     config = load_config(folders[0] / "config.yaml")
