@@ -22,7 +22,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 from dataset.sources import load_training  # noqa: E402
 from dataset.tokens import calibration_batches  # noqa: E402
-from training.measures import output_changes, weight_changes  # noqa: E402
+from training.measures import layer_output_changes, weight_changes  # noqa: E402
 from utils.cli import main  # noqa: E402
 from utils.config import load_config  # noqa: E402
 from utils.errors import UserError  # noqa: E402
@@ -40,7 +40,7 @@ def of_run(folder: Path) -> dict[str, Any]:
     for name, change, weight in weight_changes(model, config):
         assert change is not None
         squares[name] = torch.stack([x.detach().double().square().sum() for x in (change, weight)])
-    outputs = output_changes(model, batches)
+    outputs = layer_output_changes(model, batches)
     return {"relative_norm": by_kind(squares, 0.5), "output_change": by_kind(outputs, 1)}
 
 

@@ -88,15 +88,16 @@ def summary(config: Config) -> dict[str, Any]:
         if choice.best is not None:
             found[arm] |= at_best(own, runs, choice)
     settled = [entry for entry in found.values() if entry.get("inside_ladder")]  # a best at an end may lie beyond it
+    common = {"by_rate": "best_rate", "by_step": "best_step", "by_median_output_change": "median_output_change"}
     spreads = [entry["loss"]["sd"] for entry in found.values() if "loss" in entry and entry["loss"]["sd"] is not None]
     return {
         "model": "smollm2, float32", "data": "GSM8K train, whole records of at most 160 tokens",
         "arms": found,
         "seeds": sorted({record["figures"]["settings"]["train.seed"] for record in kept}),
         "first_step_alignment": {
-            key: float(np.std(np.log10([entry[f"best_{what}"] for entry in settled]), ddof=1))
-            for key, what in (("by_rate", "rate"), ("by_step", "step"))
-            if len(settled) > 1
+            key: float(np.std(np.log10(values), ddof=1))
+            for key, what in common.items()
+            if len(values := [entry[what] for entry in settled if entry[what] is not None]) > 1
         },
         "difference_from_lora": differences(kept, chosen),
         "smallest_difference": smallest_difference(spreads, len(seeds(config))),
@@ -109,27 +110,39 @@ def at_best(own: list[dict[str, Any]], runs: Runs, choice: Choice) -> dict[str, 
     """The figures of an arm's runs at its best rung."""
     assert choice.best is not None
     step = value(choice.best)
-    alive = [
-        r["figures"] for r in own if not r["diverged"] and r["figures"]["settings"]["train.relative_step"] == step
-    ]
+    ended = [r for r in own if not r["diverged"] and r["figures"]["settings"]["train.relative_step"] == step]
+    alive = [record["figures"] for record in ended]
     losses = [figures["reporting_loss"] for figures in alive]
-    forgetting = [figures["forgetting"]["rise"] for figures in alive if figures["forgetting"]]
-    changes = [change for figures in alive if (change := figures["update"]["output_change"]) is not None]
     return {
         "best_step": step,
         "best_rate": alive[0]["learning_rate"],
         "inside_ladder": choice.inside,
         "loss": {"mean": float(np.mean(losses)), "sd": float(np.std(losses, ddof=1)) if len(losses) > 1 else None},
         "accuracy": None,
-        "forgetting": float(np.mean(forgetting)) if forgetting else None,
+        "forgetting": mean(figures["forgetting"] and figures["forgetting"]["rise"] for figures in alive),
         "update_norm": float(np.mean([figures["update"]["relative_norm"] for figures in alive])),
-        "output_change": float(np.mean(changes)) if changes else None,
+        "output_change": mean(figures["update"]["output_change"] for figures in alive),
+        "median_output_change": mean(map(median_change, ended)),
         "by_step": {
             f"{value(rung):g}": float(np.mean([x.mean() for x in per_seed.values() if x is not None]))
             for rung, per_seed in sorted(runs.items())
             if any(x is not None for x in per_seed.values())
         },
     }
+
+
+def median_change(record: dict[str, Any]) -> float | None:
+    """The change of the outputs in the median layer; the first runs did not record it: `by_layer.py` measured some."""
+    settings, update = record["figures"]["settings"], record["figures"]["update"]
+    run = f"arm={record['arm']},relative_step={settings['train.relative_step']:g},seed={settings['train.seed']}"
+    measured = read_json(RESULTS / "by-layer.json")["runs"].get(run)
+    return update.get("median_output_change", measured and measured["output_change"]["median"])
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def differences(

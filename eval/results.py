@@ -192,6 +192,7 @@ def _figures(run: Path) -> dict[str, Any]:
         "update_norm": update.get("relative_norm"),
         "inside_span": update.get("inside_span"),
         "output_change": update.get("output_change"),
+        "median_output_change": update.get("median_output_change"),
         "served_rank": export.get("rank"),
         "adapter_bytes": export.get("bytes"),
         "diverged": diverged,

@@ -23,6 +23,7 @@ Columns = dict[str, tuple[str, float, Callable[[float], str]]]
 MEASURES: Columns = {
     "update_norm": ("|dW|/|W|", 1, "{:.3g}".format),
     "output_change": ("change of outputs", 1, "{:.3g}".format),
+    "median_output_change": ("in the median layer", 1, "{:.3g}".format),
     "inside_span": ("share inside span(Q)", 1, "{:.3g}".format),
     "relative_step": ("first step", 1, lambda value: rate_text(float(f"{value:.3g}"))),
     "learning_rate": ("learning rate", 1, lambda value: rate_text(float(f"{value:.3g}"))),

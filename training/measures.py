@@ -83,7 +83,7 @@ def inside_span(model: nn.Module) -> float | None:
 
 
 @torch.no_grad()
-def output_changes(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+def layer_output_changes(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Layer -> float64 (2,): sum |dW x|^2 and sum |W x|^2 over the batches' tokens; empty without an adapter."""
     if not isinstance(model, PeftModel):
         return {}
@@ -123,7 +123,7 @@ def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dic
     `output_change` is that over all adapted layers at once, which the layers with the largest outputs rule;
     `median_output_change` is the median of single layers.
     """
-    sums = output_changes(model, batches)
+    sums = layer_output_changes(model, batches)
     if not sums:
         return {"output_change": None, "median_output_change": None}
     changed, whole = torch.stack([*sums.values()]).T

@@ -63,7 +63,7 @@ def test_measures_of_the_update_are_those_of_the_weights(config, monkeypatch):
         seen = []
         handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         mask = torch.tensor([[1] * 6 + [0] * 2])
-        found = measures.output_changes(
+        found = measures.layer_output_changes(
             trainer.model, [{"input_ids": torch.arange(1, 9)[None], "attention_mask": mask}]
         )
         handle.remove()
