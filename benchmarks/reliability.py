@@ -288,7 +288,10 @@ def page(found: dict[str, Any]) -> str:
             lines.append(f"| mutated {name}, each to pass or to be refused in one line | {count} | |")
     left = [what for what, tried, _ in rows if found[tried] is None]
     wrong = [f"- {part}: {' '.join(line.split())[:300]}" for part, p in found["parts"].items() for line in p["wrong"]]
-    ran = [f"| {name} | `{p['command']}` | {p['commit']} | {p['machine']} |" for name, p in found["parts"].items()]
+    ran: dict[tuple[str, ...], list[str]] = {}
+    for name, part in found["parts"].items():
+        ran.setdefault((f"`{part['command']}`", part["commit"], part["machine"]), []).append(name)
+    commands = [f"| {' | '.join((', '.join(names), *how))} |" for how, names in ran.items()]
     return "\n".join([
         "# Reliability", "",
         "Written by `benchmarks/reliability.py --out=benchmarks/results/reliability.json`, which ran what it claims.",
@@ -297,7 +300,7 @@ def page(found: dict[str, Any]) -> str:
         "", "| tried | times | came out well |", "|---|---|---|", *lines, "",
         f"Tracebacks among the mutated ones: {found['tracebacks']}. Kills came as "
         f"{', '.join(f'{count} {name}' for name, count in found.get('kills_by_signal', {}).items()) or 'nothing'}.",
-        "", "| part | command | commit | machine |", "|---|---|---|---|", *ran, "",
+        "", "| parts | command | commit | machine |", "|---|---|---|---|", *commands, "",
         f"Pickles loaded of those placed in a run and an adapter folder: {_known(found['unsafe_loads'], 'd')}.",
         f"Largest error of the memory that `--dry-run` states: {_known(found['memory_estimate_error'], '.0%')}.", "",
         f"Not run: {'; '.join(left) or 'nothing of the above'}.",
