@@ -11,6 +11,7 @@ records that contain a test question, and those that share 13 words in a row wit
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from dataset.overlap import RULES, TestQuestions
 from dataset.records import Record
 from dataset.sources import ARITHMETIC, check_training, load_training, test_questions, test_sets, training_sources
 from utils.cli import Parser, main, parse
-from utils.config import Config
+from utils.config import Config, expand_sweep
 from utils.errors import UserError
 from utils.files import read_record, write_record
 from utils.log import log, log_to, progress
@@ -79,15 +80,20 @@ def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict
 
 def prepare_experiment(config: Config) -> None:
     """Prepare what an experiment trains on and is judged by, once: it is noted in `<output_dir>/data.json`."""
-    check_training(config.data, config.model.task_type)
+    chosen = list({run.data.model_dump_json(): run.data for run in expand_sweep(config)}.values())
+    for data in chosen:
+        check_training(data, config.model.task_type)
     judged = expand_groups(config.eval.tasks, config.data.dir) if config.model.task_type == "CAUSAL_LM" else []
-    covered = TESTED_BY.get(config.data.train, DISTINCT) if config.data.train in TRAINING else ()
-    tasks = [name for name in (config.data.train, *judged) if name in TASKS and name not in covered]
-    own = config.data.train if config.data.train not in (*TASKS, ARITHMETIC) else None
+    trained = list(dict.fromkeys(data.train for data in chosen))
+    covered = {test for name in trained if name in TRAINING for test in TESTED_BY.get(name, DISTINCT)}
+    needed = dict.fromkeys([*trained, *(name for name in judged if name not in covered)])
+    tasks = [name for name in needed if name in TASKS]
+    widest = sorted(chosen, key=lambda data: (data.limit or math.inf, not data.decontaminate))  # it holds the others
+    own = {data.train: data for data in widest if data.train not in (*TASKS, ARITHMETIC)}
     text = config.data.general_text if measured_in_training(config) or "forgetting" in judged else None
     counted = {"fields", "limit", "decontaminate", "validation", "reporting", "seed"}  # they choose own records
-    chosen = {own: sha256_file(own), **config.data.model_dump(include=counted)} if own else {}
-    wanted = {"dir": config.data.dir, "tasks": tasks, "own": chosen, "general_text": text}
+    files = {name: {"sha256": sha256_file(name), **data.model_dump(include=counted)} for name, data in own.items()}
+    wanted = {"dir": config.data.dir, "tasks": tasks, "own": files, "general_text": text}
     path = Path(config.output_dir) / "data.json"
     if path.exists() and read_record(path)["wanted"] == wanted:
         return
@@ -97,7 +103,7 @@ def prepare_experiment(config: Config) -> None:
         log.info("general text %s: fingerprint %s", text, load_general_text(text).fingerprint)
     if own:
         questions = test_questions([name for name in judged if name in EVALUATION], config.data.dir)
-        found[own] = _overlap(own, load_training(config.data), questions)
+        found |= {name: _overlap(name, load_training(data), questions) for name, data in own.items()}
     write_record(path, {"wanted": wanted, "found": found})
 
 

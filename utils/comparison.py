@@ -66,7 +66,8 @@ def seeds(config: Config) -> list[int]:
 
 def run_config(config: Config, point: dict[str, Any], rung: int, seed: int) -> Config:
     """The config of one run of an arm."""
-    return point_config(config, {**point, str(ladder_key(config)): value(rung), SEED: seed})
+    run = point_config(config, {**point, str(ladder_key(config)): value(rung), SEED: seed})
+    return run.model_copy(update={"arm": run.arm or ""})  # without a name it is one of a comparison all the same
 
 
 def ended(config: Config) -> dict[str, Runs]:
@@ -92,8 +93,11 @@ def _ended(run: Config) -> Iterator[Losses]:
     diverged = (folder / "diverged.json").is_file()
     record = folder / ("diverged.json" if diverged else "metrics.json")
     if record.is_file():
-        now = flat_settings(run.model_dump(include={"model", "data", "method", "train"}))
-        require_shared(read_record(record), now, str(folder))
+        made = read_record(record)
+        now = flat_settings(run.model_dump(include={"model", "data", "method", "train", "calibration"}))
+        if not any(key.startswith("calibration.") for key in made["settings"]):  # a method that needs none
+            now = {key: value for key, value in now.items() if not key.startswith("calibration.")}
+        require_shared(made, now, str(folder))
         yield None if diverged else deciding(read_record(folder / "losses.json"), run.compare.select)
 
 

@@ -5,21 +5,33 @@ validated `Config`. Every mistake is a `UserError` that names the key, what it w
 """
 
 import itertools
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from utils.errors import UserError, first_line
 
 Subspace = Literal["tail", "nullspace", "principal", "middle", "random"]
 CHOOSERS = ("astra", "lora_matched")  # the methods that read a subspace of a calibration: to others it means nothing
-ARM, LADDERS = "arm", ("train.relative_step", "train.learning_rate")
+ARM, STEP, RATE = "arm", "train.relative_step", "train.learning_rate"
+LADDERS = (STEP, RATE)
 # A list whose names were not quoted on the command line would be a character class.
 Pattern = Annotated[str, Field(pattern=r"^[^\[]")]
+Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, perhaps under ~; or the name of something
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -31,7 +43,7 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    name: str = Field("meta-llama/Llama-2-7b-hf", description="hub id, local folder, or `smollm2` (needs no hub)")
+    name: Place = Field("meta-llama/Llama-2-7b-hf", description="hub id, local folder, or `smollm2` (needs no hub)")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="data type of the base weights")
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(None, description="attention backend")
@@ -41,8 +53,8 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    train: str = Field("metamath", description="a named task, or the path of a .json or .jsonl file")
-    dir: str | None = Field(None, description="local mirror of the upstream files, for machines without a hub")
+    train: Place = Field("metamath", description="a named task, or the path of a .json or .jsonl file")
+    dir: Place | None = Field(None, description="local mirror of the upstream files, for machines without a hub")
     fields: dict[str, str] = Field(
         {"instruction": "instruction", "output": "output"},
         description="which key of your own records holds what: instruction, output and perhaps input; or messages",
@@ -53,7 +65,7 @@ class DataConfig(Section):
     truncate: bool = Field(True, description="cut an answer that is longer; false: leave its record out")
     validation: float = Field(0.0, ge=0, lt=1, description="fraction held out of training for validation")
     reporting: float = Field(0.0, ge=0, lt=1, description="held out too, to report a loss that has selected nothing")
-    general_text: str = Field("wikitext-2", description="for forgetting: wikitext-2, python-manual, or a .txt file")
+    general_text: Place = Field("wikitext-2", description="for forgetting: wikitext-2, python-manual, or a .txt file")
     decontaminate: Literal[False, True, "13-gram"] = Field(
         False, description="drop training records that contain a test question, or share 13 words in a row with one"
     )
@@ -112,7 +124,7 @@ class TrainConfig(Section):
     logging_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; default: a tenth of the run")
     early_stopping: int | None = Field(None, ge=1, description="stop after N validations without progress")
-    deepspeed: str | None = Field(None, description="path of a DeepSpeed JSON; one process uses it only to offload")
+    deepspeed: Place | None = Field(None, description="path of a DeepSpeed JSON; one process uses it only to offload")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     packing: bool = Field(False, description="padding-free packing, for models that keep packed examples apart")
     compile: bool = Field(False, description="torch.compile")
@@ -148,7 +160,7 @@ class EvalConfig(Section):
     seed: Seed = Field(42, description="seed of sampling")
     grader: Literal["exact", "metamath", "published"] = Field("exact", description="whose verdict is the headline")
     num_fewshot: int | None = Field(None, ge=0, description="examples in prompts of lm_eval tasks; default: their own")
-    task_dir: str | None = Field(None, description="folder of your own lm-eval task definitions (YAML)")
+    task_dir: Place | None = Field(None, description="folder of your own lm-eval task definitions (YAML)")
     unsafe_code: bool = Field(False, description="run generated code without a sandbox")
 
     @model_validator(mode="before")
@@ -157,8 +169,6 @@ class EvalConfig(Section):
         if isinstance(values, dict) and isinstance(values.get("tasks"), str):
             words = values["tasks"].strip("[] ").split(",")  # a list with a slash in it comes as a text
             values["tasks"] = [word.strip() for word in words if word.strip()]
-        if isinstance(values, dict) and "protocol" in values:
-            raise ValueError("protocol is gone: for likelihoods name lm-eval's tasks, such as lm_eval/boolq, in tasks")
         return values
 
 
@@ -174,11 +184,11 @@ class CompareConfig(Section):
 class Config(Section):
     """A whole experiment; see `configs/` for commented examples."""
 
-    output_dir: str = Field("outputs/experiment", min_length=1, description="folder of the runs and calibrations")
+    output_dir: Place = Field("outputs/experiment", min_length=1, description="folder of the runs and calibrations")
     run: str | None = Field(
         None, pattern=r"^[^./][^/]*$", description="folder of this run in output_dir; default: from the swept keys"
     )
-    arm: str | None = Field(None, description="the arm of a comparison that a run belongs to")
+    arm: str | None = Field(None, description="the arm of a comparison that a run belongs to; empty: one without name")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     calibration: CalibrationConfig = CalibrationConfig()
@@ -233,7 +243,11 @@ def validate(values: dict[str, Any], source: str = "config") -> Config:
     if ladder_key(config) and config.compare.select == "accuracy" and not config.train.eval_tasks:
         raise UserError("compare.select: accuracy is that of train.eval_tasks on what is held out; name a task there")
     for point in grid(config):
-        _validate(_set(config.model_dump(), _overrides(config, point)), source)
+        given = _overrides(config, point)
+        run = _validate(_set(config.model_dump(), given), source)
+        by_step = run.train.relative_step is not None or ladder_key(config) == STEP
+        if by_step and (RATE in given or ladder_key(config) == RATE):
+            raise UserError(f"sweep.{RATE}: {STEP} is set, and sets the rate; give one of the two")
     return config
 
 

@@ -34,6 +34,19 @@ def test_an_experiment_is_prepared_once(mirror, tmp_path, monkeypatch):
     command(["--config", str(tmp_path / "code.yaml")])
 
 
+def test_every_set_that_a_sweep_trains_on_is_prepared(mirror, tmp_path):
+    row = json.loads((mirror / "gsm8k" / "train.jsonl").read_text().splitlines()[0])
+    (tmp_path / "own.jsonl").write_text(json.dumps({"instruction": row["question"], "output": row["answer"]}) + "\n")
+    (tmp_path / "sweep.yaml").write_text(
+        f"output_dir: {tmp_path / 'out'}\ndata: {{dir: {mirror}}}\neval: {{tasks: [gsm8k]}}\n"
+        f"train: {{forgetting: false}}\nsweep: {{data.train: [gsm8k, {tmp_path / 'own.jsonl'}]}}\n"
+    )
+    command(["--config", str(tmp_path / "sweep.yaml")])  # and not metamath, which only the hub has
+    noted = json.loads((tmp_path / "out" / "data.json").read_text())["found"]
+    assert noted["gsm8k"]["train"]["records"] == 7473
+    assert noted[str(tmp_path / "own.jsonl")]["contain_a_test_question"] == {"gsm8k": 0, "any": 0}
+
+
 def test_the_text_for_forgetting_is_among_what_an_experiment_needs(tmp_path):
     (tmp_path / "demo.yaml").write_text(f"output_dir: {tmp_path / 'out'}\ndata: {{train: arithmetic}}\n")
     words = ["--config", str(tmp_path / "demo.yaml"), "--eval.tasks=[arithmetic]"]
@@ -67,7 +80,8 @@ def test_own_records_are_counted_again_when_others_are_chosen(tmp_path):
     words = ["--config", str(tmp_path / "own.yaml")]
     for key, value in {"limit": 1, "validation": 0.5}.items():
         command([*words, f"--data.{key}={value}"])
-        assert json.loads((tmp_path / "out" / "data.json").read_text())["wanted"]["own"][key] == value
+        noted = json.loads((tmp_path / "out" / "data.json").read_text())["wanted"]["own"]
+        assert noted[str(tmp_path / "own.jsonl")][key] == value
     for name, said in ("arithmetc", "no task 'arithmetc'; allowed: metamath"), ("x.jsonl", "x.jsonl: No such file"):
         with pytest.raises(UserError, match=said):
             command([*words, f"--data.train={name}"])

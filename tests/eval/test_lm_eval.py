@@ -148,5 +148,3 @@ def test_mistakes_are_named(config_file):
         score(config_file, tasks=["gsm8k"], task_dir=None, num_fewshot=5)
     with pytest.raises(UserError, match="eval.task_dir: nowhere is not a folder"):
         score(config_file, task_dir="nowhere")
-    with pytest.raises(UserError, match="protocol is gone.*lm_eval/boolq"):
-        score(config_file, protocol="loglikelihood")

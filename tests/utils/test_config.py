@@ -65,6 +65,15 @@ def test_every_config_is_valid_and_a_sweep_of_ranks_keeps_the_scaling(path: Path
         ("sweep: {model.name: [a, b]}", "sweep.model.name: all runs of an experiment share it"),
         ("sweep: {data.template: [alpaca, chat]}", "sweep.data.template: all runs of an experiment share it"),
         ("sweep: {method.rnk: [8]}", "unknown key method.rnk"),
+        (
+            "train: {relative_step: 1e-3}\nsweep: {train.learning_rate: [1e-4, 1e-3]}",
+            "sweep.train.learning_rate: train.",
+        ),
+        ("train: {relative_step: 1e-3}\ndata: {validation: 0.1}\nsweep: {train.learning_rate: ladder}", "the two"),
+        (
+            "data: {validation: 0.1}\nsweep: {train.relative_step: ladder, arm: {a: {train.learning_rate: 1}}}",
+            "the two",
+        ),
         ("eval: {tasks: [a]}\neval: {limit: 2}", "given twice"),
         ("a: [", "config.yaml:"),
         ("- 1", "must hold `key: value` lines"),
@@ -87,6 +96,13 @@ def test_overrides_win_over_the_file_and_the_file_over_its_parent(tmp_path: Path
     path = config_file(tmp_path, "extends: parent.yaml\nmethod: {rank: 8}")
     config = load_config(path, {"data.limit": 9})
     assert (config.method.rank, config.method.alpha, config.data.limit) == (8, 4, 9)
+
+
+def test_a_home_folder_may_be_a_tilde(tmp_path: Path) -> None:
+    config = load_config(config_file(tmp_path, "output_dir: ~/runs"), {"data.dir": "~/data", "model.name": "~/m"})
+    assert [config.output_dir, config.data.dir, config.model.name] == [
+        str(Path.home() / x) for x in ("runs", "data", "m")
+    ]
 
 
 def test_a_sweep_is_a_grid_of_runs_with_a_folder_each(tmp_path: Path) -> None:
