@@ -86,7 +86,7 @@ def train(config: Config, force: bool = False) -> None:
     """
     from training.announce import announce, model_card, run_figures, warn_of_pitfalls  # these take seconds to import
     from training.arguments import training_arguments
-    from training.checkpoints import checkpoint_to_resume, start_checkpoints
+    from training.checkpoints import checkpoint_to_resume, seconds_before, start_checkpoints
     from training.data import load_examples
     from training.export import export, exported_folder
     from training.measures import FirstStep, first_rate, held_out, update_figures
@@ -133,7 +133,7 @@ def train(config: Config, force: bool = False) -> None:
     trainer.add_callback(FirstStep(config, step))
     announce(config, model, examples, step)
     setup_seconds = time.monotonic() - started
-    with stage(folder, "train"):
+    with stage(folder, "train", seconds_before(checkpoint)):
         with noted_divergence(config, folder, settings):
             seconds = fit(trainer, config, checkpoint)
         figures = run_figures(config, folder, trainer, seconds, setup_seconds) | step

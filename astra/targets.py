@@ -70,8 +70,9 @@ def is_linear(module: nn.Module) -> bool:
 
 def layer_shape(module: nn.Module) -> tuple[int, int]:
     """(m, n): outputs and inputs."""
-    m, n = layer_weight(module)[0].shape
-    return m, n
+    if type(module).__name__ == "Conv1D":
+        return module.nf, module.nx  # type: ignore[return-value]
+    return module.out_features, module.in_features  # type: ignore[return-value]  # its weight may be split or packed
 
 
 def layer_weight(module: nn.Module) -> tuple[Tensor, Tensor | None]:

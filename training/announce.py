@@ -56,8 +56,12 @@ def warn_of_pitfalls(config: Config, tokenizer: Any) -> None:
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Return how many parameters train, and how many there are; ZeRO-3 keeps the true count in `ds_numel`."""
-    counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    """Return how many parameters train, and how many there are.
+
+    ZeRO-3 keeps the true count in `ds_numel`; of nf4 two share a byte.
+    """
+    packed = {p: 2 * p.element_size() for p in model.parameters() if type(p).__name__ == "Params4bit"}
+    counts = [(getattr(p, "ds_numel", p.numel() * packed.get(p, 1)), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
 
 

@@ -17,7 +17,7 @@ from astra.adapter import Factors, lora_layers
 from astra.convert import starting_factors
 from utils.distributed import barrier, is_main
 from utils.errors import UserError
-from utils.files import MANIFEST, atomic_write, read_record, write_record
+from utils.files import MANIFEST, atomic_write, read_json, read_record, write_record
 from utils.log import log
 from utils.settings import FORMAT, require_same
 
@@ -59,10 +59,10 @@ def start_checkpoints(folder: Path, model: Any, keeps_start: bool) -> None:
         write_record(folder / MANIFEST, {}, [folder / INITIAL])
 
 
-def write_manifest(folder: Path, settings: dict[str, Any], step: int) -> None:
-    """Declare a checkpoint complete."""
+def write_manifest(folder: Path, settings: dict[str, Any], step: int, seconds: float) -> None:
+    """Declare a checkpoint complete; `seconds` is what training has taken up to it."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-    write_record(folder / MANIFEST, {"format": FORMAT, "step": step, "settings": settings}, files)
+    write_record(folder / MANIFEST, {"format": FORMAT, "step": step, "seconds": seconds, "settings": settings}, files)
 
 
 def last_complete(folder: Path, settings: dict[str, Any]) -> Path | None:
@@ -83,6 +83,11 @@ def last_complete(folder: Path, settings: dict[str, Any]) -> Path | None:
     if fault is not None:
         raise fault
     return None
+
+
+def seconds_before(checkpoint: Path | None) -> float:
+    """Return what training had taken up to a checkpoint, in seconds; 0 of none, and of one that does not say."""
+    return 0.0 if checkpoint is None else float(read_json(checkpoint / MANIFEST).get("seconds", 0))
 
 
 def newest_first(folder: Path) -> list[Path]:

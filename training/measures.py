@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from astra.adapter import as_matrix, lora_layers
@@ -89,30 +91,29 @@ def layer_output_changes(model: nn.Module, batches: Iterable[dict[str, Tensor]])
         return {}
     sums: dict[str, Tensor] = {}
     mask = torch.zeros(0)
-    outputs: dict[int, Tensor] = {}
 
-    def keep(base: Any, _: Any, y: Tensor) -> None:
-        outputs[id(base)] = y if base.bias is None else y - base.bias
-
-    def add(name: str, layer: Any, y: Tensor) -> None:
-        base = layer.get_base_layer()
-        own = outputs.pop(id(base))
-        bias = 0 if base.bias is None else base.bias
+    def add(name: str, layer: Any, base: Any, x: Tensor, y: Tensor) -> None:
         rows = (mask if mask.shape == y.shape[:-1] else torch.ones(y.shape[:-1])).to(y.device, torch.bool)
-        changes = (y - bias - own)[rows].double().square().sum(), own[rows].double().square().sum()
+        own = (y if base.bias is None else y - base.bias)[rows]
+        with torch.autocast(y.device.type, enabled=False):  # a difference of two half-precision outputs is too coarse
+            changes = _branch(layer, x[rows].float()).double().square().sum(), own.double().square().sum()
         sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + torch.stack(changes).cpu()
 
     handles = []
     for name, layer in lora_layers(model):
-        handles.append(layer.get_base_layer().register_forward_hook(keep))
-        handles.append(layer.register_forward_hook(lambda layer, _, y, name=name: add(name, layer, y)))
+        base = layer.get_base_layer()
+        hook = lambda base, x, y, name=name, layer=layer: add(name, layer, base, x[0], y)  # noqa: E731
+        handles.append(base.register_forward_hook(hook))
+    head: Any = model.get_output_embeddings()
+    if head is not None and not isinstance(head, LoraLayer):  # nobody reads the logits, and all would take gigabytes
+        handles.append(head.register_forward_pre_hook(lambda _, args: (args[0][:, :1], *args[1:])))
     training = model.training
     model.eval()
     device = next(model.parameters()).device
     with hooked(handles):
         for batch in batches:
             mask = batch["attention_mask"]
-            model(**{key: batch[key].to(device) for key in ("input_ids", "attention_mask")})
+            model(**{key: batch[key].to(device) for key in ("input_ids", "attention_mask")}, use_cache=False)
     model.train(training)
     return sums
 
@@ -238,6 +239,14 @@ def _measured(model: nn.Module, config: Config) -> dict[str, nn.Module]:
         return find_targets(model, config.method.target_modules)
     except AstraError:
         return find_targets(model, "all-linear")
+
+
+def _branch(layer: Any, x: Tensor) -> Tensor:
+    """dW x for rows x (T x n), float32."""
+    if layer.use_dora.get("default"):
+        return F.linear(x, _lora_change(layer))
+    a, b = (side["default"].weight.float() for side in (layer.lora_A, layer.lora_B))
+    return layer.scaling["default"] * F.linear(F.linear(x, a), b)
 
 
 def _lora_change(layer: Any) -> Tensor:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from astra.errors import AstraError
-
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from torch import Tensor, nn
@@ -75,6 +73,7 @@ class Method:
         needs: what it reads: "nothing", a "calibration" store, or the calibration "samples" themselves.
         plain: whether what it trains is a plain LoRA on the untouched base.
         moves: whether it starts from a non-zero product, so that its change has rank 2r.
+        freezes_b: whether B stays as it was computed from W.
     """
 
     build: Callable[[nn.Module, Request], nn.Module]
@@ -82,36 +81,45 @@ class Method:
     needs: Literal["nothing", "calibration", "samples"] = "nothing"
     plain: bool = True
     moves: bool = False
+    freezes_b: bool = False
 
     @property
     def keeps_start(self) -> bool:
         """Whether a run that goes on needs the factors it started with: drawn from a seed they are the same again."""
-        return self.moves or self.needs == "samples"
+        return self.moves or self.freezes_b or self.needs == "samples"
 
 
 def build(model: nn.Module, request: Request) -> nn.Module:
     """Return the model to train; all its trainable parameters require gradients, and no others.
 
     Raises:
-        AstraError: a target the model does not have.
+        AstraError: a target the model does not have, or that can't be adapted.
     """
+    from astra.adapter import check_names
+    from astra.targets import match_targets
+
     method = request.method
-    try:
-        return METHODS[method.name].build(model, request)
-    except ValueError as error:
-        if "Target modules" in str(error) or "No modules were targeted" in str(error):
-            raise AstraError(f"target_modules {method.target_modules} name no layer of this model") from error
-        raise
+    if method.name != "full":  # every method gets the same layers, by their whole names
+        left_out = request.calibration.left_out if request.calibration is not None else ()
+        names = [name for name in match_targets(model, request.peft_config()) if name not in left_out]
+        check_names(model, set(names))
+        method = method.model_copy(update={"target_modules": names, "exclude_modules": None})
+    return METHODS[method.name].build(model, replace(request, method=method))
 
 
 def restore(model: nn.Module, request: Request, initial: Mapping[str, Factors]) -> PeftModel:
     """Rebuild the adapter of an interrupted run from the factors it started with; nothing is decomposed again."""
-    from astra.adapter import attach_factors
+    from astra.adapter import attach_factors, lora_layers
 
     # The run may have left layers out, and ranks may differ, as EVA does.
     method = request.method.model_copy(update={"target_modules": list(initial)})
     ranks = {layer: a.shape[0] for layer, (a, _) in initial.items()}
     request = replace(request, method=method, rank_pattern=ranks)
+    if METHODS[method.name].freezes_b:
+        made: Any = METHODS[method.name].build(model, request)
+        for name, layer in lora_layers(made):
+            layer.lora_B["default"].weight.data.copy_(initial[name][1])
+        return made  # type: ignore[no-any-return]
     if not METHODS[method.name].moves:
         return _lora(model, request)
     return attach_factors(model, request.peft_config(), lambda target, _: initial[target.name])
@@ -294,7 +302,7 @@ METHODS: dict[str, Method] = {
     # Principal singular components of W (PiSSA, arXiv 2404.02948).
     "pissa": Method(partial(_started_by_peft, init_lora_weights="pissa"), rates=(4e-5, 1e-3), moves=True),
     "milora": Method(_milora, rates=(1e-4, 2e-3), moves=True),
-    "mica": Method(_mica, rates=(1e-4, 1e-3)),
+    "mica": Method(_mica, rates=(1e-4, 1e-3), freezes_b=True),
     "olora": Method(_olora, rates=(2e-5, 2e-4), moves=True),
     "corda": Method(_corda, rates=(1e-5, 1e-4), needs="samples", moves=True),
     "eva": Method(_eva, rates=(1e-4, 5e-4), needs="samples"),

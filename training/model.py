@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_z
 
 from astra.adapter import lora_layers
 from astra.allocation import allocate
+from astra.factors import Factor
 from astra.store import Calibration
 from dataset.glue import num_labels
 from dataset.tokens import calibration_batches
@@ -20,6 +21,7 @@ from training.data import Examples
 from training.methods import METHODS, Request, build, restore
 from training.stores import ALLOCATION_HEADROOM
 from utils.config import Config
+from utils.distributed import world_size
 from utils.errors import UserError, memory_for
 from utils.models import load_model, usable_dtype
 from utils.quantize import quantize_base
@@ -87,6 +89,9 @@ def add_adapter(
     upcast_trainable(model)
     if config.model.quantization is not None:
         quantize_base(model, device)
+    for factor in model.modules() if world_size() > 1 else ():
+        if isinstance(factor, Factor):  # DDP shares out parameters alone, and gradients differ in their last digits
+            torch.distributed.broadcast(factor.start, 0)
     for layer in model.modules() if autocast else ():
         if isinstance(layer, LoraLayer):  # what autocast casts back would be cast to float32 and kept for nothing
             layer.cast_input_dtype_enabled = False

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from dataset.tokens import IGNORED, collate
 from training.callbacks import MetricsFile, PackingCheck, StepProgress, StopOnSignal
-from training.checkpoints import WEIGHTS, load_trainable, rotate, trainable_state, write_manifest
+from training.checkpoints import WEIGHTS, load_trainable, rotate, seconds_before, trainable_state, write_manifest
 from training.data import BucketSampler, Examples, Share, TokenDataset, pack
 from training.forgetting import Forgetting
 from utils.config import Config
@@ -91,7 +91,13 @@ class RunTrainer(Trainer):
         self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self.correct = torch.zeros_like(self._tokens)
         self._broken = torch.zeros((), device=self.args.device)  # losses of this step that are not a number
-        self._clock = time.monotonic()
+        self._clock: float | None = None  # when the tokens began that are not yet logged
+        self.seconds_before, self._began = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """What training has taken so far, before the checkpoint that it goes on from too."""
+        return self.seconds_before + time.monotonic() - self._began
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
@@ -101,6 +107,7 @@ class RunTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Give no batches to a run that goes on from its last checkpoint: the Trainer would take one step more."""
+        self._clock = self._clock or time.monotonic()
         stopped = any(
             isinstance(found, EarlyStoppingCallback)
             and found.early_stopping_patience_counter >= found.early_stopping_patience
@@ -193,6 +200,7 @@ class RunTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Log and return the mean loss per label over the validation examples, and for classes the accuracy."""
+        entered = time.monotonic()
         model = self.model_wrapped
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
@@ -214,6 +222,7 @@ class RunTrainer(Trainer):
             }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._apart(entered)
         return metrics
 
     def solved(self) -> dict[str, list[float]]:
@@ -228,11 +237,16 @@ class RunTrainer(Trainer):
         if "loss" in logs:
             now = time.monotonic()
             tokens = int(self.accelerator.reduce(self._tokens.clone(), "sum"))
-            logs["tokens_per_second"] = round(tokens / (now - self._clock), 1)
+            logs["tokens_per_second"] = round(tokens / (now - (self._clock or self._began)), 1)
             logs["peak_memory_bytes"] = peak_memory()
             self._clock = now
             self._tokens.zero_()
         super().log(logs, start_time)
+
+    def _apart(self, entered: float) -> None:
+        """Leave what has taken since then out of the tokens per second."""
+        if self._clock is not None:
+            self._clock += time.monotonic() - entered
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
@@ -267,14 +281,16 @@ class RunTrainer(Trainer):
             load_trainable(self.model, Path(str(self.state.best_model_checkpoint)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        entered = time.monotonic()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            write_manifest(folder, self.settings, self.state.global_step)
+            write_manifest(folder, self.settings, self.state.global_step, self.seconds)
             best = self.state.best_model_checkpoint
             rotate(folder.parent, Path(best) if best else None)
         self.accelerator.wait_for_everyone()
+        self._apart(entered)
 
     def callback(self, kind: type[Found]) -> Found:
         """Return the trainer's callback of a kind."""
@@ -328,11 +344,11 @@ def restore_patience(trainer: RunTrainer, checkpoint: Path) -> None:
 
 
 def fit(trainer: RunTrainer, config: Config, checkpoint: Path | None) -> float:
-    """Train to the end, from a checkpoint or from the start, and return the seconds it took."""
+    """Train to the end, from a checkpoint or from the start, and return the seconds it took, earlier ones included."""
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
         restore_patience(trainer, checkpoint)
-    started = time.monotonic()
+    trainer.seconds_before = seconds_before(checkpoint)
     with memory_for(
         f"train.micro_batch_size: there is no room for {trainer.args.per_device_train_batch_size} examples of "
         f"{config.data.max_length} tokens; set fewer, or train.gradient_checkpointing=true, and the run goes on"
@@ -341,4 +357,4 @@ def fit(trainer: RunTrainer, config: Config, checkpoint: Path | None) -> float:
     if trainer.callback(StopOnSignal).stopped:
         log.info("stopped before its end; the same command goes on from here")
         raise SystemExit(STOPPED)
-    return time.monotonic() - started
+    return trainer.seconds

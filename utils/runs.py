@@ -116,17 +116,17 @@ def package_version(package: str) -> str | None:
 
 
 @contextmanager
-def stage(folder: Path, name: str) -> Iterator[None]:
+def stage(folder: Path, name: str, before: float = 0.0) -> Iterator[None]:
     """Record what a stage took, once it is complete: `<folder>/stages/<name>.json`.
 
-    The seconds count from the start of the process, imports included; the peak is that of main memory (bytes) and,
-    where there is one, of the GPU.
+    The seconds count from the start of the process, imports included, on top of what was spent `before`; the peak is
+    that of main memory (bytes) and, where there is one, of the GPU.
     """
     yield
     if is_main():
         import torch
 
-        seconds = time.time() - psutil.Process().create_time()
+        seconds = before + time.time() - psutil.Process().create_time()
         record = {"seconds": round(seconds, 3), "peak_memory_bytes": _peak_main_memory()}
         if torch.cuda.is_available() and torch.cuda.max_memory_reserved():  # vLLM's is another process's
             record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_reserved()

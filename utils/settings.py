@@ -18,7 +18,7 @@ def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 FORMAT = 2  # of metrics.json and of the manifests of checkpoints; CHANGELOG.md says what changed
 # Settings that may differ between the start of a run and its resumption: they leave the result as it is.
 FREE = (
-    "train.report_to", "train.logging_steps", "train.save_steps", "train.forgetting", "data.general_text",
+    "train.report_to", "train.logging_steps", "train.forgetting", "data.general_text",
     "train.micro_batch_size", "train.gradient_checkpointing", "calibration.batch_size", "calibration.max_rank",
     "calibration.subspaces", "model.device_map", "data.dir",
 )  # fmt: skip

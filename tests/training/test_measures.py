@@ -6,7 +6,11 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import train as training
+from astra.adapter import lora_layers
+from tests.astra.tiny import disturb, tokens
 from tests.runs import calibrate, folder_of, losses, metrics
+from tests.training.test_methods import built
+from training import measures
 from training.trainer import Diverged
 from utils.files import read_record
 
@@ -43,15 +47,11 @@ def test_a_relative_step_is_the_size_of_the_first_step_for_every_method(config, 
 
 
 def test_measures_of_the_update_are_those_of_the_weights(config, monkeypatch):
-    from training import measures
-
     this = config(method__name="astra", data__validation=0.25)
     calibrate(this)
     kept = {}
 
     def look(config, trainer, examples, tokenizer):
-        from astra.adapter import lora_layers
-
         squares = torch.zeros(4, dtype=torch.float64)
         for _, layer in lora_layers(trainer.model):
             change = layer.get_delta_weight("default").double()
@@ -80,6 +80,23 @@ def test_measures_of_the_update_are_those_of_the_weights(config, monkeypatch):
     assert update["inside_span"] == pytest.approx(float(kept["inside"]), rel=1e-4)
     assert 0 < update["inside_span"] < 1 and update["output_change"] > 0 and update["median_output_change"] > 0
     torch.testing.assert_close(kept["found"], kept["expected"], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["lora", "astra", "dora"])
+def test_a_change_too_small_for_bfloat16_outputs_is_measured_all_the_same(name):
+    model, seen = built(name, rank=2), {}
+    disturb(model, 1e-4)
+    for layer_name, layer in lora_layers(model):
+        base = layer.get_base_layer()
+        base.weight.data = base.weight.data.bfloat16()
+        base.register_forward_pre_hook(lambda _, x, name=layer_name: seen.update({name: x[0][0].double()}))
+    ids = tokens(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = measures.layer_output_changes(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    for layer_name, layer in lora_layers(model):
+        change = measures._lora_change(layer).double()
+        expected = (seen[layer_name] @ change.T).square().sum()
+        assert float(found[layer_name][0]) == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_without_b_the_change_stays_in_the_span_of_its_start(config):

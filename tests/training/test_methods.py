@@ -97,6 +97,16 @@ def test_a_classifier_trains_its_head_too():
     assert any("classifier" in n for n, p in adapted.named_parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_every_method_adapts_the_same_layers_however_they_are_named(name):
+    request = request_for(name, names="all-linear")
+    layers = request.calibration.layers
+    left_out = max(layers)  # one that calibration never reached
+    request.calibration.left_out = (left_out,)
+    layers.pop(left_out)
+    assert {layer for layer, _ in lora_layers(build(tiny_model(), request))} == set(layers)
+
+
 @pytest.mark.parametrize("name", ["lora", "astra"])
 def test_targets_that_are_not_there_are_named(name):
     with pytest.raises(AstraError, match="nothing"):
@@ -127,3 +137,11 @@ def test_mica_trains_a_alone_from_the_minor_singular_vectors():
         u = torch.linalg.svd(as_matrix(layer.get_base_layer()).double())[0][:, : min(layer.base_layer.weight.shape)]
         assert a.requires_grad and not b.requires_grad and not a.any()
         assert (u[:, -4:].T @ b.double()).square().sum().item() == pytest.approx(4, rel=1e-4)
+
+
+def test_a_resumed_mica_keeps_its_b_whatever_signs_a_decomposition_gives_now():
+    started = {name: starting_factors(layer) for name, layer in lora_layers(built("mica"))}
+    turned = {name: (a, -b) for name, (a, b) in started.items()}
+    for name, layer in lora_layers(restore(tiny_model(), request_for("mica"), turned)):
+        b = layer.lora_B["default"].weight
+        assert torch.equal(b, turned[name][1]) and not b.requires_grad

@@ -175,6 +175,9 @@ def test_nf4_is_trained_and_leaves_an_adapter_that_names_its_base(config, monkey
     lora = folder_of(this) / "lora"
     assert json.loads((lora / "adapter_config.json").read_text())["base_model_quantization"] == "nf4"
     assert "on the unquantised weights it is another model" in (lora / "README.md").read_text()
+    plain = config(run="plain", method__name=name, data__limit=4)
+    training.train(plain)
+    assert metrics(this)["parameters"] == metrics(plain)["parameters"]  # and not the bytes that hold two each
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import train as training
 from tests.runs import Crash, crash_at, folder_of, losses, metrics
 from training import announce
 from training import trainer as fitting
-from training.checkpoints import require_same_deepspeed, rotate
+from training.checkpoints import require_same_deepspeed, rotate, seconds_before
 from utils.errors import UserError
 from utils.files import read_lines
 
@@ -32,18 +32,20 @@ def test_older_checkpoints_stay_until_the_new_one_is_complete(config, monkeypatc
     this, whole = config(), fitting.RunTrainer._save_checkpoint
     write = fitting.RunTrainer._save_checkpoint.__globals__["write_manifest"]
 
-    def crash(folder, settings, step):
+    def crash(folder, settings, step, seconds):
         if step == 6:
             assert checkpoints(this) == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
             raise Crash
-        write(folder, settings, step)
+        write(folder, settings, step, seconds)
 
     monkeypatch.setitem(whole.__globals__, "write_manifest", crash)
     with pytest.raises(Crash):
         training.train(this)
     monkeypatch.undo()
+    before = seconds_before(folder_of(this) / "checkpoints" / "checkpoint-4")
     training.train(this)
     assert losses(this) and checkpoints(this) == {"checkpoint-4", "checkpoint-6"}
+    assert 0 < before < metrics(this)["train_seconds"]
 
 
 def test_incomplete_checkpoints_are_removed_when_a_run_goes_on(config, monkeypatch):
