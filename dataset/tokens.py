@@ -121,6 +121,7 @@ def calibration_batches(
 ) -> list[dict[str, Tensor]]:
     """Batches of `wanted.samples` training examples chosen by its seed, their text as training sees it.
 
+    What is longer than `wanted.max_length` is cut, also where training leaves such records out (`data.truncate`).
     Every method that reads data at its start gets these. The choice depends on the records and the seed alone, never
     on `batch_size` (default: that of `wanted`). Examples of like length share a batch (little padding), the longest
     first (a lack of memory shows at once).

@@ -244,4 +244,5 @@ def describe(result: dict[str, Any]) -> str:
         text += f", by {name} {found['accuracy']:.1%}" if name != result["grader"] else ""
     counts = {"unparsable": "unreadable", "length_stops": "cut", "too_long": "too long"}
     noted = [f"{result[key]} {word}" for key, word in counts.items() if result.get(key)]
+    noted += [f"{count} {flag}" for flag, count in result.get("flags", {}).items()]
     return text + (f" ({', '.join(noted)})" if noted else "")

@@ -39,9 +39,11 @@ class Scorer:
                 task, asked = job.task, job.prompts
                 assert isinstance(task, Task)
                 answers = engine.generate({k: asked[k] for k in range(rank(), len(asked), world_size())})
-                texts = dict(gather([(k, output.text) for k, (output,) in answers]))
+                texts = {k: output.text for k, (output,) in answers}
                 grader = task.headline(self.config.eval.grader)
-                verdicts = task.judge(job.problems, [texts[k] for k in range(len(asked))], self.config.eval, grader)
-                solved[task.name] = [float(verdict.correct) for verdict in verdicts]
+                own = [job.problems[k] for k in texts]  # each process judges what it has generated
+                verdicts = task.judge(own, list(texts.values()), self.config.eval, grader)
+                right = dict(gather([(k, float(found.correct)) for k, found in zip(texts, verdicts, strict=True)]))
+                solved[task.name] = [right[k] for k in range(len(asked))]
         base.train(training)
         return solved

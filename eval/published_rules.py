@@ -22,7 +22,9 @@ from eval.metamath_rules import gsm8k_number, math_answer, normalise
 def gsm8k_equal(completion: str, gold: str) -> bool:
     """Whether `completion` passes for `gold`, a number."""
     number = gsm8k_number(completion)
-    return number is not None and _numbers_equal(float(number), float(gold.replace(",", "")))
+    with suppress(ValueError):  # as in `metamath_rules`
+        return number is not None and _numbers_equal(float(number), float(gold.replace(",", "")))
+    return False
 
 
 def math_equal(completion: str, gold: str) -> bool:

@@ -7,7 +7,7 @@ of `utils.ladder` where the runs kept a loss per record; the test sets have no s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from eval.intervals import difference
+from eval.task_record import changes
 from utils import ladder
 from utils.comparison import deciding
 from utils.config import ARM, CHOOSERS, LADDERS, STEP
@@ -49,10 +50,11 @@ class Arm:
 class Results:
     """The results of one experiment or more.
 
-    `runs` has a row per run: `run`, `folder`, `arm`, `label` (the arm without its rank), `rank`, `rate`, `seed`,
-    `error`, `diverged`, and the figures of its metrics.json, in the units of their names. `scores` has a row per run
-    and figure: `run`, `arm` ("base model" too), `folder`, `task`, `metric`, `score`, `low`, `high`, `error`
-    (standard), `n`, `better` (1: higher is better, -1: lower, 0: arms are not ranked by it), and the whole `result`.
+    `runs` has a row per run: `run`, `folder`, `arm`, `label` (the arm without its rank), `rank`, `rate`, `seed`
+    (`train.seed`), `draw` (a number for what all its seeds are), `error`, `diverged`, and the figures of its
+    metrics.json, in the units of their names. `scores` has a row per run and figure: `run`, `arm` ("base model" too),
+    `folder`, `task`, `metric`, `score`, `low`, `high`, `error` (standard), `n`, `better` (1: higher is better, -1:
+    lower, 0: arms are not ranked by it), and the whole `result`.
     """
 
     runs: pd.DataFrame
@@ -96,7 +98,7 @@ def collect(folders: Sequence[Path]) -> Results:
         found = {path: {"experiment": path.parent.name, **settings} for path, settings in found.items()}
     labels = _labels(found)
     ranks = {path: None if found[path]["method.name"] == "full" else found[path]["method.rank"] for path in found}
-    rows = []
+    rows, draws = [], dict[tuple[Any, ...], int]()
     for path, settings in found.items():
         rank, label = ranks[path], labels[path]
         named = {"run": f"{path.parent.name}/{path.name}" if several else path.name, "folder": path}
@@ -104,18 +106,31 @@ def collect(folders: Sequence[Path]) -> Results:
         figures = _figures(path)
         measured = axis != STEP and settings.get(STEP) is not None  # its learning rate was not set
         rate = figures["learning_rate"] if measured else settings.get(axis)
-        place = {"rank": rank, "rate": rate, "seed": settings["train.seed"]}
+        drawn = tuple(value for key, value in sorted(settings.items()) if key.endswith(".seed"))
+        place = {
+            "rank": rank,
+            "rate": rate,
+            "seed": settings["train.seed"],
+            "draw": draws.setdefault(drawn, len(draws)),
+        }
         rows.append({**named, "arm": arm, "label": label, **place, **figures})
     runs = pd.DataFrame(rows)
     split = "reporting" if runs["reporting_loss"].notna().any() else "validation"
     scored = [{"run": BASE, "arm": BASE, "folder": folder / "base"} for folder in folders] + rows
     columns = ["run", "arm", "folder", "task", "metric", "score", "low", "high", "error", "n", "better", "result"]
     scores = pd.DataFrame([score for row in scored for score in _scores(row, split)], columns=columns)
+    several_models = len(models(found.values())) > 1  # whose base models are no one row
+    scores = scores[~(scores["arm"].eq(BASE) & (several_models | scores.duplicated(["arm", "task"])))].copy()
     _tell_apart(scores)
     select = next(iter(found.values())).get("compare.select", "validation_loss")
     arms = {str(arm): _tune(str(arm), group, select) for arm, group in runs.groupby("arm", sort=False)}
     settings = dict(zip(runs["run"], found.values(), strict=True))
     return Results(runs, scores, settings, axis, arms, list(folders))
+
+
+def models(settings: Iterable[dict[str, Any]]) -> list[str]:
+    """The base models of some runs, with their data types."""
+    return sorted({f"{one['model.name']} ({one['model.dtype']})" for one in settings})
 
 
 def _settings(run: Path) -> dict[str, Any]:
@@ -250,11 +265,11 @@ def _tune(name: str, runs: pd.DataFrame, select: str) -> Arm:
     kept: dict[int, dict[int, ladder.Losses]] = {}
     for row in ended.itertuples():
         losses = None if row.diverged else deciding(_read(row.folder / "losses.json"), select)
-        kept.setdefault(tried.index(row.rate), {})[row.seed] = losses
+        kept.setdefault(tried.index(row.rate), {})[row.draw] = losses
     lengths = {len(losses) for seeds in kept.values() for losses in seeds.values() if losses is not None}
     if len(lengths) == 1 and lengths != {0}:
-        rates = ended.groupby("seed")["rate"].nunique()
-        choice = ladder.choose(kept, rates.idxmax())  # the seed that tuned has the most rates
+        rates = ended.groupby("draw")["rate"].nunique()
+        choice = ladder.choose(kept, rates.idxmax())  # the draw of seeds that tuned has the most rates
         best, tied, inside = choice.best, choice.tied, choice.inside
     else:
         best = tried.index(ended.groupby("rate")["validation_loss"].mean().idxmin())
@@ -273,6 +288,8 @@ def standing(results: Results, task: str) -> tuple[str, dict[str, bool]]:
     if means.nunique() == 1:
         return "", {}
     best = str(means.idxmax())
+    if made_unlike(results, task):
+        return best, {}
     answers = {str(arm): _answers(group, task) for arm, group in rows.groupby("arm", sort=False)}
     shapes = {None if found is None else found.shape[1] for found in answers.values()}
     if len(shapes) > 1 or None in shapes:
@@ -281,14 +298,28 @@ def standing(results: Results, task: str) -> tuple[str, dict[str, bool]]:
     return best, {arm: low <= 0 <= high for arm, (_, low, high) in tested.items()}
 
 
+def made_unlike(results: Results, task: str) -> str:
+    """What differs between the runs' problems, or how they were asked and judged; empty if nothing does."""
+    rows = results.at_best(task)
+    if task in LOSS.values():
+        runs = [results.settings[run] for run in rows["run"]]
+        made = [{key: one[key] for key in one if key.startswith("data.") and key not in FREE} for one in runs]
+    else:
+        made = [{**result.get("settings", {}), "model": None, "adapter": None} for result in rows["result"]]
+    return "; ".join(sorted({changes(made[0], other) for other in made[1:]} - {""}))
+
+
 def _answers(rows: pd.DataFrame, task: str) -> NDArray[np.float64] | None:
-    """(seeds, problems or records) of an arm, float64; None where a run kept none, or not of the same."""
+    """(seeds, problems or records) of an arm, float64, whose means are its scores; None where it has none such."""
     if split := next((split for split, name in LOSS.items() if name == task), None):
         found = [np.asarray(_read(run / "losses.json").get(split, []), np.float64) for run in rows["folder"]]
     else:
         name = f"{task.replace('/', '-')}.samples.jsonl"
         found = [shares(run / "eval" / name).to_numpy(dtype=np.float64) for run in rows["folder"]]
-    return np.stack(found) if len({len(values) for values in found}) == 1 and len(found[0]) else None
+    if len({len(values) for values in found}) != 1 or not len(found[0]):
+        return None
+    answers = np.stack(found)
+    return answers if np.allclose(answers.mean(1), rows["score"].astype(float), rtol=1e-3, atol=1e-6) else None
 
 
 @cache

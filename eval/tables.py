@@ -12,7 +12,7 @@ import pandas as pd
 from eval.charts import rate_text
 from eval.intervals import smallest_difference
 from eval.published import published
-from eval.results import BASE, LOSS, SHARES, Arm, Results, stage_costs, standing
+from eval.results import BASE, LOSS, SHARES, Arm, Results, made_unlike, models, stage_costs, standing
 from eval.task_record import readings
 from utils.runs import commit
 
@@ -69,7 +69,7 @@ def findings(results: Results) -> Iterator[str]:
     """What was run and what it shows, a sentence each."""
     config, runs, arms = results.config, results.runs, results.arms.values()
     count = f"{runs['error'].isna().sum()} of {len(runs)} runs of {len(arms)} arm{'s' if len(arms) > 1 else ''} ended"
-    what = f"on {config['model.name']} ({config['model.dtype']}), trained on {config['data.train']}"
+    what = f"on {' and '.join(models(results.settings.values()))}, trained on {config['data.train']}"
     yield f"{count}, {what}; commit {commit() or 'unknown'}, {date.today().isoformat()}."
     if config["model.name"] == "smollm2":
         yield "The base weights carry the rounding of a 4-bit file, and the model is small."
@@ -103,6 +103,7 @@ def _how_scored(results: Results, task: str) -> Iterator[str]:
     words += [f"{settings['engine']} {settings['engine_version']}"] if settings.get("engine") else []
     words += [settings["dtype"]] if settings.get("dtype") else []
     words += [f"**without {', '.join(missing)}**, which the mirror does not have"] if missing else []
+    words += [f"**not all alike** ({unlike})"] if (unlike := made_unlike(results, task)) else []
     if words:
         yield f"{task}: {', '.join(words)}."
 
@@ -124,7 +125,8 @@ def _best_arms(results: Results, task: str) -> Iterator[str]:
     seeds = int(scores.count().min())
     smallest = smallest_difference(list(scores.std().dropna()), seeds)
     line += f"; {seeds} seeds could have shown a difference of {_shown(smallest, metric)}" if smallest else ""
-    yield line + ("." if verdicts else "; no single answers are on file: no test was made.")
+    line += "; with one seed the test is over problems alone" if verdicts and seeds == 1 else ""
+    yield line + ("." if verdicts else "; no test was made: single answers are missing, or not of the same problems.")
 
 
 def _shown(value: float, metric: str) -> str:
@@ -157,10 +159,10 @@ def main_table(results: Results) -> pd.DataFrame:
     ranked = results.tasks(ranked=True)
     order = results.at_best(ranked[0]) if ranked else results.scores[:0]
     means = (order["score"] * order["better"]).groupby(order["arm"]).mean()
-    seeds = results.best.groupby("arm")["seed"].nunique().astype(str)
+    counts = results.best[results.best["error"].isna()].groupby("arm")["draw"].nunique()
     rows = {BASE: {"arm": BASE, "rate": ""}}
     for arm in sorted(results.arms, key=lambda arm: -means.get(arm, -float("inf"))):
-        rows[arm] = {"arm": arm, "rate": _arm_rate(results.arms[arm]), "seeds": seeds[arm]}
+        rows[arm] = {"arm": arm, "rate": _arm_rate(results.arms[arm]), "seeds": str(counts.get(arm, 0))}
     for task in results.tasks():
         compared = task in ranked and results.at_best(task)["arm"].nunique() > 1
         best, verdicts = standing(results, task) if compared else ("", {})

@@ -119,6 +119,7 @@ class TaskRecord:
 
     def complete(self, result: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Write the samples, then the result, each atomically, and return the result as written."""
+        self.path("json").unlink(missing_ok=True)  # it knows the samples that are about to go by their hash
         write_text(self.path("samples.jsonl"), "".join(map(_line, samples)))
         result = {"format": FORMAT, "task": self.task, **result, "settings": self.settings}
         write_record(self.path("json"), result, [self.path("samples.jsonl")])

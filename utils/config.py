@@ -74,7 +74,7 @@ class DataConfig(Section):
 
 class CalibrationConfig(Section):
     samples: int = Field(256, ge=1, description="training examples the second moments are estimated on")
-    max_length: int = Field(512, ge=8, description="tokens kept of each")
+    max_length: int = Field(512, ge=8, description="tokens kept of each; what is longer is cut")
     batch_size: int = Field(8, ge=1, description="samples in a forward pass; changes speed, not the result")
     seed: Seed = Field(42, description="which samples, and the basis of nullspace and random")
     max_rank: int | None = Field(None, ge=1, description="vectors kept per layer; default: what the runs need")

@@ -13,8 +13,10 @@ from typing import Any
 from dataset.catalog import COMMONSENSE, GROUPS, expand_groups
 from dataset.sources import check_evaluation, load_evaluation, load_splits
 from eval.engines import Answer, Request
+from eval.numbers import parse_number
 from utils.config import Config, EvalConfig
 from utils.errors import UserError
+from utils.log import log
 
 Record = dict[str, Any]
 
@@ -155,4 +157,17 @@ def load_problems(name: str, config: Config) -> list[Record]:
     if not kept:
         raise UserError(f"eval.split: none of the {len(held)} validation records of {config.data.train} is of {name}")
     answers = [(record.get("answer") or record["output"]).rpartition("The answer is:")[2].strip() for record in kept]
+    unread = [answer for answer in answers if name != "math" and parse_number(answer.rpartition("####")[2]) is None]
+    if len(unread) == len(answers):
+        raise UserError(
+            f"eval.split: no answer of {config.data.train} is a number after 'The answer is:', as {name} wants"
+        )
+    if unread:
+        log.warning(
+            "%s: %d of %d answers are no number, and count as not solved: %s",
+            name,
+            len(unread),
+            len(answers),
+            unread[0][:80],
+        )
     return [{**record, "answer": answer} for record, answer in zip(kept, answers, strict=True)][: config.eval.limit]

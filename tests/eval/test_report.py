@@ -43,10 +43,9 @@ def make_run(
     if records:
         noise = np.random.default_rng(0).normal(0, 0.2, records)  # records differ alike in all runs
         own = np.random.default_rng(seed + int(1e6 * rate)).normal(0, 0.01, records)
-        write_json(
-            run / "losses.json", {split: list(validation + noise + own) for split in ("validation", "reporting")}
-        )
-        metrics["reporting_loss"] = validation
+        losses = validation + noise + own
+        write_json(run / "losses.json", dict.fromkeys(("validation", "reporting"), list(losses)))
+        metrics["validation_loss"] = metrics["reporting_loss"] = losses.mean()
     write_json(run / "metrics.json", metrics)
     (run / "lora").mkdir()
     lines = [{"step": step, "loss": 2.0 / step} for step in range(1, 41)]
@@ -57,7 +56,7 @@ def make_run(
 def add_score(run: Path, task: str, accuracy: float, n: int = 50) -> None:
     result = {"task": task, "accuracy": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1], "n": n}
     write_json(run / "eval" / f"{task}.json", result)
-    right = np.random.default_rng(7).permutation(n) < accuracy * n  # the same order of difficulty for all
+    right = np.random.default_rng(7).permutation(n) < round(accuracy * n)  # the same order of difficulty for all
     lines = [json.dumps({"problem": k, "correct": bool(right[k])}) + "\n" for k in range(n)]
     (run / "eval" / f"{task}.samples.jsonl").write_text("".join(lines), encoding="utf-8")
 
@@ -198,6 +197,58 @@ def test_differences_are_paired_over_problems_and_over_seeds() -> None:
     assert low < 0 < high and mean == pytest.approx(0.02, abs=0.02), "three seeds that far apart show nothing"
     assert smallest_difference([1.0, 1.0], 3) == pytest.approx(3.04, abs=0.01)
     assert smallest_difference([1.0], 1) is None
+
+
+def test_three_seeds_seldom_tell_equal_arms_apart_where_seeds_differ_more_than_problems() -> None:
+    rng, found = np.random.default_rng(1), 0
+    for _ in range(200):
+        problems = rng.normal(0, 0.01, 100)
+        first, second = (problems + rng.normal(0, 0.1, (3, 1)) for _ in range(2))
+        low, high = difference(first, second)[1:]
+        found += not low <= 0 <= high
+    assert found <= 20, "5% of 200, and no more than chance allows; a bootstrap over three seeds finds 50"
+
+
+def test_results_of_other_problems_are_not_tested_against_each_other(tmp_path: Path) -> None:
+    for name, method, data in (("a", "astra", "x"), ("b", "lora", "y")):
+        run = make_run(tmp_path / "e", name, 1e-3, 1, 0.6 if name == "a" else 0.2, 0.5, method, n=200)
+        record = json.loads((run / "eval" / "gsm8k.json").read_text())
+        write_json(run / "eval" / "gsm8k.json", {**record, "settings": {"data": data, "adapter": name}})
+    text = write_report(tmp_path / "e")
+    assert "gsm8k: 200 problems, **not all alike** (data: x -> y)." in text
+    assert "no test was made: single answers are missing, or not of the same problems" in text
+
+
+def test_a_score_that_is_no_mean_of_single_answers_is_not_tested_by_them(tmp_path: Path) -> None:
+    for name, method, score in (("a", "astra", 0.52), ("b", "lora", 0.2)):
+        run = make_run(tmp_path / "e", name, 1e-3, 1, 0.9, 0.5, method, n=200)
+        record = json.loads((run / "eval" / "gsm8k.json").read_text())
+        write_json(run / "eval" / "gsm8k.json", {**record, "accuracy": score, "metric": "matthews_correlation"})
+    assert "significantly worse." not in section(write_report(tmp_path / "e"), "Findings")
+
+
+def test_base_models_are_never_averaged(tmp_path: Path) -> None:
+    folders = [tmp_path / "e", tmp_path / "f"]
+    for folder, accuracy in zip(folders, (0.2, 0.7), strict=True):
+        make_run(folder, "a", 1e-3, 1, 0.8, 0.5)
+        add_score(folder / "base", "gsm8k", accuracy)
+    both = collect(folders)
+    assert list(both.of_base("gsm8k")["score"]) == [0.2]  # of one model the first
+    path = folders[1] / "a" / "config.yaml"
+    path.write_text(path.read_text().replace("meta-llama/Llama-2-7b-hf", "another/model"))
+    both = collect(folders)
+    assert not len(both.of_base("gsm8k")) and both.tasks(ranked=True) == ["gsm8k", "validation loss"]
+
+
+def test_seeds_are_counted_whichever_seed_was_swept_and_only_those_that_ended(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        run = make_run(tmp_path / "e", f"s{seed}", 1e-3, 1, 0.5 + 0.01 * seed, 0.5, records=40)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["method"]["seed"] = seed
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "e" / "s3" / "metrics.json").unlink()
+    (row,) = [line for line in section(write_report(tmp_path / "e"), "Results").splitlines() if "astra" in line]
+    assert row.split(" | ")[-1].strip(" |") == "2"
 
 
 def test_a_run_without_a_result_is_listed_with_its_reason(folder: Path) -> None:

@@ -67,13 +67,21 @@ def test_another_form_is_refused(tmp_path):
         record(tmp_path).earlier()
 
 
-def test_a_result_says_what_it_was_made_under_and_samples_are_read_back_whatever_they_hold(tmp_path):
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_result_says_what_it_was_made_under_and_samples_are_read_back_whatever_they_hold(tmp_path, monkeypatch):
     done = record(tmp_path, task="lm_eval/mmlu", limit=3)
     assert done.earlier() is None
     samples = [{"problem": 0, "output": "a\u2028b\u2029c\x85d\x0b\ne"}, {"problem": 1, "output": ""}]
     result = done.complete({"n": 1}, samples)
     assert result["settings"] == {"model": "abc", "limit": 3} and done.earlier() == result
     assert read_lines(tmp_path / "lm_eval-mmlu.samples.jsonl") == samples
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("eval.task_record.write_record", interrupt)
+        done.complete({"n": 2}, samples[:1])
+    assert done.earlier() is None  # and not a result of other samples, damaged
     done.add(FIRST, output("a"), 1.0, ABOUT)
     done.clear()
     assert list(tmp_path.iterdir()) == []

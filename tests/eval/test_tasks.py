@@ -1,5 +1,7 @@
 """Tasks: what counts as right, what is asked, and what is said when a task can't run."""
 
+import json
+
 import pytest
 
 from dataset.catalog import COMMONSENSE, expand_groups, left_out
@@ -92,6 +94,47 @@ def test_canonical_programs_pass_and_others_do_not(mirror, name):
     judged = get_task(name).judge(problems * 2, texts, settings.eval, "exact")
     assert [verdict.correct for verdict in judged] == [True] * 3 + [False] * 3
     assert all(verdict.note for verdict in judged[3:])
+
+
+def test_programs_that_no_sandbox_would_run_are_no_wrong_answers(mirror, monkeypatch):
+    settings = config(mirror, tasks=["mbpp"], limit=2)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("eval.sandbox._run", full)
+    monkeypatch.setattr("eval.sandbox.available", lambda: None)
+    with pytest.raises(
+        UserError, match="mbpp: 2 of 2 programs were not run .*No space left on device.*texts are kept"
+    ):
+        get_task("mbpp").judge(load_problems("mbpp", settings), ["pass", "pass"], settings.eval, "exact")
+
+
+def own(tmp_path, *answers):
+    """A configuration that scores gsm8k on records of one's own that end with these answers."""
+    lines = [json.dumps({"instruction": f"Question {k}", "output": answer}) for k, answer in enumerate(answers)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines * 4))
+    data = {"train": str(tmp_path / "own.jsonl"), "validation": 0.75}
+    return Config(data=data, eval={"split": "validation", "tasks": ["gsm8k"]})
+
+
+def test_answers_of_own_records_may_have_units_and_fractions(tmp_path):
+    problems = load_problems("gsm8k", own(tmp_path, "So.\nThe answer is: 18 dollars", "The answer is: 3/4"))
+    assert {problem["answer"] for problem in problems} == {"18 dollars", "3/4"}
+    texts = [f"The answer is: {problem['answer']}" for problem in problems]
+    for grader in ("exact", "metamath", "published"):
+        judged = get_task("gsm8k").judge(problems, texts, EvalConfig(), grader)
+        assert all(verdict.correct for verdict in judged) == (grader == "exact")
+
+
+def test_answers_that_are_no_number_are_refused_or_counted(tmp_path, monkeypatch, caplog):
+    with pytest.raises(
+        UserError, match="eval.split: no answer of .* is a number after 'The answer is:', as gsm8k wants"
+    ):
+        load_problems("gsm8k", own(tmp_path, "Eighteen", "None of them"))
+    monkeypatch.setattr("utils.log.log.propagate", True)
+    assert load_problems("gsm8k", own(tmp_path, "The answer is: 3", "None of them"))
+    assert "answers are no number, and count as not solved: None of them" in caplog.text
 
 
 def test_code_needs_a_sandbox_or_consent(monkeypatch):
