@@ -20,7 +20,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from eval.intervals import smallest_difference  # noqa: E402
+from eval.intervals import difference, smallest_difference  # noqa: E402
 from utils.cli import main, parse  # noqa: E402
 from utils.comparison import arms, choices, run_config, seeds  # noqa: E402
 from utils.config import Config  # noqa: E402
@@ -100,6 +100,7 @@ def summary(config: Config) -> dict[str, Any]:
             if len(values := [entry[what] for entry in settled if entry[what] is not None]) > 1
         },
         "difference_from_lora": differences(kept, chosen),
+        "intervals": intervals(kept, chosen),
         "smallest_difference": smallest_difference(spreads, len(seeds(config))),
         "forgetting_at_equal_loss": forgetting_at_equal_loss(kept, chosen),
         "commit": commit(),
@@ -170,6 +171,29 @@ def differences(
             error = change.std(ddof=1) / len(change) ** 0.5
             found.setdefault(arm, {})[part] = [round(float(change.mean()), 6), round(float(error), 6)]
     return dict(sorted(found.items()))
+
+
+def intervals(kept: list[dict[str, Any]], chosen: dict[str, Choice]) -> dict[str, dict[str, list[float]]]:
+    """Per pair of arms at their best rungs, the second's loss less the first's with its 95% interval.
+
+    As the report tests it: over records, which are paired, and over all seeds of both.
+    """
+    losses: dict[str, list[Any]] = {}
+    for record in kept:
+        if (
+            not record["diverged"]
+            and nearest(record["figures"]["settings"]["train.relative_step"]) == chosen[record["arm"]].best
+        ):
+            losses.setdefault(record["arm"], []).append(record["losses"])
+    pairs = [("lora", arm) for arm in sorted(losses) if arm != "lora"] + [("tail", "principal")]
+    return {
+        f"{second} - {first}": {
+            split: [round(x, 6) for x in difference(*([run[split] for run in losses[arm]] for arm in (first, second)))]
+            for split in ("validation", "reporting")
+        }
+        for first, second in pairs
+        if first in losses and second in losses
+    }
 
 
 def in_training(record: dict[str, Any]) -> dict[str, list[float]]:
