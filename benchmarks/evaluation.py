@@ -1,6 +1,6 @@
 """Generated tokens a second of the vLLM engine against the transformers engine, and what grading costs.
 
-    python benchmarks/evaluation.py --json
+    python benchmarks/evaluation.py
 
 64 GSM8K test problems a round, others each time (vLLM remembers prompts), greedy, up to 160 new tokens each, SmolLM2,
 both engines in one process and in turn. In each round the transformers engine has another batch size, from all
@@ -114,7 +114,6 @@ def grading_share(task: str, problems: list[dict[str, Any]], texts: list[str], s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity; the last line always is JSON")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as python -m eval picks")
     parser.add_argument("--data-dir", help="local mirror with gsm8k/test.jsonl")

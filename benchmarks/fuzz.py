@@ -241,11 +241,3 @@ def fuzz_records(count: int) -> Tally:
 
         _each(count, form, one)
     return tally
-
-
-if __name__ == "__main__":
-    for fuzz, wanted in zip((fuzz_configs, fuzz_records, fuzz_commands), map(int, sys.argv[1:]), strict=False):
-        outcome = fuzz(wanted)
-        print(
-            fuzz.__name__, outcome.cases, outcome.refused, len(outcome.tracebacks), *outcome.tracebacks[:40], sep="\n"
-        )

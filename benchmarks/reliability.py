@@ -1,6 +1,6 @@
 """Try to break an experiment, and count: kills, lost processes, damaged files, odd configurations and records.
 
-    python benchmarks/reliability.py --json --kills=40 --terms=10 --ranks --files --memory \\
+    python benchmarks/reliability.py --kills=40 --terms=10 --ranks --files --memory \\
         --configs=2000 --commands=50 --records=2000
 
 What is not asked for is not run: its figures are those of the file --out, or null. A trial of the kills is noted as
@@ -255,7 +255,6 @@ def rank_trial(config: Path, script: str, kind: str, work: Path) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity; the last line always is JSON")
     parser.add_argument("--config", type=Path, default=Path("configs/reliability.yaml"))
     parser.add_argument("--work", type=Path, default=Path("outputs/reliability-campaign"))
     for name in ("kills", "terms", "configs", "commands", "records"):

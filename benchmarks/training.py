@@ -1,6 +1,6 @@
 """Compare this project's train step with a plain Trainer and PEFT LoRA step, alternating, on real records.
 
-    python benchmarks/training.py --data-dir ../data --json
+    python benchmarks/training.py --data-dir ../data
 
 Both take the same examples in a turn, and as many a step, through the same adapter. Plain: random micro-batches
 padded to the longest of them, logits and loss at every position. Ours: micro-batches of similar length, logits only
@@ -44,6 +44,7 @@ from utils.runs import peak_memory  # noqa: E402
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RANK = 16
+DTYPE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 class Examples(list[dict[str, Any]]):
@@ -62,6 +63,8 @@ class Clock(TrainerCallback):
             self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self.started
 
 
@@ -102,8 +105,7 @@ def load_rows(flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 def base_model(flags: argparse.Namespace) -> Any:
     """The base model, its first layers only if asked."""
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(flags.model, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(flags.model, dtype=DTYPE)
     if flags.layers:
         model.model.layers = model.model.layers[: flags.layers]
         model.config.num_hidden_layers = flags.layers
@@ -150,8 +152,8 @@ def residual_form(model: Any, rank: int, store: Calibration) -> Any:
         weight, q = as_matrix(layer.get_base_layer()), store.vectors(name, "tail", rank)
         a, b = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
         b.copy_(q)
-        a.copy_(b.T @ weight)
-        weight.sub_(b @ a)
+        a.copy_(b.T @ weight.float())
+        weight.sub_((b @ a).to(weight))
     return adapted
 
 
@@ -218,7 +220,7 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
     pairs = {rank: untouched_base_step_ratio(flags, rank) for rank in (8, 128)}
     medians = {rank: statistics.median(found) for rank, found in pairs.items()}
     return {
-        **provenance(f"{flags.name}, float32", "GSM8K train"),
+        **provenance(f"{flags.name}, {str(DTYPE).removeprefix('torch.')}", "GSM8K train"),
         "speedup_examples": round(statistics.median(ratios), 3),
         "speedup_spread": [round(min(ratios), 3), round(max(ratios), 3)],
         "peak_memory_ratio": round(memory["ours"] / memory["plain"], 3),
@@ -238,7 +240,6 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
     parser.add_argument("--model", default="smollm2", help="model folder, hub id, or smollm2")
     parser.add_argument("--data-dir", help="local mirror of GSM8K; default: the hub")
     parser.add_argument("--batch", type=int, default=128, help="examples in a step")

@@ -72,8 +72,8 @@ class _Charts:
             if best["rank"].nunique() > 1:
                 yield f"{task}: {metric} and rank", f"{task}-rank", self._ranks(best, label, level)
         if {"gsm8k", "math"} <= set(tasks) and ladder and (others := curves(results.config)):
-            both = results.scores[results.scores["task"].isin(["gsm8k", "math"])].groupby("run")["score"].mean() * 100
-            scores = runs.assign(score=runs["run"].map(both)).dropna(subset="score")
+            both = results.scores[results.scores["task"].isin(["gsm8k", "math"])].groupby("run")["score"]
+            scores = runs.assign(score=runs["run"].map(100 * both.mean()[both.count() == 2])).dropna(subset="score")
             title = "Mean of GSM8K and MATH, and published ladders of the same model, data and batch (grey)"
             yield title, "published-learning-rate", self._rates(scores, "accuracy (%)", None, others)
         for what, scale in (("loss", "nats per token"), ("accuracy", "share")):
