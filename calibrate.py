@@ -130,7 +130,7 @@ def load(config: Config) -> nn.Module:
     from utils.models import load_model
 
     if config.model.device_map is None:
-        return load_model(config.model, num_labels(config)).to(device())
+        return load_model(config.model, num_labels(config), device())
     from accelerate.utils import get_max_memory
 
     # Half of each GPU stays free for hidden states, sums and decompositions.

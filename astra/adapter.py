@@ -200,7 +200,9 @@ def make_starts(targets: list[Target], factors: Callable[[Target, Tensor], Facto
     starts = {}
     for target in targets:
         with torch.no_grad(), loaded(target.module), gather_params_ctx([target.module.weight], modifier_rank=None):
-            starts[target.name] = factors(target, as_matrix(target.module).float())
+            weight = as_matrix(target.module).float()
+            a, b = factors(target, weight)
+            starts[target.name] = a.to(weight.device), b.to(weight.device)  # those of a checkpoint are on the CPU
     return starts
 
 

@@ -93,6 +93,10 @@ done
 [ "$jobs" = 1 ] || config=("${config[@]:0:2}" "--eval.engines=$jobs" "${config[@]:2}")
 [ "$dry_run" = 1 ] || bash scripts/setup.sh
 [ -x "$venv/bin/python" ] || refuse "--dry-run: call scripts/setup.sh first, it has a lot to install"
+if [ "$dry_run" = 0 ] && [ -n "$(gpus)" ]; then
+    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+        refuse "torch can't use the GPUs that are here (is the driver older than its CUDA?); CUDA_VISIBLE_DEVICES= runs on the CPU"
+fi
 # Checks every stage, and writes a config for each run of the sweep; a dry run also says what they cost.
 plan=$(python -m scripts.preflight "${config[@]}" "${costs[@]}" "${force[@]}")
 [ "$dry_run" = 1 ] || hold "${plan%%$'\n'*}"

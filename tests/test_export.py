@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
@@ -71,6 +71,7 @@ def test_compressing_to_the_full_rank_loses_nothing_and_to_less_states_the_error
         (["--rank", "0", "--out", "x"], "at least 1"),
         (["--rank", "two", "--out", "x"], "invalid int"),
         (["--shrink", "--merge", "--out", "x"], "unrecognized"),
+        (["--merge", "--out", "."], "is a file, or not empty"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(adapter, words, message):
@@ -161,3 +162,13 @@ def test_an_adapter_without_a_tokenizer_is_merged_with_its_bases(adapter, tmp_pa
         path.unlink()
     export.merge(folder, tmp_path / "merged", None, "float32")
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
+
+
+def test_a_lora_of_any_scaling_is_compressed(tmp_path):
+    config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=targets())
+    adapted = get_peft_model(tiny_model(), config).eval()
+    disturb(adapted)
+    adapted.save_pretrained(tmp_path / "lora")
+    export.compress(tmp_path / "lora", 4, tmp_path / "cut")
+    loaded = PeftModel.from_pretrained(tiny_model(), tmp_path / "cut")
+    assert relative_difference(loaded(tokens()).logits, adapted(tokens()).logits) < 1e-5

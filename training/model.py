@@ -48,8 +48,7 @@ def load_base(config: Config, device: Any) -> Any:
     if config.method.name == "full" or (sharding is not None and config.model.task_type == "SEQ_CLS"):
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
     if sharding is None:
-        model = load_model(config.model, num_labels(config))
-        return model if config.model.quantization is not None else model.to(device)
+        return load_model(config.model, num_labels(config), "cpu" if config.model.quantization is not None else device)
     if METHODS[config.method.name].needs == "samples":
         raise UserError(
             f"train.deepspeed: {config.method.name} runs the model before ZeRO-3 can; use configs/deepspeed/zero2.json"

@@ -69,14 +69,17 @@ def _folder(model: ModelConfig, patterns: list[str]) -> Path:
         raise UserError(f"model.name: the hub can't be reached for {name}; name a folder, or smollm2") from error
 
 
-def load_model(model: ModelConfig, num_labels: int | None = None, **kwargs: Any) -> Any:
+def load_model(model: ModelConfig, num_labels: int | None = None, device: Any = "cpu", **kwargs: Any) -> Any:
     """Load a model in `model.dtype`, or a faster one, from its local folder; `kwargs` go to `from_pretrained`.
 
-    A classifier gets a new head of `num_labels` outputs; a head for another task in its folder is dropped.
+    Weights go to a GPU one by one: eight processes do not hold eight models in main memory. A classifier gets a new
+    head of `num_labels` outputs; a head for another task in its folder is dropped.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    if torch.device(device).type != "cpu":
+        kwargs["device_map"] = {"": str(device)}
     loader = AutoModelForCausalLM if model.task_type == "CAUSAL_LM" else AutoModelForSequenceClassification
     if num_labels is not None:
         kwargs |= {"num_labels": num_labels, "ignore_mismatched_sizes": True}

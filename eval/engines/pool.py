@@ -49,7 +49,7 @@ def _gpus() -> list[str]:
     """The GPUs that may be used here."""
     import torch
 
-    if VISIBLE in os.environ and torch.cuda.is_available():
+    if VISIBLE in os.environ and torch.cuda.device_count():
         return [name for name in os.environ[VISIBLE].split(",") if name and not name.startswith("-")]
     return [str(k) for k in range(torch.cuda.device_count())]
 

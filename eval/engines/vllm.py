@@ -39,6 +39,8 @@ class VllmEngine(Engine):
         }
         if self._on_cpu:
             settings = _cpu_settings(model, dtype, context, bool(adapters))
+        else:  # its default is a fork, which fails where anything has asked CUDA for its devices before
+            os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         if adapters:
             rank = served_rank(max(adapter.rank for adapter in adapters))
             settings |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": min(len(adapters), LORAS)}

@@ -4,13 +4,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from astra.adapter import attach, lora_layers
 from astra.errors import AstraError
 from astra.factors import saved_form
-from tests.astra.tiny import calibration, relative_difference, targets, tiny_model, tokens, train
+from tests.astra.tiny import Rows, calibration, relative_difference, targets, tiny_model, tokens, train
 
 VARIANTS = [
     {},
@@ -92,15 +91,6 @@ def test_what_deepspeed_gathers_of_split_parameters_takes_the_saved_form(tmp_pat
     }
     loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)
     assert relative_difference(loaded(ids).logits, adapted(ids).logits) < 1e-6
-
-
-class Rows(Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        ids = tokens(1, seed=index)[0]
-        return {"input_ids": ids, "labels": ids}
 
 
 class Crash(TrainerCallback):

@@ -17,7 +17,8 @@ def make(rank: int = 3) -> Calibration:
         layers[name] = LayerInfo(name, (6, 4), False, "input", name, 100, 4, 4, 3.2, 1.0)
         spectra[name] = torch.arange(6, dtype=torch.float64)
         tail[name] = torch.linalg.qr(torch.randn(6, rank)).Q
-    return Calibration(layers, rank, ("tail",), {"model": "x"}, {"spectra": spectra, "tail": tail})
+    tables = {"spectra": spectra, "tail": tail}
+    return Calibration(layers, rank, ("tail",), {"model": "x"}, tables, left_out=("model.c",))
 
 
 def test_a_store_gives_back_what_was_saved(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ def test_a_store_gives_back_what_was_saved(tmp_path: Path) -> None:
     saved.save(tmp_path / "store")
     loaded = Calibration.load(tmp_path / "store")
     assert list(loaded.layers) == ["model.b", "model.a"] and loaded.layers == saved.layers
-    assert loaded.settings == {"model": "x"} and loaded.max_rank == 3
+    assert (loaded.settings, loaded.max_rank, loaded.left_out) == ({"model": "x"}, 3, ("model.c",))
     for name in loaded.layers:
         assert torch.equal(loaded.vectors(name, "tail", 2), saved.vectors(name, "tail", 3)[:, :2])
         assert torch.equal(loaded.eigenvalues(name), saved.eigenvalues(name))

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers.pytorch_utils import Conv1D
 
 from astra.store import Calibration, LayerInfo
@@ -61,3 +62,14 @@ def train(model: nn.Module, ids: Tensor, steps: int = 3) -> None:
 def relative_difference(found: Tensor, expected: Tensor) -> float:
     """The largest difference as a share of the expected values' range."""
     return float((found - expected).abs().max() / (expected.max() - expected.min()))
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """Eight training examples of random tokens."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = tokens(1, seed=index)[0]
+        return {"input_ids": ids, "labels": ids}

@@ -8,20 +8,10 @@ import sys
 import deepspeed
 import torch
 from peft import LoraConfig
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from astra import attach
-from tests.astra.tiny import calibration, targets, tiny_model, tokens
-
-
-class Rows(Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        ids = tokens(1, seed=index)[0]
-        return {"input_ids": ids, "labels": ids}
+from tests.astra.tiny import Rows, calibration, targets, tiny_model, tokens
 
 
 def main(stage: int, folder: str, mode: str = "") -> None:

@@ -7,19 +7,45 @@ from dataset.sources import check_training
 from utils.config import DataConfig
 from utils.errors import UserError
 
-TSV = {  # the header (or none) and a line of each task's train.tsv, with the label it must give
-    "cola": ("", "gj04\t1\t\tShe sleeps.\n", 1),
-    "sst2": ("sentence\tlabel\n", "a fine film\t1\n", 1),
-    "mrpc": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n", "0\t1\t2\tA.\tB.\n", 0),
-    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n", "0\t1\t2\tA?\tB?\t1\n", 1),
+TSV = {  # the header (or none) and a line of each task's train.tsv, the hub's columns of its texts, and its label
+    "cola": ("", "gj04\t1\t\tShe sleeps.\n", {"sentence": "She sleeps."}, 1),
+    "sst2": ("sentence\tlabel\n", "a fine film\t1\n", {"sentence": "a fine film"}, 1),
+    "mrpc": (
+        "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n",
+        "0\t1\t2\tA.\tB.\n",
+        {"sentence1": "A.", "sentence2": "B."},
+        0,
+    ),
+    "qqp": (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n",
+        "0\t1\t2\tA?\tB?\t1\n",
+        {"question1": "A?", "question2": "B?"},
+        1,
+    ),
     "stsb": (
         "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n",
         "0\tg\tf\t2012\t1\tn\tn\tA.\tB.\t3.8\n",
+        {"sentence1": "A.", "sentence2": "B."},
         3.8,
     ),
-    "mnli": ("index\tsentence1\tsentence2\tgold_label\n", "0\tA.\tB.\tneutral\n", 1),
-    "qnli": ("index\tquestion\tsentence\tlabel\n", "0\tA?\tB.\tnot_entailment\n", 1),
-    "rte": ("index\tsentence1\tsentence2\tlabel\n", '0\tThe "A.\tB.\tentailment\n', 0),
+    "mnli": (
+        "index\tsentence1\tsentence2\tgold_label\n",
+        "0\tA.\tB.\tneutral\n",
+        {"premise": "A.", "hypothesis": "B."},
+        1,
+    ),
+    "qnli": (
+        "index\tquestion\tsentence\tlabel\n",
+        "0\tA?\tB.\tnot_entailment\n",
+        {"question": "A?", "sentence": "B."},
+        1,
+    ),
+    "rte": (
+        "index\tsentence1\tsentence2\tlabel\n",
+        '0\tThe "A.\tB.\tentailment\n',
+        {"sentence1": 'The "A.', "sentence2": "B."},
+        0,
+    ),
 }
 
 
@@ -30,28 +56,29 @@ def write(tmp_path, task, text):
         (folder / f"{name}.tsv").write_text(text)
 
 
+def as_record(texts, label):
+    first, second = (*texts.values(), None)[:2]
+    return {"text": first, "text_pair": second, "label": label}
+
+
 def check(task, folder):
     check_training(DataConfig(train=task, dir=str(folder)), "SEQ_CLS")
 
 
 @pytest.mark.parametrize("task", GLUE)
 def test_every_tsv_form(tmp_path, task):
-    header, line, label = TSV[task]
+    header, line, texts, label = TSV[task]
     write(tmp_path, task, header + line)
     check(task, tmp_path)
     for split in ("train", "validation"):
         (record,) = load_glue(task, split, tmp_path)
-        assert record["label"] == label
-        assert record["text"] in line
-        assert (record["text_pair"] is None) == (len(GLUE[task].texts) == 1)
+        assert record == as_record(texts, label)
 
 
 @pytest.mark.parametrize("task", GLUE)
 def test_the_hubs_rows_give_the_same_form(task):
-    hub = glue_sources(task)[1]
-    row = {"label": 1, "idx": 0, **dict.fromkeys(GLUE[task].texts, "words")}
-    pair = "words" if len(GLUE[task].texts) == 2 else None
-    assert hub.convert(row) == {"text": "words", "text_pair": pair, "label": 1}
+    hub, texts = glue_sources(task)[1], TSV[task][2]
+    assert hub.convert({"label": 1, "idx": 0, **texts}) == as_record(texts, 1)
     assert hub.split == ("validation_matched" if task == "mnli" else "validation")
 
 

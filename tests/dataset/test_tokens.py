@@ -48,6 +48,9 @@ def test_prompts_are_never_cut_and_no_example_lacks_a_target(tokenizer, records,
         assert (feature["labels"] == -100).sum() == length < len(feature["labels"])
     cut = [feature for feature in encoded.features if feature["input_ids"][-1] != tokenizer.eos_token_id]
     assert len(cut) == encoded.truncated
+    if encoded.truncated < len(encoded.features):
+        whole = encode_records(records, tokenizer, "alpaca", max_length, truncate=False)
+        assert (whole.dropped, whole.truncated) == (encoded.dropped + encoded.truncated, 0)
 
 
 def test_a_token_across_the_boundary_is_learned(tokenizer):

@@ -15,10 +15,10 @@ from transformers import AutoTokenizer
 
 from dataset.sources import load_splits
 from eval.__main__ import FLAGS, find_targets
-from eval.candidates import base_target, run_target
+from eval.candidates import adapter_target, base_target, run_target
 from eval.evaluate import evaluate, jobs
 from eval.tasks import Judged, check_tasks, get_task
-from tests.eval.engine_fixtures import write_config
+from tests.eval.engine_fixtures import save_adapter, write_config
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import read_lines, read_record, write_json
@@ -182,9 +182,9 @@ def test_variables_reach_the_chat_template(config_file, tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "chat")
     tokenizer.save_pretrained(tmp_path / "chat")
     changes = {"model.name": str(tmp_path / "chat"), "eval.chat_template_kwargs": {"enable_thinking": False}}
-    config = load_config(config_file, {**changes, "data.template": "chat"})
+    config = load_config(config_file, {**changes, "data.template": "chat", "eval.response_prefix": " So"})
     (job,) = jobs(config, [base_target(config)])
-    assert all(prompt.text.endswith("?<no thoughts>") for prompt in job.prompts)
+    assert all(prompt.text.endswith("?<no thoughts> So") for prompt in job.prompts)
     with pytest.raises(UserError, match="eval.chat_template_kwargs: data.template alpaca takes none"):
         check_tasks(load_config(config_file, changes))
 
@@ -255,6 +255,8 @@ def test_a_run_is_given_by_its_folder_or_by_its_name_and_an_adapter_has_a_folder
     for given, found in ("second", folder), (str(folder), folder), ("", folder.with_name("mine")):
         (target,) = find_targets(config, {**FLAGS, "run": given})
         assert target.folder == found / "eval"
+    config.eval.base = True
+    assert [target.name for target in find_targets(config, {**FLAGS, "run": "second"})] == ["base", "second"]
 
 
 def test_the_base_model_is_no_classifier_and_keeps_no_texts(config_file):
@@ -277,3 +279,13 @@ def test_the_base_model_is_no_classifier_and_keeps_no_texts(config_file):
 )
 def test_a_mistake_is_one_line_and_exit_status_2(config_file, words, said):
     assert said in refused("--config", config_file, *words)
+
+
+def test_an_adapter_that_no_engine_serves_is_scored_merged(config_file, tiny, tmp_path):
+    config = load_config(config_file)
+    dora = save_adapter(tiny, tmp_path / "dora", 4, seed=1, use_dora=True)
+    targets = [base_target(config), adapter_target(config, dora)]
+    assert targets[1].merged and targets[1].served is None
+    evaluate(config, targets)
+    base, own = ([x["output"] for x in read_lines(t.folder / "arithmetic.samples.jsonl")] for t in targets)
+    assert base != own

@@ -19,7 +19,6 @@ needs_bubblewrap = pytest.mark.skipif(sandbox.available() is not None, reason=st
 def test_correct_programs_of_every_shape_pass():
     programs = {name: humaneval_program(HUMAN, text) for name, text in HUMANEVAL_SHAPES.items()}
     programs |= {name: mbpp_program(MBPP, text) for name, text in MBPP_SHAPES.items()}
-    assert len(programs) >= 40
     verdicts = dict(zip(programs, run_all(programs.values(), 2), strict=True))
     assert {name: verdict.reason for name, verdict in verdicts.items() if not verdict.passed} == {}
 

@@ -99,13 +99,6 @@ def test_the_graders_disagree_as_they_should(name):
         ]
 
 
-def test_each_two_graders_disagree_often_enough_to_tell_them_apart():
-    verdicts = [row[3:] for row in THREE_GRADERS]
-    assert len(verdicts) >= 40 and all(len(set(row)) == 2 for row in verdicts)
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert sum(row[a] != row[b] for row in verdicts) >= 10
-
-
 def test_grade_all_keeps_order_and_agrees():
     pairs = [(p, g) for p, g, _ in NUMBERS]
     assert [grade.correct for grade in grade_all(pairs, numbers_equal, workers=2)] == [equal for *_, equal in NUMBERS]

@@ -68,6 +68,8 @@ def test_a_finished_run_is_known_and_one_that_was_forced_and_interrupted_is_not(
     assert not finished(this, folder_of(this))
     training.train(this)
     assert finished(this, folder_of(this))
+    with pytest.raises(UserError, match=r"train\.learning_rate=0\.01, now 0\.02"):
+        finished(config(train__learning_rate=2e-2), folder_of(this))
     (folder_of(this) / "eval").mkdir()
     with monkeypatch.context() as patched, pytest.raises(Crash):
         crash_at(patched, 3)
@@ -75,12 +77,6 @@ def test_a_finished_run_is_known_and_one_that_was_forced_and_interrupted_is_not(
     assert not finished(this, folder_of(this)) and not (folder_of(this) / "eval").exists()
     training.train(this)
     assert finished(this, folder_of(this)) and len(losses(this)) == 6
-
-
-def test_a_finished_run_with_other_settings_names_the_one_that_differs(config):
-    training.train(config())
-    with pytest.raises(UserError, match=r"train\.learning_rate=0\.01, now 0\.02"):
-        finished(config(train__learning_rate=2e-2), folder_of(config()))
 
 
 def products(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -117,6 +113,8 @@ def test_an_incomplete_or_altered_checkpoint_does_not_count(config, monkeypatch)
     with monkeypatch.context() as patched, pytest.raises(Crash):
         crash_at(patched, 5)
         training.train(this)
+    with pytest.raises(UserError, match=r"checkpoint-4 was made with method\.dropout=0\.0, now 0\.1"):
+        training.train(config(method__dropout=0.1))
     newest = folder_of(this) / "checkpoints" / "checkpoint-4"
     weights = newest / "trainable.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
@@ -125,14 +123,6 @@ def test_an_incomplete_or_altered_checkpoint_does_not_count(config, monkeypatch)
     (newest.parent / "checkpoint-2" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"trainable\.safetensors: damaged"):  # and no whole one to go on from
         last_complete(newest.parent, settings)
-
-
-def test_a_checkpoint_of_other_settings_names_the_one_that_differs(config, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        crash_at(patched, 5)
-        training.train(config())
-    with pytest.raises(UserError, match=r"checkpoint-4 was made with method\.dropout=0\.0, now 0\.1"):
-        training.train(config(method__dropout=0.1))
 
 
 def test_sigterm_checkpoints_first_and_the_run_goes_on_later(config, monkeypatch):
@@ -180,14 +170,6 @@ def test_nf4_is_trained_and_leaves_an_adapter_that_names_its_base(config, monkey
     assert metrics(this)["parameters"] == metrics(plain)["parameters"]  # and not the bytes that hold two each
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"), [({"method__name": "astra"}, "run calibrate.py"), ({"data__max_length": 16}, "max_length")]
-)
-def test_bad_input_is_one_line(config, changes, words):
-    with pytest.raises(UserError, match=words):
-        training.train(config(**changes))
-
-
 def test_cuda_asked_for_and_absent_is_one_line(config, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
@@ -217,7 +199,10 @@ def test_each_step_draws_at_random_and_is_sorted_by_length_within():
         chosen = [lengths[index] for index in first[k : k + 8]]
         assert chosen == sorted(chosen, reverse=True)
     assert max(lengths) == lengths[first[0]]
-    assert list(BucketSampler(lengths, 8, seed=1, epoch=lambda: 1)) != first
+    assert first not in (
+        list(BucketSampler(lengths, 8, seed=1, epoch=lambda: 1)),
+        list(BucketSampler(lengths, 8, seed=2)),
+    )
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -298,17 +283,6 @@ def test_a_compiled_run_ends_with_the_same_loss(config):
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-3)
 
 
-def test_training_stops_early_and_keeps_the_best_checkpoint(config):
-    this = config(
-        data__validation=0.25, train__learning_rate=0.3, train__max_steps=60, train__save_steps=1,
-        train__early_stopping=2,
-    )  # fmt: skip
-    training.train(this)
-    validation = [line["eval_loss"] for line in read_lines(folder_of(this) / "metrics.jsonl") if "eval_loss" in line]
-    assert metrics(this)["steps"] < 60
-    assert min(validation) == metrics(this)["validation_loss"] < validation[-1]
-
-
 COLA = "".join(f"x\t{k % 2}\t\t{'it runs' if k % 2 else 'runs it it'} {k}\n" for k in range(16))
 STSB = "sentence1\tsentence2\tscore\n" + "".join(f"it runs {k}\tit runs {k % 3}\t{k % 3 + 0.5}\n" for k in range(16))
 
@@ -344,7 +318,8 @@ def test_a_classifier_learns_a_task_of_glue(config, tmp_path, task, folder, text
     assert any("classifier" in key for key in state)
     score_classifiers(this, [run_target(this, folder_of(this))])
     result = json.loads((folder_of(this) / "eval" / f"{task}.json").read_text())
-    assert result["metric"] == metric and -1 <= result["score"] <= 1 and result["n"] == 16
+    assert (result["metric"], result["n"]) == (metric, 16)
+    assert task == "stsb" or result["metrics"]["accuracy"] == found["validation_accuracy"] > 0.5
     with pytest.raises(UserError, match="needs SEQ_CLS, not CAUSAL_LM"):
         check(config(data={"train": task, "dir": str(tmp_path)}))
 

@@ -22,9 +22,17 @@ from training.model import rank_pattern
 from training.stores import require_store
 from training.trainer import RunTrainer
 from utils.errors import UserError
+from utils.runs import held, write_config
 
 
-@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma2", "gpt2"])
+def test_a_run_that_is_at_work_is_left_alone(config, tmp_path, monkeypatch):
+    this = config()
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(write_config(this, tmp_path))])
+    with held(folder_of(this)), pytest.raises(UserError, match="is at work here"):
+        training.command()
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2"])
 def test_every_family_trains_and_is_exported(config, base, tmp_path, family):
     tokenizer, (model, names) = AutoTokenizer.from_pretrained(base), FAMILIES[family]()
     model.resize_token_embeddings(len(tokenizer))

@@ -13,7 +13,7 @@ from training import announce
 from training import trainer as fitting
 from training.checkpoints import require_same_deepspeed, rotate, seconds_before
 from utils.errors import UserError
-from utils.files import read_lines
+from utils.files import read_lines, read_record
 
 
 def checkpoints(config) -> set[str]:
@@ -78,6 +78,10 @@ def test_early_stopping_counts_on_where_the_run_was_interrupted(config, monkeypa
         training.train(broken)
     training.train(broken)
     assert metrics(broken)["steps"] == steps < 60
+    for run in (whole, broken):  # and what is exported is the checkpoint of the least loss, not the last
+        kept = read_record(folder_of(run) / "losses.json")["validation"]
+        seen = [line["eval_loss"] for line in read_lines(folder_of(run) / "metrics.jsonl") if "eval_loss" in line]
+        assert sum(kept) / len(kept) == pytest.approx(min(seen), rel=1e-5) and min(seen) < seen[-1]
 
 
 @pytest.mark.parametrize("changes", [{}, {"train__max_steps": 4}, EARLY], ids=["steps", "within an epoch", "early"])

@@ -3,10 +3,11 @@
 import pytest
 
 from utils.comparison import ended, planned
+from utils.comparison import tested as to_be_tested
 from utils.config import validate
 from utils.errors import UserError
 from utils.files import write_record
-from utils.ladder import nearest
+from utils.ladder import nearest, value
 from utils.runs import run_folder
 from utils.settings import FORMAT, flat_settings
 
@@ -43,3 +44,11 @@ def test_a_divergence_is_a_result_in_arms_without_names_too(tmp_path):
         "format": FORMAT, "settings": flat_settings(runs[0].model_dump(include={"model", "data", "method", "train"})),
     })  # fmt: skip
     assert ended(comparison(tmp_path))["astra"] == {nearest(runs[0].train.relative_step): {42: None}}
+
+
+def test_only_the_chosen_rung_meets_the_test_set(tmp_path):
+    for run in planned(comparison(tmp_path)):
+        end(run, [run.train.relative_step, 2 * run.train.relative_step])  # the lowest is clearly the best
+    found = to_be_tested(comparison(tmp_path))
+    assert [run.train.relative_step for run in found] == [value(nearest(1e-3) - 1)] * 2
+    assert [len(to_be_tested(comparison(tmp_path, compare={"test": name}))) for name in ("all", "none")] == [6, 0]
