@@ -308,6 +308,7 @@ def test_a_classifier_learns_a_task_of_glue(config, tmp_path, task, folder, text
         model={"name": str(tmp_path / "bert"), "dtype": "float32", "task_type": "SEQ_CLS"},
         method__name="astra",
         method__target_modules=["query", "value"],
+        train__max_steps=24,
     )
     check(this)
     calibrate(this)
