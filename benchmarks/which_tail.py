@@ -87,7 +87,10 @@ def summary(config: Config) -> dict[str, Any]:
         found[arm] = {"runs": len(own), "diverged": choice.diverged, "rungs": [value(rung) for rung in choice.tried]}
         if choice.best is not None:
             found[arm] |= at_best(own, runs, choice)
-    settled = [entry for entry in found.values() if entry.get("inside_ladder")]  # a best at an end may lie beyond it
+    # A best at an end of a ladder may lie beyond it; of `full`, and of some first runs, the outputs were not compared.
+    settled = [
+        entry for entry in found.values() if entry.get("inside_ladder") and entry["median_output_change"] is not None
+    ]
     common = {"by_rate": "best_rate", "by_step": "best_step", "by_median_output_change": "median_output_change"}
     spreads = [entry["loss"]["sd"] for entry in found.values() if "loss" in entry and entry["loss"]["sd"] is not None]
     return {
@@ -95,9 +98,9 @@ def summary(config: Config) -> dict[str, Any]:
         "arms": found,
         "seeds": sorted({record["figures"]["settings"]["train.seed"] for record in kept}),
         "first_step_alignment": {
-            key: float(np.std(np.log10(values), ddof=1))
+            key: float(np.std(np.log10([entry[what] for entry in settled]), ddof=1))
             for key, what in common.items()
-            if len(values := [entry[what] for entry in settled if entry[what] is not None]) > 1
+            if len(settled) > 1
         },
         "difference_from_lora": differences(kept, chosen),
         "intervals": intervals(kept, chosen),

@@ -88,7 +88,8 @@ def prepare_experiment(config: Config) -> None:
     covered = {test for name in trained if name in TRAINING for test in TESTED_BY.get(name, DISTINCT)}
     needed = dict.fromkeys([*trained, *(name for name in judged if name not in covered)])
     tasks = [name for name in needed if name in TASKS]
-    widest = sorted(chosen, key=lambda data: (data.limit or math.inf, not data.decontaminate))  # it holds the others
+    # Of a file that is swept over, the most records: the last here.
+    widest = sorted(chosen, key=lambda d: (d.limit or math.inf, not d.decontaminate, -(d.validation + d.reporting)))
     own = {data.train: data for data in widest if data.train not in (*TASKS, ARITHMETIC)}
     text = config.data.general_text if measured_in_training(config) or "forgetting" in judged else None
     counted = {"fields", "limit", "decontaminate", "validation", "reporting", "seed"}  # they choose own records

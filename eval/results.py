@@ -25,7 +25,7 @@ from utils.comparison import deciding
 from utils.config import ARM, CHOOSERS, LADDERS, STEP
 from utils.errors import UserError, first_line
 from utils.files import read_lines, read_record
-from utils.settings import FREE, flat_settings
+from utils.settings import FREE, flat_settings, free
 
 BASE = "base model"
 LOSS = {"reporting": "held-out loss", "validation": "validation loss"}  # the former never chose a rate
@@ -119,9 +119,9 @@ def collect(folders: Sequence[Path]) -> Results:
     scored = [{"run": BASE, "arm": BASE, "folder": folder / "base"} for folder in folders] + rows
     columns = ["run", "arm", "folder", "task", "metric", "score", "low", "high", "error", "n", "better", "result"]
     scores = pd.DataFrame([score for row in scored for score in _scores(row, split)], columns=columns)
-    several_models = len(models(found.values())) > 1  # whose base models are no one row
-    scores = scores[~(scores["arm"].eq(BASE) & (several_models | scores.duplicated(["arm", "task"])))].copy()
     _tell_apart(scores)
+    several_models = len(models(found.values())) > 1  # whose base models are no one row
+    scores = scores[~(scores["arm"].eq(BASE) & (several_models | scores.duplicated(["arm", "task"])))]
     select = next(iter(found.values())).get("compare.select", "validation_loss")
     arms = {str(arm): _tune(str(arm), group, select) for arm, group in runs.groupby("arm", sort=False)}
     settings = dict(zip(runs["run"], found.values(), strict=True))
@@ -176,7 +176,7 @@ def _name(settings: dict[str, Any]) -> str:
 def _of_arm(settings: dict[str, Any]) -> dict[str, Any]:
     """What may tell arms of one name apart; what the method does not read, the rate and the seeds can't."""
     method = settings["method.name"]
-    idle = {"method.name", "method.subspace", "method.rank", *FREE, *LADDERS}
+    idle = {"method.name", "method.subspace", "method.rank", *free(settings), *LADDERS}
     idle |= set() if method in CHOOSERS else {"method.split", "method.rank_allocation"}
     return {
         key: value

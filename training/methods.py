@@ -99,7 +99,7 @@ def build(model: nn.Module, request: Request) -> nn.Module:
     from astra.targets import match_targets
 
     method = request.method
-    if method.name != "full":  # every method gets the same layers, by their whole names
+    if method.name != "full":  # by their whole names; what reads a calibration leaves out what that never reached
         left_out = request.calibration.left_out if request.calibration is not None else ()
         names = [name for name in match_targets(model, request.peft_config()) if name not in left_out]
         check_names(model, set(names))
@@ -115,13 +115,13 @@ def restore(model: nn.Module, request: Request, initial: Mapping[str, Factors]) 
     method = request.method.model_copy(update={"target_modules": list(initial)})
     ranks = {layer: a.shape[0] for layer, (a, _) in initial.items()}
     request = replace(request, method=method, rank_pattern=ranks)
-    if METHODS[method.name].freezes_b:
-        made: Any = METHODS[method.name].build(model, request)
-        for name, layer in lora_layers(made):
-            layer.lora_B["default"].weight.data.copy_(initial[name][1])
-        return made  # type: ignore[no-any-return]
     if not METHODS[method.name].moves:
-        return _lora(model, request)
+        plain = _lora(model, request)
+        for name, layer in lora_layers(plain) if METHODS[method.name].freezes_b else ():
+            for side, start in zip((layer.lora_A, layer.lora_B), initial[name], strict=True):
+                side["default"].weight.data.copy_(start)
+            layer.lora_B.requires_grad_(False)
+        return plain
     return attach_factors(model, request.peft_config(), lambda target, _: initial[target.name])
 
 

@@ -222,7 +222,10 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
         if "extends" in base:
             raise UserError(f"{parent}: extends: a parent may not extend another file")
         values = _merge(base, values)
-    return validate(_set(values, overrides or {}), source=str(path))
+    config = validate(_set(values, overrides or {}), source=str(path))
+    if RATE in (overrides or {}) and by_step(config):
+        raise UserError(f"{RATE}: {STEP} is set, and sets the rate; give one of the two")
+    return config
 
 
 def validate(values: dict[str, Any], source: str = "config") -> Config:
@@ -245,10 +248,14 @@ def validate(values: dict[str, Any], source: str = "config") -> Config:
     for point in grid(config):
         given = _overrides(config, point)
         run = _validate(_set(config.model_dump(), given), source)
-        by_step = run.train.relative_step is not None or ladder_key(config) == STEP
-        if by_step and (RATE in given or ladder_key(config) == RATE):
+        if (ladder_key(config) == STEP or by_step(run)) and (RATE in given or ladder_key(config) == RATE):
             raise UserError(f"sweep.{RATE}: {STEP} is set, and sets the rate; give one of the two")
     return config
+
+
+def by_step(config: Config) -> bool:
+    """Whether the relative step sets the learning rate."""
+    return config.train.relative_step is not None or ladder_key(config) == STEP
 
 
 def ladder_key(config: Config) -> str | None:

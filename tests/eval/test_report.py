@@ -216,7 +216,7 @@ def test_results_of_other_problems_are_not_tested_against_each_other(tmp_path: P
         write_json(run / "eval" / "gsm8k.json", {**record, "settings": {"data": data, "adapter": name}})
     text = write_report(tmp_path / "e")
     assert "gsm8k: 200 problems, **not all alike** (data: x -> y)." in text
-    assert "no test was made: single answers are missing, or not of the same problems" in text
+    assert "no test was made: there are no single answers to equal problems" in text
 
 
 def test_a_score_that_is_no_mean_of_single_answers_is_not_tested_by_them(tmp_path: Path) -> None:

@@ -96,6 +96,14 @@ def test_overrides_win_over_the_file_and_the_file_over_its_parent(tmp_path: Path
     assert (config.method.rank, config.method.alpha, config.data.limit) == (8, 4, 9)
 
 
+def test_a_rate_that_the_step_sets_is_refused_on_the_command_line_and_may_be_inherited(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text("train: {learning_rate: 1e-4}", encoding="utf-8")
+    path = config_file(tmp_path, "extends: parent.yaml\ntrain: {relative_step: 1e-3}")
+    assert load_config(path).train.relative_step == 1e-3
+    with pytest.raises(UserError, match="train.learning_rate: train.relative_step is set, and sets the rate"):
+        load_config(path, {"train.learning_rate": 1e-5})
+
+
 def test_a_home_folder_may_be_a_tilde(tmp_path: Path) -> None:
     config = load_config(config_file(tmp_path, "output_dir: ~/runs"), {"data.dir": "~/data", "model.name": "~/m"})
     assert [config.output_dir, config.data.dir, config.model.name] == [
