@@ -43,7 +43,10 @@ def precision(source: Path, target: Path) -> None:
 
 
 def which_tail(source: Path, target: Path) -> None:
-    """Loss over rate and over relative step, and forgetting over loss, of the runs kept by which_tail.py."""
+    """Loss over rate and over relative step, and forgetting over loss, of the runs kept by which_tail.py.
+
+    Arms with several seeds have thick lines.
+    """
     runs = frame(read_json(path) for path in sorted(source.glob("*.json")))
     names = {
         "learning_rate": "learning rate",
@@ -52,15 +55,16 @@ def which_tail(source: Path, target: Path) -> None:
         "rise": "forgetting: rise of the loss on general text",
     }
     panels = [("learning_rate", "reporting_loss"), ("relative_step", "reporting_loss"), ("reporting_loss", "rise")]
-    figure, grid = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    figure, grid = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     for (x, y), axes in zip(panels, grid, strict=True):
         for arm, runs_of_arm in runs.groupby("arm"):
             own = runs_of_arm.dropna(subset=[x, y])
             rungs = own.groupby("relative_step")[["learning_rate", "reporting_loss", "rise"]].mean().reset_index()
-            (line,) = axes.plot(rungs[x], rungs[y], lw=1.4, label=arm)
+            several = len(runs_of_arm) > runs_of_arm["relative_step"].nunique()
+            (line,) = axes.plot(rungs[x], rungs[y], lw=2.6 if several else 1, label=arm)
             axes.plot(own[x], own[y], "o", ms=4, color=line.get_color(), alpha=0.6)
         axes.set(xlabel=names[x], ylabel=names[y], xscale="linear" if x == "reporting_loss" else "log")
-    grid[1].legend(frameon=False)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
     what = "SmolLM2-135M (4-bit rounding in its weights), GSM8K, rank 16, 40 steps; a dot is a run"
     figure.suptitle(what, fontsize=10)
     figure.savefig(target, dpi=100)

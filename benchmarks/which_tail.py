@@ -231,13 +231,17 @@ def forgetting_at_equal_loss(
 
 
 def frame(kept: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """A row per run that did not diverge: its arm, its figures, and `rise`, the forgetting where it was measured."""
+    """A row per run that did not diverge: its arm and its figures.
+
+    Among them, where they were measured, `rise`, the forgetting, and `median`, the change of a median layer's outputs.
+    """
     return pd.DataFrame(
         {
             "arm": record["arm"],
             **record["figures"],
             **record["figures"]["update"],
             "rise": (record["figures"]["forgetting"] or {}).get("rise"),
+            "median": median_change(record),
         }
         for record in kept
         if not record["diverged"]
@@ -258,7 +262,8 @@ def table(runs: pd.DataFrame) -> str:
         cells = [
             f"`{arm}`", f"{step:.1e}", mean(own["learning_rate"], ".1e"), str(len(own)),
             loss(own["validation_loss"]), loss(own["reporting_loss"]), mean(own["relative_norm"], ".3f"),
-            mean(own["output_change"], ".1e"), mean(own["inside_span"].astype(float), ".0%"),
+            mean(own["output_change"], ".1e"), mean(own["median"].astype(float), ".1e"),
+            mean(own["inside_span"].astype(float), ".0%"),
             ", ".join(f"{rise:.3f}" for rise in own["rise"].dropna()),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
