@@ -7,46 +7,27 @@ from dataset.sources import check_training
 from utils.config import DataConfig
 from utils.errors import UserError
 
-TSV = {  # the header (or none) and a line of each task's train.tsv, the hub's columns of its texts, and its label
+ONE, TWO = {"sentence1": "A.", "sentence2": "B."}, {"question1": "A?", "question2": "B?"}
+# The header (or none) and a line of each task's train.tsv, the columns of its texts on the hub, and its label.
+TSV = {
     "cola": ("", "gj04\t1\t\tShe sleeps.\n", {"sentence": "She sleeps."}, 1),
     "sst2": ("sentence\tlabel\n", "a fine film\t1\n", {"sentence": "a fine film"}, 1),
-    "mrpc": (
-        "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n",
-        "0\t1\t2\tA.\tB.\n",
-        {"sentence1": "A.", "sentence2": "B."},
-        0,
-    ),
-    "qqp": (
-        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n",
-        "0\t1\t2\tA?\tB?\t1\n",
-        {"question1": "A?", "question2": "B?"},
-        1,
-    ),
+    "mrpc": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n", "0\t1\t2\tA.\tB.\n", ONE, 0),
+    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n", "0\t1\t2\tA?\tB?\t1\n", TWO, 1),
     "stsb": (
         "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n",
         "0\tg\tf\t2012\t1\tn\tn\tA.\tB.\t3.8\n",
-        {"sentence1": "A.", "sentence2": "B."},
+        ONE,
         3.8,
     ),
     "mnli": (
-        "index\tsentence1\tsentence2\tgold_label\n",
-        "0\tA.\tB.\tneutral\n",
-        {"premise": "A.", "hypothesis": "B."},
-        1,
+        "index\tsentence1\tsentence2\tgold_label\n", "0\tA.\tB.\tneutral\n", {"premise": "A.", "hypothesis": "B."}, 1
     ),
     "qnli": (
-        "index\tquestion\tsentence\tlabel\n",
-        "0\tA?\tB.\tnot_entailment\n",
-        {"question": "A?", "sentence": "B."},
-        1,
+        "index\tquestion\tsentence\tlabel\n", "0\tA?\tB.\tnot_entailment\n", {"question": "A?", "sentence": "B."}, 1
     ),
-    "rte": (
-        "index\tsentence1\tsentence2\tlabel\n",
-        '0\tThe "A.\tB.\tentailment\n',
-        {"sentence1": 'The "A.', "sentence2": "B."},
-        0,
-    ),
-}
+    "rte": ("index\tsentence1\tsentence2\tlabel\n", '0\tThe "A.\tB.\tentailment\n', ONE | {"sentence1": 'The "A.'}, 0),
+}  # fmt: skip
 
 
 def write(tmp_path, task, text):
