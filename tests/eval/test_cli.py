@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from dataset.sources import load_splits
@@ -284,6 +285,9 @@ def test_a_mistake_is_one_line_and_exit_status_2(config_file, words, said):
 def test_an_adapter_that_no_engine_serves_is_scored_merged(config_file, tiny, tmp_path):
     config = load_config(config_file)
     dora = save_adapter(tiny, tmp_path / "dora", 4, seed=1, use_dora=True)
+    weights = dora / "adapter_model.safetensors"
+    scaled = {key: 50 * tensor if "lora_B" in key else tensor for key, tensor in load_file(weights).items()}
+    save_file(scaled, weights, {"format": "pt"})  # so that the small model writes something else
     targets = [base_target(config), adapter_target(config, dora)]
     assert targets[1].merged and targets[1].served is None
     evaluate(config, targets)
