@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from astra.errors import AstraError
 from astra.factors import PREFIX, DownFactor, UpFactor, saved_form
 from astra.store import Calibration
-from astra.targets import check_layer, match_targets
+from astra.targets import check_layer, layer_shape, match_targets
 from astra.weights import loaded
 
 Factors = tuple[Tensor, Tensor]
@@ -190,12 +190,11 @@ def lora_layers(peft_model: nn.Module, adapter_name: str = "default") -> Iterato
 def make_starts(targets: list[Target], factors: Callable[[Target, Tensor], Factors]) -> dict[str, Factors]:
     """A0 and B0 of every target, by name; all targets are checked before the first is computed."""
     for target in targets:
-        module = target.module
-        check_layer(target.name, module, adapt=True)
-        sides = (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
-        if target.rank > min(sides):
+        check_layer(target.name, target.module, adapt=True)
+        smaller = min(layer_shape(target.module))
+        if target.rank > smaller:
             raise AstraError(
-                f"layer {target.name}: rank {target.rank} is above {min(sides)}, the smaller side of its weight"
+                f"layer {target.name}: rank {target.rank} is above {smaller}, the smaller side of its weight"
             )
     starts = {}
     for target in targets:

@@ -34,14 +34,14 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, start: Tensor, delta: Tensor, kind: type[Factor]) -> Tensor:
         ctx.save_for_backward(x, start, delta)
         ctx.kind = kind
-        return F.linear(x, kind.cast(start, delta, x.dtype))
+        return F.linear(x, kind.join(start, delta).to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, start, delta = ctx.saved_tensors
         back = found = None
         if ctx.needs_input_grad[0]:
-            back = grad @ ctx.kind.cast(start, delta, grad.dtype)
+            back = grad @ ctx.kind.join(start, delta).to(grad.dtype)
         if ctx.needs_input_grad[2]:
             found = ctx.kind.gradient(x.flatten(0, -2), grad.flatten(0, -2)).to(delta.dtype)
         return back, None, found, None
@@ -52,7 +52,6 @@ class Factor(nn.Module):
 
     dim: int  # in which the weight of rank 2r has 2r entries
     join: Callable[[Tensor, Tensor], Tensor]  # start and difference -> the factor of rank 2r
-    cast: Callable[[Tensor, Tensor, torch.dtype], Tensor]  # the same in a data type, with no copy between
     split: Callable[[Tensor], tuple[Tensor, Tensor]]  # and back
     gradient: Callable[[Tensor, Tensor], Tensor]  # inputs, gradients of T rows -> that of the difference
 
@@ -114,14 +113,6 @@ class DownFactor(Factor):
         return torch.cat([start + delta, delta])
 
     @staticmethod
-    def cast(start: Tensor, delta: Tensor, dtype: torch.dtype) -> Tensor:
-        r, n = start.shape
-        made = start.new_empty(2 * r, n, dtype=dtype)
-        torch.add(start, delta, out=made[:r])
-        made[r:] = delta
-        return made
-
-    @staticmethod
     def split(weight: Tensor) -> tuple[Tensor, Tensor]:
         top, delta = weight.chunk(2)
         return top - delta, delta
@@ -140,13 +131,6 @@ class UpFactor(Factor):
     @staticmethod
     def join(start: Tensor, delta: Tensor) -> Tensor:
         return torch.cat([delta, start], 1)
-
-    @staticmethod
-    def cast(start: Tensor, delta: Tensor, dtype: torch.dtype) -> Tensor:
-        m, r = start.shape
-        made = start.new_empty(m, 2 * r, dtype=dtype)
-        made[:, :r], made[:, r:] = delta, start
-        return made
 
     @staticmethod
     def split(weight: Tensor) -> tuple[Tensor, Tensor]:

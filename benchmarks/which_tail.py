@@ -183,10 +183,8 @@ def intervals(kept: list[dict[str, Any]], chosen: dict[str, Choice]) -> dict[str
     """
     losses: dict[str, list[Any]] = {}
     for record in kept:
-        if (
-            not record["diverged"]
-            and nearest(record["figures"]["settings"]["train.relative_step"]) == chosen[record["arm"]].best
-        ):
+        rung = nearest(record["figures"]["settings"]["train.relative_step"])
+        if not record["diverged"] and rung == chosen[record["arm"]].best:
             losses.setdefault(record["arm"], []).append(record["losses"])
     pairs = [("lora", arm) for arm in sorted(losses) if arm != "lora"] + [("tail", "principal")]
     return {

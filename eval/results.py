@@ -25,7 +25,7 @@ from utils.comparison import deciding
 from utils.config import ARM, CHOOSERS, LADDERS, STEP
 from utils.errors import UserError, first_line
 from utils.files import read_lines, read_record
-from utils.settings import FREE, flat_settings, free
+from utils.settings import FREE, flat_settings, may_change
 
 BASE = "base model"
 LOSS = {"reporting": "held-out loss", "validation": "validation loss"}  # the former never chose a rate
@@ -107,12 +107,8 @@ def collect(folders: Sequence[Path]) -> Results:
         measured = axis != STEP and settings.get(STEP) is not None  # its learning rate was not set
         rate = figures["learning_rate"] if measured else settings.get(axis)
         drawn = tuple(value for key, value in sorted(settings.items()) if key.endswith(".seed"))
-        place = {
-            "rank": rank,
-            "rate": rate,
-            "seed": settings["train.seed"],
-            "draw": draws.setdefault(drawn, len(draws)),
-        }
+        place = {"rank": rank, "rate": rate, "seed": settings["train.seed"]}
+        place["draw"] = draws.setdefault(drawn, len(draws))
         rows.append({**named, "arm": arm, "label": label, **place, **figures})
     runs = pd.DataFrame(rows)
     split = "reporting" if runs["reporting_loss"].notna().any() else "validation"
@@ -176,7 +172,7 @@ def _name(settings: dict[str, Any]) -> str:
 def _of_arm(settings: dict[str, Any]) -> dict[str, Any]:
     """What may tell arms of one name apart; what the method does not read, the rate and the seeds can't."""
     method = settings["method.name"]
-    idle = {"method.name", "method.subspace", "method.rank", *free(settings), *LADDERS}
+    idle = {"method.name", "method.subspace", "method.rank", *may_change(settings), *LADDERS}
     idle |= set() if method in CHOOSERS else {"method.split", "method.rank_allocation"}
     return {
         key: value

@@ -248,7 +248,7 @@ def validate(values: dict[str, Any], source: str = "config") -> Config:
     for point in grid(config):
         given = _overrides(config, point)
         run = _validate(_set(config.model_dump(), given), source)
-        if (ladder_key(config) == STEP or by_step(run)) and (RATE in given or ladder_key(config) == RATE):
+        if by_step(run) and (RATE in given or ladder_key(config) == RATE):
             raise UserError(f"sweep.{RATE}: {STEP} is set, and sets the rate; give one of the two")
     return config
 

@@ -24,7 +24,7 @@ FREE = (
 )  # fmt: skip
 
 
-def free(settings: dict[str, Any]) -> set[str]:
+def may_change(settings: dict[str, Any]) -> set[str]:
     """`FREE`, and `train.save_steps` unless validation at those steps chooses the checkpoint that is kept."""
     validated = settings.get("data.validation") or settings.get("model.task_type") == "SEQ_CLS"
     return {*FREE} if validated else {*FREE, "train.save_steps"}
@@ -45,7 +45,7 @@ def require_same(record: dict[str, Any], now: dict[str, Any], where: str, remedy
         theirs = record.get("format", 1)
         raise UserError(f"{where} was written by another version (format {theirs}, not {FORMAT}): {remedy}")
     before = {**_DEFAULTS, **record["settings"]}  # a setting that is newer than the record had its default
-    for key in sorted({*record["settings"], *now} - free(now)):
+    for key in sorted({*record["settings"], *now} - may_change(now)):
         if before.get(key) != now.get(key):
             raise UserError(f"{where} was made with {key}={before.get(key)!r}, now {now.get(key)!r}: {remedy}")
 
