@@ -43,7 +43,8 @@ def decompose(
         weight: W (m x n), any floating type.
         bias: b (m,) or None.
         request: a layer that has fewer vectors than `rank` gives fewer.
-        name: the layer's, for messages; with the seed it decides `random` and the basis of the null space.
+        name: the layer's, for messages; with the seed it decides `random` and the basis of the null space, whose
+            columns depend neither on how many are asked for nor on the other subspaces.
         distinct: number of different tokens, where the input depends on nothing else.
 
     Returns:
@@ -66,7 +67,7 @@ def decompose(
             raise AstraError(f"layer {name}: its outputs are all zero on the calibration set")
         above = int((~solved.values.isfinite() | (solved.values > CUTOFF * largest)).sum())
         numerical = min(above, bound)
-        picker = _Picker(problem, solved, numerical, rank, _generator(request.seed, name))
+        picker = _Picker(problem, solved, numerical, rank, f"{request.seed}:{name}")
         tables = {
             subspace: picker.pick(subspace).to(device="cpu", dtype=torch.float32).contiguous()
             for subspace in request.subspaces
@@ -140,11 +141,9 @@ class _Problem:
 class _Picker:
     """Chooses eigenvectors by index; columns are ordered so that the first r of them serve rank r."""
 
-    def __init__(
-        self, problem: _Problem, solved: Eigen, numerical: int, rank: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, problem: _Problem, solved: Eigen, numerical: int, rank: int, seed: str) -> None:
         self.problem, self.solved, self.numerical = problem, solved, numerical
-        self.rank, self.generator = rank, generator
+        self.rank, self.seed = rank, seed
         self.first = len(solved.values) - numerical  # index of the smallest eigenvalue inside the numerical range
 
     def pick(self, subspace: str) -> Tensor:
@@ -161,7 +160,7 @@ class _Picker:
             return self._lifted(low, low + count)[:, order]
         if subspace == "nullspace":
             return self._nullspace()
-        return torch.linalg.qr(self._gaussian(self.rank)).Q
+        return torch.linalg.qr(self._gaussian("random", self.rank)).Q
 
     def _lifted(self, low: int, high: int) -> Tensor:
         vectors = self.solved.vectors(low, high)
@@ -173,16 +172,21 @@ class _Picker:
         """A random orthonormal basis of the complement of the numerical range, then the tail if that is too small."""
         count = min(self.rank, self.problem.rows - self.numerical)
         low = self.solved.vectors(0, self.first)
-        basis = self._gaussian(count)
+        basis = self._gaussian("nullspace", count)
         for _ in range(2):  # once leaves the rounding of the first time
             inside = self.problem.coordinates(basis)
             basis = torch.linalg.qr(basis - self.problem.lift(inside - low @ (low.T @ inside))).Q
         tail = self._lifted(self.first, self.first + min(self.rank - count, self.numerical))
         return torch.cat([basis, tail], dim=1)
 
-    def _gaussian(self, columns: int) -> Tensor:
-        draw = torch.randn(self.problem.rows, columns, dtype=torch.float64, generator=self.generator)
-        return draw.to(self.problem.core.device)
+    def _gaussian(self, subspace: str, columns: int) -> Tensor:
+        """Drawn column by column, each subspace from a seed of its own: what else is stored changes nothing."""
+        digest = hashlib.sha256(f"{self.seed}:{subspace}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        draw = torch.empty(columns, self.problem.rows, dtype=torch.float64)
+        for row in draw:
+            row.normal_(generator=generator)
+        return draw.T.to(self.problem.core.device)
 
 
 def _solve(core: Tensor, rank: int, bound: int, request: Request) -> Eigen:
@@ -212,8 +216,3 @@ def _triangle(w: Tensor) -> Tensor | None:
     factor, failed = torch.linalg.cholesky_ex(total.release())
     diagonal = factor.diagonal().abs()
     return None if int(failed) or float(diagonal.min()) < _CONDITION * float(diagonal.max()) else factor.T
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -131,6 +131,14 @@ def test_random_bases_come_from_seed_and_name() -> None:
     assert not torch.allclose(draw(1, "a"), draw(2, "a")) and not torch.allclose(draw(1, "a"), draw(1, "b"))
 
 
+@pytest.mark.parametrize("subspace", ["nullspace", "random"])
+def test_drawn_directions_do_not_depend_on_what_else_is_stored(subspace: str) -> None:
+    g, weight, bias, _ = problem(40, 12)
+    few = decompose(g, "input", 500, weight, bias, 4, (subspace,)).vectors[subspace]
+    many = decompose(g, "input", 500, weight, bias, 11, ("nullspace", "random", "tail")).vectors[subspace]
+    torch.testing.assert_close(many[:, :4], few, rtol=0, atol=1e-6)
+
+
 def test_the_middle_is_around_the_median() -> None:
     g, weight, bias, c = problem(12, 40)
     q = decompose(g, "input", 500, weight, bias, 2, ("middle",)).vectors["middle"].double()
