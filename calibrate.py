@@ -112,7 +112,7 @@ def run_calibration(
     batches = calibration_batches(records, tokenizer, config.data.template, config.calibration)
     model = load(config)
     check_rank(model, targets, need.trained)
-    with Progress("calibration, layer by layer", unit="batch") as bar:
+    with Progress("calibration, layer by layer", unit="batches") as bar:
 
         def step(done: int, total: int) -> None:
             bar.total = total

@@ -69,7 +69,7 @@ def _report(source: Source, count: int, data_dir: str | None) -> dict[str, Any]:
 
 def _overlap(task: str, records: list[Record], questions: TestQuestions) -> dict[str, dict[str, int]]:
     """Log and return how many training records hold a question of each test set, and of any, by both rules."""
-    counts = questions.count(progress(records, f"{task}: looking for test questions", len(records), "record"))
+    counts = questions.count(progress(records, f"{task}: looking for test questions", len(records), "records"))
     found: dict[str, dict[str, int]] = {}
     for rule, what in zip(RULES, ("contain a test question", "share 13 words with a test question"), strict=True):
         count = found[what.replace(" ", "_")] = dict(counts[rule])

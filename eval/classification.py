@@ -123,7 +123,7 @@ def _predict(config: Config, target: Target, problems: list[Record]) -> list[flo
     size, outputs = config.eval.batch_size, dict[int, Any]()
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     with torch.inference_mode():
-        for batch in progress(batches, f"{target.name}, {config.data.train}", len(batches), "batch"):
+        for batch in progress(batches, f"{target.name}, {config.data.train}", len(batches), "batches"):
             inputs = collate([features[index] for index in batch], tokenizer.pad_token_id or 0)
             del inputs["labels"]
             logits = model(**{key: value.to(device) for key, value in inputs.items()}).logits.float().cpu()

@@ -51,7 +51,7 @@ def fill(engine: Engine, wanted: Sequence[tuple[Job, Request]], label: str) -> N
     found = {(job.record.texts, request.key): (job, request) for job, request in wanted}
     missing = [(job, request) for job, request in found.values() if request.key not in job.record.made]
     asked = {number: replace(request, adapter=job.target.served) for number, (job, request) in enumerate(missing)}
-    with Progress(label, len(missing), "request") as bar:
+    with Progress(label, len(missing), "requests") as bar:
         before = time.monotonic()
         for number, answer in engine.run(asked):
             now = time.monotonic()

@@ -107,7 +107,7 @@ def run_all(
     command = [] if reason else _bubblewrap(_mode())
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         verdicts = pool.map(lambda program: _run_twice(program, command, wall), programs)
-        return list(progress(verdicts, "running programs", len(programs), "program"))
+        return list(progress(verdicts, "running programs", len(programs), "programs"))
 
 
 def check(unsafe: bool) -> None:

@@ -50,7 +50,7 @@ class StepProgress(TrainerCallback):
     _warm: float  # when the first step, which warms up or compiles, was done
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = Progress("training", state.max_steps - state.global_step, "step")
+        self.bar = Progress("training", state.max_steps - state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update()

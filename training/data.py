@@ -111,7 +111,7 @@ def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache:
 
 
 def _write(path: Path, records: Sequence[Record], tokenizer: Any, data: DataConfig) -> None:
-    stream = progress(records, "tokenizing", len(records), "record")
+    stream = progress(records, "tokenizing", len(records), "records")
     encoded = encode_records(stream, tokenizer, data.template, data.max_length, truncate=data.truncate)
     lengths = [len(feature["input_ids"]) for feature in encoded.features]
     tensors = {

@@ -43,15 +43,15 @@ def log_to(path: Path) -> None:
 class Progress(tqdm):
     """A bar when stderr is a terminal, otherwise a line of the log now and then with rate and time left.
 
-    `unit` is what is counted, in the singular.
+    `unit` is what is counted, in the plural.
     """
 
     monitor_interval = 0  # no thread of its own: processes may be forked beside it
 
-    def __init__(self, desc: str, total: int | None = None, unit: str = "step", iterable: Any = None) -> None:
-        how: dict[str, Any] = {"unit": unit, "unit_scale": True, "miniters": 1, "disable": not is_main()}
+    def __init__(self, desc: str, total: int | None = None, unit: str = "steps", iterable: Any = None) -> None:
+        how: dict[str, Any] = {"unit": unit, "miniters": 1, "disable": not is_main()}
         if not sys.stderr.isatty():
-            form = "{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_noinv_fmt}, {remaining} left"
+            form = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_noinv_fmt}, {remaining} left"
             seconds = SECONDS_BETWEEN_LINES
             how |= {"file": _Lines(), "bar_format": form, "mininterval": seconds, "delay": seconds, "leave": False}
         super().__init__(iterable, desc, total, **how)
@@ -68,6 +68,6 @@ class _Lines:
         pass
 
 
-def progress(iterable: Iterable[T], desc: str, total: int | None = None, unit: str = "step") -> Iterator[T]:
-    """Yield from `iterable`, counting each item as one unit of progress."""
+def progress(iterable: Iterable[T], desc: str, total: int | None = None, unit: str = "steps") -> Iterator[T]:
+    """Yield from `iterable`, counting each item."""
     return iter(Progress(desc, total, unit, iterable))
