@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.check import check
+from training.methods import Request
 from training.stores import Need, check_settings, fingerprints, store_settings, stores
 from utils.cli import main, parse
 from utils.config import Config
@@ -62,12 +63,7 @@ def command() -> None:
 
 
 def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> None:
-    """Make the store complete: keep one that has what the runs need, else calibrate.
-
-    Raises:
-        UserError: the store was made from another model or other data.
-        AstraError: see `astra.calibrate`.
-    """
+    """Make the store complete: keep one that has what the runs need, else calibrate."""
     from astra import Calibration
     from dataset.sources import load_training
 
@@ -100,14 +96,12 @@ def run_calibration(
     folder: Path, config: Config, need: Need, settings: dict[str, Any], records: list[Record]
 ) -> Calibration:
     """Calibrate on this process's share of the batches, continuing what a killed run left."""
-    from peft import LoraConfig
-
     from astra import calibrate
     from dataset.tokens import calibration_batches
     from utils.models import load_tokenizer
 
     method, wanted = config.method, config.calibration
-    targets = LoraConfig(target_modules=method.target_modules, exclude_modules=method.exclude_modules)
+    targets = Request(method).peft_config()
     tokenizer = load_tokenizer(config.model)
     batches = calibration_batches(records, tokenizer, config.data.template, config.calibration)
     model = load(config)

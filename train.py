@@ -17,7 +17,7 @@ from training.stores import check_settings, fingerprints, require_store, store_f
 from utils.cli import main, parse
 from utils.config import Config, expand_sweep
 from utils.distributed import barrier, is_main
-from utils.errors import UserError
+from utils.errors import UserError, memory_for
 from utils.files import write_record
 from utils.log import log, log_to
 from utils.runs import check_writable, held, run_folder, stage, start_over, start_run, write_config
@@ -78,19 +78,14 @@ def noted_divergence(config: Config, folder: Path, settings: dict[str, Any]) -> 
 
 
 def train(config: Config, force: bool = False) -> None:
-    """Train one run, or go on with it, and export what it has learned.
-
-    Raises:
-        UserError: whatever the user can put right, in one line.
-        SystemExit: 143 after SIGTERM, with a checkpoint written.
-    """
+    """Train one run, or go on with it, and export what it has learned."""
     from training.announce import announce, model_card, run_figures, warn_of_pitfalls  # these take seconds to import
     from training.arguments import training_arguments
     from training.checkpoints import checkpoint_to_resume, seconds_before, start_checkpoints
     from training.data import load_examples
     from training.export import export, exported_folder
     from training.measures import FirstStep, first_rate, held_out, update_figures
-    from training.model import add_adapter, load_base, room_for_model
+    from training.model import add_adapter, load_base
     from training.trainer import fit, make_trainer
     from utils.models import load_tokenizer
     from utils.plots import plot_loss
@@ -115,7 +110,10 @@ def train(config: Config, force: bool = False) -> None:
     checkpoint = checkpoint_to_resume(folder / "checkpoints", settings, args.deepspeed is not None)
 
     # Model and adapter: at first they compute what the base model computes.
-    with room_for_model(config):
+    with memory_for(
+        f"model.name: there is no room for {config.model.name}; set model.quantization=nf4 or, with several GPUs, "
+        "train.deepspeed=configs/deepspeed/zero3.json"
+    ):
         model = load_base(config, args.device)
         model = add_adapter(config, model, calibration, tokenizer, examples, args.device, checkpoint, args.bf16)
     if checkpoint is None and is_main():

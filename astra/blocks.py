@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from astra.errors import AstraError
+from astra.errors import AstraError, out_of_memory
 from astra.forward import Batch, Forward, StopForward, first_sample
 from astra.sharing import Trace, hooked, trace
 from astra.weights import Weights, loaded
@@ -67,9 +67,9 @@ def survey(model: nn.Module, forward: Forward, targets: Mapping[str, nn.Module],
             found.forms = [forms.get(f"{name}.{k}") for k in range(1 + max(numbers))]
             if not whole.agrees(_Layers(forward, model, name, found.forms).trace(targets, sample)):
                 raise AstraError("they pass on more than hidden states")
-        except torch.OutOfMemoryError:
-            raise
         except Exception as reason:  # whatever a model makes of layers that do nothing
+            if out_of_memory(reason):
+                raise
             log.info("the whole model is calibrated at once; its layers can't be run one by one (%s)", reason)
             found.layers = None
             return found

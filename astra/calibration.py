@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from astra import parallel
 from astra.blocks import Block, Survey, make_blocks, survey
 from astra.decompose import Found, Request, decompose
-from astra.errors import AstraError
+from astra.errors import AstraError, out_of_memory
 from astra.forward import Batch, Forward, TokenRows, evaluation
 from astra.moments import Moment, Sums
 from astra.store import SUBSPACES, Calibration
@@ -186,7 +186,7 @@ def _together(where: str) -> Any:
     except AstraError as caught:
         error = caught
     except RuntimeError as caught:
-        if not isinstance(caught, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(caught):
+        if not out_of_memory(caught):
             raise
         error = AstraError(
             f"out of memory in {where}{parallel.of_process()}: use smaller batches (calibration.batch_size),"

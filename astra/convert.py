@@ -150,9 +150,13 @@ def compress_lora(adapter: str | Path, source: LoraConfig, max_rank: int, folder
     state = load_file(Path(adapter) / "adapter_model.safetensors")
     names = [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
     found = {}
-    for name in names:
+    for name in [name for name in names if state[f"{name}.lora_A.weight"].dim() == 2]:
         a, b = state.pop(f"{name}.lora_A.weight").float(), state.pop(f"{name}.lora_B.weight").float()
         found[name.removeprefix(PREFIX)] = (a, b * scaling_of(source, name, a.shape[0]))
+    if other := next((key for key in state if ".lora_" in key), None):
+        raise AstraError(f"{other}: only adapters of linear layers can be compressed")
+    if not found:
+        raise AstraError(f"{adapter}: holds no LoRA of a linear layer")
     largest = max(a.shape[0] for a, _ in found.values())
     weights = cut(found, min(largest, max_rank), largest)
     return _write(folder, weights, state, source)

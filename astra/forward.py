@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from astra.errors import AstraError
 
 Batch = Mapping[str, Any]
-_TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "labels"}
+_TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 _SAMPLE = 128
 
 
@@ -95,11 +95,12 @@ class TokenRows:
 
 
 def first_sample(batch: Batch) -> Batch:
-    """The first row of every tensor of a batch; of text alone no more than 128 tokens, on the side without padding."""
+    """The first row of every tensor but the labels; of text alone at most 128 tokens, on the side without padding."""
     size = next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim()), 0)
     row = {
         key: value[:1] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
         for key, value in batch.items()
+        if key != "labels"
     }
     if not row.keys() <= _TEXT:
         return row

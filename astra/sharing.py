@@ -36,17 +36,13 @@ class Seen:
 
 @dataclass
 class Trace:
-    """One sample's way through the target layers.
+    """One sample's way through the target layers."""
 
-    Attributes:
-        leader: called layer -> the first layer that reads the same tensor in every call (itself if there is none).
-        prints: called layer -> one vector per call, a fixed random projection of each row of its input.
-        last: the layer that is called last.
-    """
-
+    # Called layer -> the first layer that reads the same tensor in every call (itself if there is none).
     leader: dict[str, str] = field(default_factory=dict)
+    # Called layer -> one vector per call, a fixed random projection of each row of its input.
     prints: dict[str, list[Tensor]] = field(default_factory=dict)
-    last: str = ""
+    last: str = ""  # the layer that is called last
 
     def agrees(self, other: Trace) -> bool:
         """Whether the same layers were called as often, with the same inputs up to rounding."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn.functional import pad  # noqa: E402
 
 from astra import calibrate  # noqa: E402
+from astra.sharing import hooked  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 from dataset.general_text import load_general_text  # noqa: E402
 from dataset.sources import load_training  # noqa: E402
@@ -84,12 +85,10 @@ def energies(model: nn.Module, batches: Batches, spans: Sequence[Spans]) -> dict
         for name, module in model.named_modules()
         if name in spans[0]
     ]
-    with torch.no_grad():
+    with hooked(handles), torch.no_grad():
         for batch in batches:
             mask = batch["attention_mask"].bool()
             model(**batch)
-    for handle in handles:
-        handle.remove()
     return found
 
 

@@ -57,17 +57,19 @@ def keep(config: Config) -> None:
 def restore(config: Config) -> None:
     """Lay out the kept runs as the comparison expects them."""
     for record in records():
-        settings = record["figures"]["settings"]
-        rung = nearest(settings["train.relative_step"])
-        folder = run_folder(run_config(config, arms(config)[record["arm"]], rung, settings["train.seed"]))
+        folder = run_folder(run_config(config, arms(config)[record["arm"]], record["rung"], record["seed"]))
         if not record["diverged"]:
             write_record(folder / "losses.json", record["losses"])
         write_record(folder / ("diverged.json" if record["diverged"] else "metrics.json"), record["figures"])
 
 
 def records() -> list[dict[str, Any]]:
-    """All kept runs."""
-    return [read_json(path) for path in sorted(KEPT.glob("*.json"))]
+    """All kept runs, each with its rung and its seed."""
+    kept = [read_json(path) for path in sorted(KEPT.glob("*.json"))]
+    for record in kept:
+        settings = record["figures"]["settings"]
+        record |= {"rung": nearest(settings["train.relative_step"]), "seed": settings["train.seed"]}
+    return kept
 
 
 def summary(config: Config) -> dict[str, Any]:
@@ -80,13 +82,13 @@ def summary(config: Config) -> dict[str, Any]:
         own = [record for record in kept if record["arm"] == arm]
         runs: dict[int, dict[int, Any]] = {}
         for record in own:
-            settings = record["figures"]["settings"]
             losses = None if record["diverged"] else np.asarray(record["losses"]["validation"])
-            runs.setdefault(nearest(settings["train.relative_step"]), {})[settings["train.seed"]] = losses
+            runs.setdefault(record["rung"], {})[record["seed"]] = losses
         chosen[arm] = choice = choose(runs, first)
         found[arm] = {"runs": len(own), "diverged": choice.diverged, "rungs": [value(rung) for rung in choice.tried]}
         if choice.best is not None:
             found[arm] |= at_best(own, runs, choice)
+    best = [record for record in kept if not record["diverged"] and record["rung"] == chosen[record["arm"]].best]
     # A best at an end of a ladder may lie beyond it; of `full`, and of some first runs, the outputs were not compared.
     settled = [
         entry for entry in found.values() if entry.get("inside_ladder") and entry["median_output_change"] is not None
@@ -96,14 +98,14 @@ def summary(config: Config) -> dict[str, Any]:
     return {
         "model": "smollm2, float32", "data": "GSM8K train, whole records of at most 160 tokens",
         "arms": found,
-        "seeds": sorted({record["figures"]["settings"]["train.seed"] for record in kept}),
+        "seeds": sorted({record["seed"] for record in kept}),
         "first_step_alignment": {
             key: float(np.std(np.log10([entry[what] for entry in settled]), ddof=1))
             for key, what in common.items()
             if len(settled) > 1
         },
-        "difference_from_lora": differences(kept, chosen),
-        "intervals": intervals(kept, chosen),
+        "difference_from_lora": differences(best),
+        "intervals": intervals(best),
         "smallest_difference": smallest_difference(spreads, len(seeds(config))),
         "forgetting_at_equal_loss": forgetting_at_equal_loss(kept, chosen),
         "commit": commit(),
@@ -113,16 +115,15 @@ def summary(config: Config) -> dict[str, Any]:
 def at_best(own: list[dict[str, Any]], runs: Runs, choice: Choice) -> dict[str, Any]:
     """The figures of an arm's runs at its best rung."""
     assert choice.best is not None
-    step = value(choice.best)
-    ended = [r for r in own if not r["diverged"] and r["figures"]["settings"]["train.relative_step"] == step]
+    ended = [record for record in own if not record["diverged"] and record["rung"] == choice.best]
     alive = [record["figures"] for record in ended]
     losses = [figures["reporting_loss"] for figures in alive]
     return {
-        "best_step": step,
+        "best_step": value(choice.best),
         "best_rate": alive[0]["learning_rate"],
         "inside_ladder": choice.inside,
         "loss": {"mean": float(np.mean(losses)), "sd": float(np.std(losses, ddof=1)) if len(losses) > 1 else None},
-        "accuracy": None,
+        "accuracy": None,  # no generation: this model solves none of GSM8K
         "forgetting": mean(figures["forgetting"] and figures["forgetting"]["rise"] for figures in alive),
         "update_norm": float(np.mean([figures["update"]["relative_norm"] for figures in alive])),
         "output_change": mean(figures["update"]["output_change"] for figures in alive),
@@ -149,20 +150,16 @@ def mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def differences(
-    kept: list[dict[str, Any]], chosen: dict[str, Choice], reference: str = "lora"
-) -> dict[str, dict[str, list[float]]]:
-    """Per arm the loss at its best rung less the reference's, mean over the seeds of both, and its standard error.
+def differences(best: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Per arm the loss at its best rung less LoRA's, mean over the seeds of both, and its standard error.
 
     On either held-out split the error is that over records, which are paired; in training that over steps, whose
     batches a seed fixes.
     """
     losses: dict[str, dict[int, Any]] = {}
-    for record in kept:
-        settings = record["figures"]["settings"]
-        if not record["diverged"] and nearest(settings["train.relative_step"]) == chosen[record["arm"]].best:
-            losses.setdefault(record["arm"], {})[settings["train.seed"]] = record["losses"] | in_training(record)
-    own = losses.pop(reference, {})
+    for record in best:
+        losses.setdefault(record["arm"], {})[record["seed"]] = record["losses"] | in_training(record)
+    own = losses.pop("lora", {})
     found: dict[str, dict[str, list[float]]] = {}
     for arm, of_seed in losses.items():
         pairs: dict[str, list[Any]] = {}
@@ -176,16 +173,14 @@ def differences(
     return dict(sorted(found.items()))
 
 
-def intervals(kept: list[dict[str, Any]], chosen: dict[str, Choice]) -> dict[str, dict[str, list[float]]]:
+def intervals(best: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """Per pair of arms at their best rungs, the second's loss less the first's with its 95% interval.
 
     As the report tests it: over records, which are paired, and over all seeds of both.
     """
     losses: dict[str, list[Any]] = {}
-    for record in kept:
-        rung = nearest(record["figures"]["settings"]["train.relative_step"])
-        if not record["diverged"] and rung == chosen[record["arm"]].best:
-            losses.setdefault(record["arm"], []).append(record["losses"])
+    for record in best:
+        losses.setdefault(record["arm"], []).append(record["losses"])
     pairs = [("lora", arm) for arm in sorted(losses) if arm != "lora"] + [("tail", "principal")]
     return {
         f"{second} - {first}": {
@@ -203,10 +198,8 @@ def in_training(record: dict[str, Any]) -> dict[str, list[float]]:
     return {f"steps {start + 1} to {start + 10}": steps[start : start + 10] for start in range(0, len(steps), 10)}
 
 
-def forgetting_at_equal_loss(
-    kept: list[dict[str, Any]], chosen: dict[str, Choice], reference: str = "lora"
-) -> dict[str, list[float | None]]:
-    """Per arm the forgetting at the losses that the reference reached, interpolated; None where it never was there.
+def forgetting_at_equal_loss(kept: list[dict[str, Any]], chosen: dict[str, Choice]) -> dict[str, list[float | None]]:
+    """Per arm the forgetting at the losses that LoRA reached, interpolated; None where it never was there.
 
     Between means over seeds of the rungs up to an arm's best: beyond it the same losses come back, with more
     forgetting.
@@ -214,14 +207,13 @@ def forgetting_at_equal_loss(
     measured: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for record in kept:
         figures, best = record["figures"], chosen[record["arm"]].best
-        rung = nearest(figures["settings"]["train.relative_step"])
-        if not record["diverged"] and figures["forgetting"] and best is not None and rung <= best:
+        if not record["diverged"] and figures["forgetting"] and best is not None and record["rung"] <= best:
             point = figures["reporting_loss"], figures["forgetting"]["rise"]
-            measured.setdefault(record["arm"], {}).setdefault(rung, []).append(point)
+            measured.setdefault(record["arm"], {}).setdefault(record["rung"], []).append(point)
     points = {
         arm: np.array(sorted(tuple(np.mean(own, axis=0)) for own in rungs.values())) for arm, rungs in measured.items()
     }
-    wanted: Any = points[reference][:, 0] if reference in points else []
+    wanted: Any = points["lora"][:, 0] if "lora" in points else []
     return {
         arm: [float(np.interp(x, *own.T)) if own[0, 0] <= x <= own[-1, 0] else None for x in wanted]
         for arm, own in points.items()

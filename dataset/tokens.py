@@ -41,12 +41,13 @@ def encode_records(
     max_length: int,
     limit: int | None = None,
     truncate: bool = True,
+    setting: str = "data.max_length",
 ) -> Encoded:
     """Tokenise prompt + target of every record, or the text or two of a record with a `label`.
 
     Of at most `max_length` tokens the prompt is never cut: a record whose prompt alone reaches that is dropped, and a
     longer target is cut at the end, or, without `truncate`, its record dropped. So no example lacks a target. The text
-    of a class is always cut. `limit` is the most features to return.
+    of a class is always cut. `limit` is the most features to return, `setting` what an error names.
     """
     encoded = Encoded()
     source = iter(records)
@@ -60,7 +61,7 @@ def encode_records(
             break
     if not encoded.features:
         short = "a prompt shorter than" if truncate else "no more than"
-        raise UserError(f"no example has {short} max_length={max_length} tokens; raise data.max_length")
+        raise UserError(f"{setting}: no example has {short} {max_length} tokens; raise it")
     return encoded
 
 
@@ -134,7 +135,8 @@ def calibration_batches(
     size, samples = batch_size or wanted.batch_size, wanted.samples
     order = random.Random(wanted.seed).sample(range(len(records)), len(records))
     chosen = (records[i] for i in order)
-    features = encode_records(chosen, tokenizer, template, wanted.max_length, limit=samples).features
+    key = "calibration.max_length"
+    features = encode_records(chosen, tokenizer, template, wanted.max_length, samples, setting=key).features
     if len(features) < samples:
         log.warning("calibration: only %d of %d samples: the training set has no more", len(features), samples)
     features.sort(key=lambda feature: -len(feature["input_ids"]))  # stable: ties keep the order of choice

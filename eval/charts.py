@@ -18,6 +18,7 @@ from matplotlib.ticker import NullLocator
 
 from eval.published import curves
 from eval.results import BASE, LOSS, SHARES, Results
+from utils.config import RATE
 from utils.files import read_lines
 
 STYLES = ("-", "--", ":", "-.")
@@ -71,7 +72,8 @@ class _Charts:
             best = scores[scores["run"].isin(results.best["run"])]
             if best["rank"].nunique() > 1:
                 yield f"{task}: {metric} and rank", f"{task}-rank", self._ranks(best, label, level)
-        if {"gsm8k", "math"} <= set(tasks) and ladder and (others := curves(results.config)):
+        others = curves(results.config) if ladder and results.axis == RATE else {}
+        if {"gsm8k", "math"} <= set(tasks) and others:
             both = results.scores[results.scores["task"].isin(["gsm8k", "math"])].groupby("run")["score"]
             scores = runs.assign(score=runs["run"].map(100 * both.mean()[both.count() == 2])).dropna(subset="score")
             title = "Mean of GSM8K and MATH, and published ladders of the same model, data and batch (grey)"

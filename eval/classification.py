@@ -24,7 +24,7 @@ from utils.config import Config
 from utils.files import fingerprint
 from utils.log import log, progress
 from utils.models import load_model, load_tokenizer, usable_dtype
-from utils.runs import held, stage
+from utils.runs import held, spent, stage
 
 VERSION = 2
 METRICS: dict[str, tuple[str, ...]] = {
@@ -47,13 +47,14 @@ def score_classifiers(config: Config, targets: Sequence[Target], force: bool = F
         "max_length": config.data.max_length,
         "task_version": VERSION,
     }
+    before = 0.0 if force else spent(Path(config.output_dir), "evaluate")
     for target in targets:
         record = TaskRecord(target.folder, task, {**target.fingerprints(), **shared})
         if force:
             record.clear()
         result = record.earlier()
         if result is None or result["settings"] != record.settings:
-            with held(target.folder.parent), stage(Path(config.output_dir), "evaluate"):
+            with held(target.folder.parent), stage(Path(config.output_dir), "evaluate", before):
                 started = time.monotonic()
                 predicted = _predict(config, target, problems + others)
                 figures, samples = _figures(task, problems, others, predicted)

@@ -21,7 +21,7 @@ from utils.errors import memory_for
 from utils.files import fingerprint, read_record, write_record
 from utils.log import log
 from utils.models import usable_dtype
-from utils.runs import held, package_version, stage
+from utils.runs import held, package_version, spent, stage
 from utils.settings import flat_settings, require_shared
 
 Results = dict[str, dict[str, dict[str, Any]]]
@@ -55,7 +55,7 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False, reg
             if missing := len(job.missing):
                 log.info("%s: %d of %d texts on file", name, len(job.prompts) - missing, len(job.prompts))
             left.append(job)
-        for job, result in run(config, left, regrade):
+        for job, result in run(config, left, force, regrade):
             results[job.target.name][job.record.task] = result
             log.info("%s", describe(result))
         _write_groups(config, targets, results)
@@ -149,7 +149,7 @@ def prompts(config: Config, task: Task, model: Path, problems: list[Record]) -> 
     return [Prompt(format_prompt(problem, *how), sampling) for problem in problems]
 
 
-def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Job, dict[str, Any]]]:
+def run(config: Config, jobs: Sequence[Job], force: bool, regrade: bool) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Each job with its result, those first that need no engine."""
     done = [job for job in jobs if regrade or (isinstance(job.task, Task) and not job.missing)]
     for job in done:
@@ -162,7 +162,7 @@ def run(config: Config, jobs: Sequence[Job], regrade: bool) -> Iterator[tuple[Jo
     engines: dict[tuple[Path, Adapter | None], list[Job]] = {}
     for job in left:
         engines.setdefault((job.target.model, job.target.merged), []).append(job)
-    with stage(Path(config.output_dir), "evaluate"):
+    with stage(Path(config.output_dir), "evaluate", 0.0 if force else spent(Path(config.output_dir), "evaluate")):
         for (model, merged), members in engines.items():
             adapters = list(dict.fromkeys(job.target.served for job in members if job.target.served))
             asked = [prompt for job in members for prompt in job.missing]
@@ -194,8 +194,8 @@ def context(config: Config, model: Path, asked: Sequence[Prompt], least: int = 0
     limit = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None) or 4096
     if config.eval.max_model_len is not None:
         return min(config.eval.max_model_len, limit)
-    texts = {prompt.text: prompt.sampling.max_new_tokens for prompt in asked}
-    lengths = (len(tokenizer_of(model)(text)["input_ids"]) + tokens for text, tokens in texts.items())
+    texts = {(prompt.text, prompt.sampling.max_new_tokens) for prompt in asked}
+    lengths = (len(tokenizer_of(model)(text)["input_ids"]) + tokens for text, tokens in texts)
     needed = max([least, *lengths])
     return min(-(-needed // 64) * 64, limit)
 

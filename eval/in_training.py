@@ -7,12 +7,13 @@ from typing import Any
 
 from peft import PeftModel
 
+from astra.parallel import gather
 from eval.candidates import base_target
 from eval.engines.transformers import TransformersEngine
 from eval.evaluate import context, jobs
 from eval.tasks import Task
 from utils.config import Config
-from utils.distributed import gather, rank, world_size
+from utils.distributed import rank, world_size
 
 
 class Scorer:
@@ -43,7 +44,8 @@ class Scorer:
                 grader = task.headline(self.config.eval.grader)
                 own = [job.problems[k] for k in texts]  # each process judges what it has generated
                 verdicts = task.judge(own, list(texts.values()), self.config.eval, grader)
-                right = dict(gather([(k, float(found.correct)) for k, found in zip(texts, verdicts, strict=True)]))
+                judged = {k: float(found.correct) for k, found in zip(texts, verdicts, strict=True)}
+                right = {k: found for part in gather(judged) for k, found in part.items()}
                 solved[task.name] = [right[k] for k in range(len(asked))]
         base.train(training)
         return solved

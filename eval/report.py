@@ -39,8 +39,11 @@ def write_report(folders: Path | Sequence[Path]) -> str:
     target.mkdir(parents=True, exist_ok=True)
     parts = tables.sections(results)
     figures = charts.save_figures(results, target)
-    for path in (path for folder in folders for path in sorted(folder.glob("calibration/*/spectrum.png"))):
-        figures["Spectra of the output activations"] = Path(shutil.copy(path, target / "spectrum.png"))
+    spectra = [path for folder in folders for path in sorted(folder.glob("calibration/*/spectrum.png"))]
+    for number, path in enumerate(spectra):
+        which = f" ({path.parents[2].name}, {path.parent.name})" if len(spectra) > 1 else ""
+        copied = shutil.copy(path, target / f"spectrum{number or ''}.png")
+        figures[f"Spectra of the output activations{which}"] = Path(copied)
     title = f"{target.name}: {results.config['model.name']}"
     text = "\n\n".join([f"# {title}", *map(_markdown, parts)]) + "\n"
     write_text(target / "results.md", text)

@@ -146,20 +146,18 @@ def _labels(runs: dict[Path, dict[str, Any]]) -> dict[Path, str]:
     """The name of each run's arm, its rank apart: the one it has, or the method, and what else differs below it."""
     names = {path: _name(settings) for path, settings in runs.items()}
     kept = {path: _of_arm(settings) for path, settings in runs.items()}
-    values: dict[tuple[str, str], set[str]] = {}
-    for path, settings in kept.items():
-        for key, value in settings.items():
-            values.setdefault((names[path], key), set()).add(str(value))
+    texts = pd.DataFrame({path: {key: str(value) for key, value in own.items()} for path, own in kept.items()}).T
+    differ = texts.groupby(names).nunique() > 1
     return {
         path: ", ".join(
             [names[path]]
             + [
                 f"{key.rpartition('.')[2].replace('_', ' ')} {_text(value)}"
-                for key, value in settings.items()
-                if value is not None and len(values[names[path], key]) > 1
+                for key, value in own.items()
+                if value is not None and differ.at[names[path], key]
             ]
         )
-        for path, settings in kept.items()
+        for path, own in kept.items()
     }
 
 

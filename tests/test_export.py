@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 import export
+from astra import AstraError
 from astra.adapter import attach
 from astra.convert import save_lora
 from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
@@ -162,6 +163,13 @@ def test_an_adapter_without_a_tokenizer_is_merged_with_its_bases(adapter, tmp_pa
         path.unlink()
     export.merge(folder, tmp_path / "merged", None, "float32")
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
+
+
+def test_an_adapter_of_embeddings_is_not_compressed(tmp_path):
+    config = LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"])
+    get_peft_model(tiny_model(), config).save_pretrained(tmp_path / "lora")
+    with pytest.raises(AstraError, match="embed_tokens.*only adapters of linear layers"):
+        export.compress(tmp_path / "lora", 2, tmp_path / "cut")
 
 
 def test_a_lora_of_any_scaling_is_compressed(tmp_path):

@@ -3,7 +3,6 @@
 import json
 import math
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,19 +46,12 @@ class StepProgress(TrainerCallback):
     """A bar on a terminal, lines in a log file."""
 
     bar: Progress
-    _warm: float  # when the first step, which warms up or compiles, was done
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = Progress("training", state.max_steps - state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update()
-        if self.bar.n == 1:
-            self._warm = time.monotonic()
-        left = state.max_steps - state.global_step
-        if self.bar.n == 3 and left:
-            seconds = (time.monotonic() - self._warm) / 2 * left
-            log.info("%d steps to come take about %s, validation apart", left, duration(seconds))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         every = max(state.max_steps // 20, 1)
@@ -70,14 +62,6 @@ class StepProgress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words: "40 s", "25 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    hours, minutes = divmod(math.ceil(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 class StopOnSignal(TrainerCallback):

@@ -19,11 +19,7 @@ from utils.settings import DATA, flat_settings, require_same
 
 
 def check(config: Config) -> None:
-    """Check all that calibration and training need, for every run of the sweep; downloads no weights.
-
-    Raises:
-        UserError: the first thing that would stop a run, in one line.
-    """
+    """Check all that calibration and training need, for every run of the sweep; downloads no weights."""
     runs = expand_sweep(config)
     for run in runs:
         if run.method.name not in METHODS:
@@ -68,7 +64,8 @@ def check_combination(config: Config) -> None:
         raise UserError(
             "data.reporting: a classifier is reported on its task's own set; hold out data.validation only"
         )
-    if config.method.split == "balanced" and config.method.subspace == "nullspace":
+    nullspace = method.needs == "calibration" and config.method.subspace == "nullspace"
+    if nullspace and config.method.split == "balanced":
         raise UserError(
             "method.split: balanced shares what nullspace does not have, as A starts at 0; use orthonormal"
         )
@@ -114,15 +111,12 @@ def run_settings(config: Config) -> dict[str, Any]:
 
 
 def finished(config: Config, folder: Path) -> bool:
-    """Whether the run has its result.
-
-    Raises:
-        UserError: it was made with other settings.
-    """
+    """Whether the run has its result, with these settings; in a comparison it is one to have diverged."""
+    diverged = config.arm is not None and (folder / "diverged.json").is_file()
     exported = (folder / "lora").is_dir() or (folder / "merged").is_dir()
-    if not (exported and (folder / "metrics.json").exists()):
+    if not diverged and not (exported and (folder / "metrics.json").exists()):
         return False
-    metrics = read_record(folder / "metrics.json")
-    tokens = {DATA: metrics["settings"].get(DATA)}  # whether they are the same is not worth reading them
-    require_same(metrics, run_settings(config) | tokens, str(folder))
+    result = read_record(folder / ("diverged.json" if diverged else "metrics.json"))
+    tokens = {DATA: result["settings"].get(DATA)}  # whether they are the same is not worth reading them
+    require_same(result, run_settings(config) | tokens, str(folder))
     return True

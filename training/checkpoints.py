@@ -29,10 +29,6 @@ def checkpoint_to_resume(folder: Path, settings: dict[str, Any], deepspeed: bool
     """Return the checkpoint that a run goes on from, or None; every process must call it.
 
     Removes what the run can't go on from: incomplete checkpoints, and those after that one.
-
-    Raises:
-        UserError: the checkpoint was written with other settings, or with DeepSpeed and the run has none (or vice
-            versa); or all that are complete have been damaged since.
     """
     last = last_complete(folder, settings)
     barrier()  # nothing is removed until every process has looked

@@ -96,9 +96,6 @@ def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache:
         tokenizer: a transformers tokenizer.
         data: `template` and `max_length` are read.
         cache: folder of `<fingerprint>.safetensors` files, each with a record of its counts and its hash.
-
-    Raises:
-        UserError: no record has an answer within `data.max_length`.
     """
     key = _fingerprint(records, tokenizer, data)
     path = cache / f"{key}.safetensors"

@@ -32,10 +32,12 @@ from astra.targets import find_targets
 from dataset.tokens import calibration_batches
 from training.data import Examples
 from training.forgetting import base_losses
+from training.methods import Request
 from training.model import sharded
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_record
+from utils.log import log
 from utils.models import resolve_model
 
 
@@ -135,11 +137,7 @@ def output_change(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dic
 
 
 def first_rate(config: Config, model: nn.Module) -> dict[str, float]:
-    """The learning rate and the relative step it stands for: `learning_rate`, `relative_step`.
-
-    Raises:
-        UserError: a relative step is asked for and ZeRO-3 has split the weights.
-    """
+    """The learning rate and the relative step it stands for: `learning_rate`, `relative_step`."""
     if sharded(model):
         if config.train.relative_step is not None:
             raise UserError(
@@ -180,8 +178,11 @@ def update_figures(config: Config, trainer: Any, examples: Examples, tokenizer: 
     if sharded(model):
         return {}
     batches: Iterable[dict[str, Tensor]] = ()
-    if config.model.task_type == "CAUSAL_LM":
-        batches = calibration_batches(examples.records, tokenizer, config.data.template, config.calibration)
+    if config.model.task_type == "CAUSAL_LM" and isinstance(model, PeftModel):
+        try:
+            batches = calibration_batches(examples.records, tokenizer, config.data.template, config.calibration)
+        except UserError as error:  # training needs no calibration to be worth exporting
+            log.warning("the change of the outputs is not measured: %s", error)
     return {
         **trainer.callback(FirstStep).figures,
         "relative_norm": relative_update(model, config),
@@ -236,7 +237,7 @@ def weight_changes(model: nn.Module, config: Config) -> Iterator[tuple[str, Tens
 def _measured(model: nn.Module, config: Config) -> dict[str, nn.Module]:
     """The layers of a fully trained model that count: those an adapter would have, or all if it names none of them."""
     try:
-        return find_targets(model, config.method.target_modules)
+        return find_targets(model, Request(config.method).peft_config())
     except AstraError:
         return find_targets(model, "all-linear")
 

@@ -11,7 +11,7 @@ from unittest import mock
 
 import psutil
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dataset.sources import ARITHMETIC, load_training
 from dataset.tokens import encode_records
 from training.arguments import accumulation
-from training.methods import METHODS
+from training.methods import METHODS, Request
 from utils.config import Config
 from utils.models import config_folder, is_here, load_tokenizer, usable_dtype
 
@@ -85,12 +85,8 @@ def add_shape_of_adapter(config: Config, model: nn.Module) -> int:
     wanted, method = config.method, METHODS[config.method.name]
     if wanted.name == "full":
         return sum(parameter.numel() for parameter in model.parameters()) * 12  # the weights themselves are counted
-    lora = LoraConfig(
-        r=wanted.rank, target_modules=wanted.target_modules, exclude_modules=wanted.exclude_modules,
-        use_dora=wanted.name == "dora",
-    )  # fmt: skip
     model.requires_grad_(False)
-    get_peft_model(model, lora, low_cpu_mem_usage=True)
+    get_peft_model(model, Request(wanted).peft_config(use_dora=wanted.name == "dora"), low_cpu_mem_usage=True)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return trained * (20 if method.moves else 16)
 

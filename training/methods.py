@@ -27,19 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Request:
-    """What a method is asked to build.
-
-    Attributes:
-        method: its name, rank, targets and whatever else a config says of it.
-        task_type: PEFT's, "CAUSAL_LM" or "SEQ_CLS".
-        rank_pattern: layer name -> rank, where it is not `method.rank`; its scaling stays alpha / rank.
-        calibration: for methods that need one.
-        samples: for methods that read the calibration examples themselves.
-    """
+    """What a method is asked to build."""
 
     method: MethodConfig
-    task_type: str = "CAUSAL_LM"
-    rank_pattern: dict[str, int] = field(default_factory=dict)
+    task_type: str = "CAUSAL_LM"  # PEFT's; or "SEQ_CLS"
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # where it is not `method.rank`; alpha / rank stays
     calibration: Calibration | None = None
     samples: Samples | None = None
 
@@ -64,24 +56,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Method:
-    """How one method is built and treated.
+    """How one method is built and treated."""
 
-    Attributes:
-        build: makes the model to train.
-        rates: the usual range of its learning rate: for LoRA, DoRA, MiLoRA and PiSSA that of the best published ones
-            over ranks 8 to 128 (LLaMA-2-7B, arXiv 2602.04998); the tail's best is near LoRA's (docs/which-tail.md).
-        needs: what it reads: "nothing", a "calibration" store, or the calibration "samples" themselves.
-        plain: whether what it trains is a plain LoRA on the untouched base.
-        moves: whether it starts from a non-zero product, so that its change has rank 2r.
-        freezes_b: whether B stays as it was computed from W.
-    """
-
-    build: Callable[[nn.Module, Request], nn.Module]
+    build: Callable[[nn.Module, Request], nn.Module]  # makes the model to train
+    # The usual range of its learning rate: for LoRA, DoRA, MiLoRA and PiSSA that of the best published ones over ranks
+    # 8 to 128 (LLaMA-2-7B, arXiv 2602.04998); the tail's best is near LoRA's (docs/which-tail.md).
     rates: tuple[float, float]
-    needs: Literal["nothing", "calibration", "samples"] = "nothing"
-    plain: bool = True
-    moves: bool = False
-    freezes_b: bool = False
+    needs: Literal["nothing", "calibration", "samples"] = (
+        "nothing"  # what it reads: a store, or its samples themselves
+    )
+    plain: bool = True  # what it trains is a plain LoRA on the untouched base
+    moves: bool = False  # it starts from a non-zero product, so that its change has rank 2r
+    freezes_b: bool = False  # B stays as it was computed from W
 
     @property
     def keeps_start(self) -> bool:
@@ -90,11 +76,7 @@ class Method:
 
 
 def build(model: nn.Module, request: Request) -> nn.Module:
-    """Return the model to train; all its trainable parameters require gradients, and no others.
-
-    Raises:
-        AstraError: a target the model does not have, or that can't be adapted.
-    """
+    """Return the model to train; all its trainable parameters require gradients, and no others."""
     from astra.adapter import check_names
     from astra.targets import match_targets
 

@@ -1,7 +1,6 @@
 """The model to train: the base model in its data type, and the method's adapter on it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,9 @@ from training.methods import METHODS, Request, build, restore
 from training.stores import ALLOCATION_HEADROOM
 from utils.config import Config
 from utils.distributed import world_size
-from utils.errors import UserError, memory_for
+from utils.errors import UserError
 from utils.models import load_model, usable_dtype
 from utils.quantize import quantize_base
-
-
-@contextmanager
-def room_for_model(config: Config) -> Iterator[None]:
-    """Say what to set where there is no room for the model."""
-    with memory_for(
-        f"model.name: there is no room for {config.model.name}; set model.quantization=nf4 or, with several GPUs, "
-        "train.deepspeed=configs/deepspeed/zero3.json"
-    ):
-        yield
 
 
 def load_base(config: Config, device: Any) -> Any:

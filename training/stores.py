@@ -24,17 +24,11 @@ ALLOCATION_HEADROOM = 2  # a shared rank budget may give a layer up to so many t
 
 @dataclass(frozen=True)
 class Need:
-    """What a store must serve.
+    """What a store must serve."""
 
-    Attributes:
-        rank: the largest rank asked for.
-        subspaces: the subspaces asked for, in the order of their first use.
-        trained: the largest `method.rank` of a run, which every target layer must have.
-    """
-
-    rank: int
-    subspaces: tuple[str, ...]
-    trained: int
+    rank: int  # the largest that is asked for
+    subspaces: tuple[str, ...]  # in the order of their first use
+    trained: int  # the largest `method.rank` of a run, which every target layer must have
 
     def met_by(self, max_rank: int, subspaces: Sequence[str]) -> bool:
         """Whether a store of that rank and those subspaces has it all."""
@@ -42,11 +36,7 @@ class Need:
 
 
 def stores(config: Config) -> dict[Path, tuple[Config, Need]]:
-    """Every store that the runs of a config's sweep read, with one of their configs and the union of their needs.
-
-    Raises:
-        UserError: `calibration.max_rank` is less than a run's rank.
-    """
+    """Every store that the runs of a config's sweep read, with one of their configs and the union of their needs."""
     runs: dict[Path, list[Config]] = {}
     for run in expand_sweep(config):
         if METHODS[run.method.name].needs == "calibration":
@@ -89,12 +79,7 @@ def store_settings(config: Config) -> dict[str, Any]:
 
 
 def require_store(config: Config) -> Calibration:
-    """The calibration that a run reads.
-
-    Raises:
-        UserError: it is not there, or does not have the run's rank or subspace.
-        AstraError: it is damaged.
-    """
+    """The calibration that a run reads."""
     from astra import Calibration
 
     folder = store_folder(config)
@@ -122,11 +107,7 @@ def fingerprints(config: Config, records: Sequence[Record]) -> dict[str, str]:
 
 
 def check_settings(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Compare what a store was made of with what it should be made of.
-
-    Raises:
-        UserError: names the first thing that differs.
-    """
+    """Compare what a store was made of with what it should be made of."""
     for key, value in expected.items():
         if json.dumps(found.get(key)) != json.dumps(value):
             raise UserError(

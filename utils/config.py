@@ -243,7 +243,9 @@ def validate(values: dict[str, Any], source: str = "config") -> Config:
                 raise UserError(f"sweep.{dotted}: all runs of an experiment share it; start one for each value")
     if ladder_key(config) and not config.data.validation:
         raise UserError("data.validation: 0 holds nothing out, and a ladder chooses its rung on what is held out")
-    if ladder_key(config) and config.compare.select == "accuracy" and not config.train.eval_tasks:
+    if ladder_key(config) and config.model.task_type == "SEQ_CLS":
+        raise UserError(f"sweep.{ladder_key(config)}: a classifier has no loss per record to climb by; list its rates")
+    if config.compare.select == "accuracy" and not config.train.eval_tasks:
         raise UserError("compare.select: accuracy is that of train.eval_tasks on what is held out; name a task there")
     for point in grid(config):
         given = _overrides(config, point)

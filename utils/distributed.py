@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 def rank() -> int:
@@ -27,13 +26,6 @@ def barrier() -> None:
         import torch
 
         torch.distributed.barrier()
-
-
-def gather(own: list[Any]) -> list[Any]:
-    """Return the entries of all processes, in the order of their ranks; every process must call it."""
-    from astra import parallel
-
-    return [entry for entries in parallel.gather(own) for entry in entries]
 
 
 @contextmanager

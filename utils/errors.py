@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from astra.errors import out_of_memory
+
 
 class UserError(Exception):
     """A mistake in a config, a command or a file; its text is one line naming the key or path and what is allowed.
@@ -18,14 +20,10 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def memory_for(advice: str) -> Iterator[None]:
-    """Raise a `UserError` with `advice`, which names a setting, when memory does not suffice for the block.
-
-    It knows PyTorch's errors, of devices and of main memory, by their names: nothing heavy is imported for it.
-    """
+    """Raise a `UserError` with `advice`, which names a setting, when memory does not suffice for the block."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        if not kinds & {"MemoryError", "OutOfMemoryError"} and "DefaultCPUAllocator" not in str(error):
+        if not out_of_memory(error):
             raise
         raise UserError(advice) from error

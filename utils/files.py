@@ -32,6 +32,7 @@ def atomic_write(path: str | Path, keep: bool = False) -> Iterator[Path]:
         try:
             _remove(temporary)
             yield temporary
+            _share(temporary)
             if temporary.is_dir() and not keep:
                 _remove(path)
             try:
@@ -43,6 +44,15 @@ def atomic_write(path: str | Path, keep: bool = False) -> Iterator[Path]:
             _remove(temporary)
     except OSError as error:
         raise UserError(f"{error.filename or path}: can't be written ({error.strerror or error})") from error
+
+
+def _share(path: Path) -> None:
+    """Let others read files as the umask says; safetensors makes its own private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(0o666 & ~umask)
 
 
 def discard_temporary(folder: Path) -> None:

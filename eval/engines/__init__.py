@@ -83,6 +83,7 @@ class Score:
     logprob: float
     tokens: int
     greedy: bool
+    cut: int = 0  # tokens that the pair lost at its left, as it was longer than the context
 
 
 Request = Prompt | Pair

@@ -89,7 +89,8 @@ class TransformersEngine(Engine):
                 chosen = ids[row, -tokens:]
                 logprobs = logits[row, -tokens - 1 : -1].float().log_softmax(-1)
                 total = logprobs.gather(1, chosen[:, None]).double().sum().item()
-                yield number, Score(total, tokens, bool((logprobs.argmax(-1) == chosen).all()))
+                lost = len(pairs[number].prefix) + len(pairs[number].continuation) - len(cut[number])
+                yield number, Score(total, tokens, bool((logprobs.argmax(-1) == chosen).all()), lost)
 
     def _batches(
         self, requests: Mapping[int, Request], ids: Mapping[int, list[int]]

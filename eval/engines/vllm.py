@@ -113,7 +113,9 @@ class VllmEngine(Engine):
                 tokens = min(len(pairs[number].continuation), len(finished.prompt_token_ids) - 1)
                 ids = finished.prompt_token_ids[-tokens:]
                 entries = [entry[token] for entry, token in zip(finished.prompt_logprobs[-tokens:], ids, strict=True)]
-                yield number, Score(sum(e.logprob for e in entries), tokens, all(e.rank == 1 for e in entries))
+                pair, kept = pairs[number], len(finished.prompt_token_ids)
+                cut = len(pair.prefix) + len(pair.continuation) - kept
+                yield number, Score(sum(e.logprob for e in entries), tokens, all(e.rank == 1 for e in entries), cut)
 
     def _finish(self, requests: Mapping[int, tuple[Adapter | None, list[int], Any]]) -> Iterator[Any]:
         """Hand all requests to vLLM, those of one adapter and with one prefix side by side; yield each as it ends."""

@@ -168,6 +168,7 @@ def _engine_lm(name: str, ask: Ask, tokenizer: Any, config: Config) -> Any:
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
             scores: list[Any] = ask([Pair(tuple(prefix), tuple(text)) for _, prefix, text in requests])
+            self.too_long += sum(score.cut > 0 for score in scores)  # answered without their beginning, as by lm-eval
             return [(score.logprob, score.greedy) for score in scores]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:

@@ -15,11 +15,15 @@ from utils.config import EvalConfig
 
 
 def judge(problems: Sequence[Record], texts: Sequence[str], config: EvalConfig, grader: str) -> list[Judged]:
-    """Judge by the first option that a text names, as in LLM-Adapters' `commonsense_evaluate.py`."""
+    """Judge by the first option that a text names, as in LLM-Adapters' `commonsense_evaluate.py`.
+
+    Of answers it looks for five, whatever the problem has.
+    """
     judged = []
     for problem, text in zip(problems, texts, strict=True):
         options = OPTIONS.findall(problem["instruction"])[0].split("/")  # a record without them is refused when read
-        named = re.search("|".join(map(re.escape, options)), text)
+        pattern = "answer[1-5]" if options[0] == "answer1" else "|".join(map(re.escape, options))
+        named = re.search(pattern, text)
         answer = named.group() if named else None
         judged.append(Judged(answer, answer == problem["answer"]))
     return judged
@@ -27,4 +31,4 @@ def judge(problems: Sequence[Record], texts: Sequence[str], config: EvalConfig, 
 
 def task(name: str) -> Task:
     """Return one of the eight sets."""
-    return Task(name, max_new_tokens=32, judge=judge, votes=True)
+    return Task(name, max_new_tokens=32, judge=judge, votes=True, version=2)

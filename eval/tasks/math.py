@@ -9,8 +9,9 @@ from utils.config import EvalConfig
 
 
 def gold(record: Record) -> str:
-    """The answer in the solution's box."""
-    return extract_math(record["answer"]) or record["answer"]
+    """The answer in the solution's last box, as published scripts take it; "either point" may fill two."""
+    solution = record["answer"]
+    return extract_math(solution[max(solution.rfind("\\boxed"), solution.rfind("\\fbox"), 0) :]) or solution
 
 
 def judge(problems: Sequence[Record], texts: Sequence[str], config: EvalConfig, grader: str) -> list[Judged]:
@@ -37,6 +38,6 @@ TASK = Task(
     graders=("exact", "metamath", "published"),
     groups=("level", "type"),
     votes=True,
-    version=4,
+    version=5,
     packages=("math-verify", "sympy"),
 )

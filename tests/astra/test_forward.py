@@ -16,7 +16,7 @@ SIZES = {
 def test_the_first_sample_is_short_and_holds_tokens(side: str) -> None:
     ids, mask = torch.arange(400).view(2, 200), torch.ones(2, 200, dtype=torch.long)
     mask[0, slice(0, 100) if side == "left" else slice(100, 200)] = 0
-    sample = first_sample({"input_ids": ids, "attention_mask": mask})
+    sample = first_sample({"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1])})
     assert sample["input_ids"].shape == (1, 128) and int(sample["attention_mask"].sum()) == 100
 
 

@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 from dataset.sources import load_splits
 from eval.__main__ import FLAGS, find_targets
 from eval.candidates import adapter_target, base_target, run_target
-from eval.evaluate import evaluate, jobs
+from eval.engines import Prompt, Sampling
+from eval.evaluate import context, evaluate, jobs
 from eval.tasks import Judged, check_tasks, get_task
 from tests.eval.engine_fixtures import save_adapter, write_config
 from utils.config import load_config
@@ -293,3 +294,9 @@ def test_an_adapter_that_no_engine_serves_is_scored_merged(config_file, tiny, tm
     evaluate(config, targets)
     base, own = ([x["output"] for x in read_lines(t.folder / "arithmetic.samples.jsonl")] for t in targets)
     assert base != own
+
+
+def test_the_context_holds_the_longest_answer_to_a_prompt_that_is_asked_twice(config_file):
+    config = load_config(config_file)
+    asked = [Prompt("the same", Sampling(tokens)) for tokens in (128, 32)]
+    assert context(config, base_target(config).model, asked) >= 128

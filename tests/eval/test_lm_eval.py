@@ -109,6 +109,12 @@ def test_windows_longer_than_the_model_reads_are_refused(config_file):
     assert found["lm_eval/sums_long"]["score"] > 1
 
 
+def test_likelihoods_that_lose_their_beginning_are_counted(config_file):
+    for length, lost in ((None, 0), (16, 10)):
+        found, _ = score(config_file, tasks=["lm_eval/sums_choice"], num_fewshot=length and 2, max_model_len=length)
+        assert found["lm_eval/sums_choice"]["too_long"] == lost
+
+
 def test_every_file_of_your_own_definitions_counts(tmp_path):
     names = ["a/docs.json", "b/docs.json", "b/prompt"]
     for name in names:

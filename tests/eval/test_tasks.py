@@ -60,6 +60,7 @@ def test_mathematics_is_judged_by_equivalence():
     assert [verdict.correct for verdict in judged] == [True, True, False, False, True]
     assert judged[2].extracted is None
     assert get_task("math").gold(problem) == r"\frac{1}{2}"
+    assert get_task("math").gold({"answer": r"$\boxed{1}$ or $\boxed{-1}$, as either will do"}) == "-1"
     texts = ["The answer is: 0.5x", "The answer is: \\frac12.", r"\boxed{0.5}"]
     judged = judge("math", problem, *texts, grader="metamath")
     assert judged == [Judged("0.5x", False), Judged("\\frac12", True), Judged(None, False)]
@@ -146,8 +147,10 @@ def test_code_needs_a_sandbox_or_consent(monkeypatch):
 
 def test_the_first_option_named_counts():
     problem = {"instruction": "Please ...\n\nAnswer format: answer1/answer2/answer3", "answer": "answer2"}
-    judged = judge("openbookqa", problem, "the correct answer is answer2", "answer1, not answer2", "the second")
-    assert judged == [Judged("answer2", True), Judged("answer1", False), Judged(None, False)]
+    texts = ("the correct answer is answer2", "answer1, not answer2", "the second", "answer5, answer2")
+    judged = judge("openbookqa", problem, *texts)
+    assert [verdict.extracted for verdict in judged] == ["answer2", "answer1", None, "answer5"]
+    assert [verdict.correct for verdict in judged] == [True, False, False, False]
 
 
 def test_a_group_leaves_out_what_the_mirror_has_not(mirror):

@@ -15,7 +15,7 @@ from training.methods import METHODS, Method
 from training.stores import stores
 from utils.config import CHOOSERS
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import write_json, write_record
 from utils.settings import FORMAT, require_same
 
 
@@ -68,6 +68,16 @@ def test_what_an_older_version_wrote_is_refused_by_its_format(config):
         last_complete(folder_of(this) / "checkpoints", {})
 
 
+def test_to_have_diverged_is_a_result_of_a_comparison(config):
+    this = config()
+    record = {"format": FORMAT, "reason": "", "settings": run_settings(this)}
+    write_record(folder_of(this) / "diverged.json", record)
+    assert not finished(this, folder_of(this))
+    assert finished(this.model_copy(update={"arm": "lora"}), folder_of(this))
+    with pytest.raises(UserError, match=r"train\.learning_rate"):
+        finished(config(train__learning_rate=0.5).model_copy(update={"arm": "lora"}), folder_of(this))
+
+
 def test_kernels_that_are_not_there_are_refused(config, tmp_path):
     if importlib.util.find_spec("liger_kernel") is None:
         with pytest.raises(UserError, match=r"train\.liger_kernel: the package liger-kernel is not installed"):
@@ -90,7 +100,10 @@ def test_b_can_be_frozen_where_it_starts_somewhere(config):
             {"model__task_type": "SEQ_CLS", "data__reporting": 0.2},
             r"data\.reporting: a classifier is reported on its task's own set",
         ),
-        ({"method__split": "balanced", "method__subspace": "nullspace"}, r"method\.split: balanced"),
+        (
+            {"method__name": "astra", "method__split": "balanced", "method__subspace": "nullspace"},
+            r"method\.split: balanced",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_together_are_refused(config, changes, message):

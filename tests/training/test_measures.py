@@ -111,6 +111,14 @@ def test_losses_are_kept_record_by_record_and_their_mean_is_the_loss(config):
     assert found["base_loss"] > found["reporting_loss"] != pytest.approx(found["validation_loss"], rel=1e-3)
 
 
+def test_what_can_not_be_measured_stops_no_export(config, caplog):
+    this = config(calibration__max_length=8)
+    with caplog.at_level("WARNING", logger="astra"):
+        training.train(this)
+    assert metrics(this)["update"]["output_change"] is None
+    assert "calibration.max_length: no example has a prompt shorter than 8 tokens" in caplog.text
+
+
 def test_a_run_that_diverges_says_so_and_leaves_no_result(config):
     this = config(method__name="full", train__learning_rate=1e30, train__max_grad_norm=1e9)
     with pytest.raises(Diverged, match="not a number at step"):

@@ -1,7 +1,6 @@
 """Runs of other model families, and of the cases at the edge: few examples, no memory, a loss that is not a number."""
 
 import contextlib
-import logging
 import sys
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ from tests.astra.families import FAMILIES
 from tests.runs import TORCHRUN, Crash, calibrate, crash_at, folder_of, launch, losses, metrics, train_and_reload
 from training import data, model
 from training import trainer as fitting
-from training.callbacks import duration
 from training.check import check, finished
 from training.data import Share, tokenize
 from training.model import rank_pattern
@@ -126,17 +124,6 @@ def test_a_loss_that_is_not_a_number_stops_a_float16_run_too(config, monkeypatch
 def test_an_adapter_that_will_be_cut_is_announced(config, caplog, name, rank, warned):
     check(config(method__name=name, method__rank=rank))
     assert (f"at rank {rank} has rank {2 * rank}; its adapter is cut to 512" in caplog.text) == warned
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(12.2, "13 s"), (600, "10 min"), (12000, "3 h 20 min")])
-def test_durations_read_well(seconds, words):
-    assert duration(seconds) == words
-
-
-def test_a_run_says_how_long_it_will_take(config, caplog):
-    with caplog.at_level(logging.INFO, logger="astra"):
-        training.train(config())
-    assert "3 steps to come take about" in caplog.text
 
 
 def test_models_that_let_packed_examples_see_each_other_are_refused(config, tmp_path, base):

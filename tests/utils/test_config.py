@@ -69,6 +69,11 @@ def test_every_config_is_valid_and_a_sweep_of_ranks_keeps_the_scaling(path: Path
         ),
         ("train: {relative_step: 1e-3}\ndata: {validation: 0.1}\nsweep: {train.learning_rate: ladder}", "the two"),
         (
+            "model: {task_type: SEQ_CLS}\ndata: {train: rte, validation: 0.1}\nsweep: {train.relative_step: ladder}",
+            "sweep.train.relative_step: a classifier",
+        ),
+        ("compare: {select: accuracy}", "compare.select: accuracy is that of train.eval_tasks"),
+        (
             "data: {validation: 0.1}\nsweep: {train.relative_step: ladder, arm: {a: {train.learning_rate: 1}}}",
             "the two",
         ),

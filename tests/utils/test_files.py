@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from utils.errors import UserError
 from utils.files import atomic_write, fingerprint, read_json, write_json
@@ -26,6 +28,14 @@ def test_a_folder_replaces_the_folder_of_that_name(tmp_path: Path) -> None:
             temporary.mkdir()
             (temporary / name).touch()
     assert [file.name for file in (tmp_path / "lora").iterdir()] == ["new"]
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "lora") as temporary:
+        temporary.mkdir()
+        save_file({"w": torch.zeros(2)}, temporary / "weights.safetensors")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "lora" / "weights.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
