@@ -32,25 +32,26 @@ def precision(source: Path, target: Path) -> None:
         left.semilogy(depth, [1 / layer["condition"] for layer in found], ".-", color=colour, lw=1, label=kind)
         for key, style in (("tail_excess", "-"), ("float32_outputs_tail_excess", "--")):
             right.semilogy(depth, [max(abs(layer[key]), FLOOR) for layer in found], style, color=colour, lw=1)
-    left.set(title="smallest / largest eigenvalue inside the numerical range", xlabel="depth")
+    left.set(title="smallest / largest eigenvalue inside the numerical range", xlabel="decoder layer")
     figure.legend(loc="outside lower center", ncols=len(types), frameon=False)
     right.axhline(0.01, color="black", lw=0.8)
     right.set(
         title="tail energy, distance from the optimum\n(solid: float64 sums; dashed: float32 sums of outputs)",
-        xlabel="depth",
+        xlabel="decoder layer",
     )
     figure.savefig(target, dpi=110)
 
 
 def which_tail(source: Path, target: Path) -> None:
-    """Loss over rate and over relative step, and forgetting over loss, of the runs kept by which_tail.py.
+    """Loss over rate and over relative step, and forgetting over loss, of the runs of rank 16 kept by which_tail.py.
 
     Arms with several seeds have thick lines.
     """
     runs = frame(read_json(path) for path in sorted(source.glob("*.json")))
+    runs = runs[runs["settings"].map(lambda settings: settings["method.rank"] == 16)]
     names = {
         "learning_rate": "learning rate",
-        "relative_step": "relative first step",
+        "relative_step": "relative step",
         "reporting_loss": "loss on held-out records (nats per token)",
         "rise": "forgetting: rise of the loss on general text",
     }
@@ -65,7 +66,7 @@ def which_tail(source: Path, target: Path) -> None:
             axes.plot(own[x], own[y], "o", ms=4, color=line.get_color(), alpha=0.6)
         axes.set(xlabel=names[x], ylabel=names[y], xscale="linear" if x == "reporting_loss" else "log")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
-    what = "SmolLM2-135M (4-bit rounding in its weights), GSM8K, rank 16, 40 steps; a dot is a run"
+    what = "SmolLM2-135M (4-bit rounding in its weights), GSM8K, rank 16, 40 steps; a dot is a run, a line joins the means of an arm (thick: several seeds)"
     figure.suptitle(what, fontsize=10)
     figure.savefig(target, dpi=100)
 

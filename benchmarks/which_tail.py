@@ -151,7 +151,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def differences(best: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Per arm the loss at its best rung less LoRA's, mean over the seeds of both, and its standard error.
+    """Per arm the loss at its best rung less that of LoRA of its rank, mean over the seeds of both, and its error.
 
     On either held-out split the error is that over records, which are paired; in training that over steps, whose
     batches a seed fixes.
@@ -159,10 +159,10 @@ def differences(best: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]
     losses: dict[str, dict[int, Any]] = {}
     for record in best:
         losses.setdefault(record["arm"], {})[record["seed"]] = record["losses"] | in_training(record)
-    own = losses.pop("lora", {})
     found: dict[str, dict[str, list[float]]] = {}
     for arm, of_seed in losses.items():
         pairs: dict[str, list[Any]] = {}
+        own = losses.get(reference(arm), {}) if reference(arm) != arm else {}
         for seed in of_seed.keys() & own.keys():
             for part in of_seed[seed].keys() & own[seed].keys():
                 pairs.setdefault(part, []).append(np.subtract(of_seed[seed][part], own[seed][part]))
@@ -181,15 +181,20 @@ def intervals(best: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     losses: dict[str, list[Any]] = {}
     for record in best:
         losses.setdefault(record["arm"], []).append(record["losses"])
-    pairs = [("lora", arm) for arm in sorted(losses) if arm != "lora"] + [("tail", "principal")]
+    pairs = [(reference(arm), arm) for arm in sorted(losses)] + [("tail", "principal")]
     return {
         f"{second} - {first}": {
             split: [round(x, 6) for x in difference(*([run[split] for run in losses[arm]] for arm in (first, second)))]
             for split in ("validation", "reporting")
         }
         for first, second in pairs
-        if first in losses and second in losses
+        if first != second and first in losses and second in losses
     }
+
+
+def reference(arm: str) -> str:
+    """LoRA of the arm's rank: arms of another than the study's are called like `tail_r4`."""
+    return "lora" + "".join(arm.partition("_r")[1:])
 
 
 def in_training(record: dict[str, Any]) -> dict[str, list[float]]:
