@@ -66,7 +66,8 @@ def which_tail(source: Path, target: Path) -> None:
             axes.plot(own[x], own[y], "o", ms=4, color=line.get_color(), alpha=0.6)
         axes.set(xlabel=names[x], ylabel=names[y], xscale="linear" if x == "reporting_loss" else "log")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
-    what = "SmolLM2-135M (4-bit rounding in its weights), GSM8K, rank 16, 40 steps; a dot is a run, a line joins the means of an arm (thick: several seeds)"
+    what = "SmolLM2-135M (4-bit rounding in its weights), GSM8K, rank 16, 40 steps"
+    what += "; a dot is a run, a line joins an arm's means (thick: several seeds)"
     figure.suptitle(what, fontsize=10)
     figure.savefig(target, dpi=100)
 

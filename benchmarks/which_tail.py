@@ -203,26 +203,29 @@ def in_training(record: dict[str, Any]) -> dict[str, list[float]]:
     return {f"steps {start + 1} to {start + 10}": steps[start : start + 10] for start in range(0, len(steps), 10)}
 
 
-def forgetting_at_equal_loss(kept: list[dict[str, Any]], chosen: dict[str, Choice]) -> dict[str, list[float | None]]:
-    """Per arm the forgetting at the losses that LoRA reached, interpolated; None where it never was there.
+def forgetting_at_equal_loss(
+    kept: list[dict[str, Any]], chosen: dict[str, Choice]
+) -> dict[str, dict[str, list[list[float]]]]:
+    """Arm -> LoRA's rung -> per seed LoRA's forgetting and the arm's at the same loss.
 
-    Between means over seeds of the rungs up to an arm's best: beyond it the same losses come back, with more
-    forgetting.
+    The arm's is interpolated between its rungs of that seed up to its best: beyond it the same losses come back, with
+    more forgetting. A seed with which the arm was not measured on both sides of LoRA's loss is left out.
     """
-    measured: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    points: dict[str, dict[int, list[tuple[float, float, int]]]] = {}
     for record in kept:
         figures, best = record["figures"], chosen[record["arm"]].best
         if not record["diverged"] and figures["forgetting"] and best is not None and record["rung"] <= best:
-            point = figures["reporting_loss"], figures["forgetting"]["rise"]
-            measured.setdefault(record["arm"], {}).setdefault(record["rung"], []).append(point)
-    points = {
-        arm: np.array(sorted(tuple(np.mean(own, axis=0)) for own in rungs.values())) for arm, rungs in measured.items()
-    }
-    wanted: Any = points["lora"][:, 0] if "lora" in points else []
-    return {
-        arm: [float(np.interp(x, *own.T)) if own[0, 0] <= x <= own[-1, 0] else None for x in wanted]
-        for arm, own in points.items()
-    }
+            point = figures["reporting_loss"], figures["forgetting"]["rise"], record["rung"]
+            points.setdefault(record["arm"], {}).setdefault(record["seed"], []).append(point)
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for arm, per_seed in points.items():
+        for seed, own in per_seed.items() if arm != "lora" else ():
+            losses, rises, _ = zip(*sorted(own), strict=True)
+            for loss, rise, rung in sorted(points["lora"].get(seed, []), key=lambda point: point[2]):
+                if losses[0] <= loss <= losses[-1]:
+                    pair = [round(rise, 4), round(float(np.interp(loss, losses, rises)), 4)]
+                    found.setdefault(arm, {}).setdefault(f"{value(rung):g}", []).append(pair)
+    return found
 
 
 def frame(kept: Iterable[dict[str, Any]]) -> pd.DataFrame:
