@@ -46,7 +46,8 @@ def command() -> None:
     (config,) = expand_sweep(config)
     folder = run_folder(config)
     if not flags["force"] and finished(config, folder):
-        log.info("%s is finished: nothing to do (--force trains it again)", folder)
+        how = "is finished" if (folder / "metrics.json").exists() else "has diverged"
+        log.info("%s %s: nothing to do (--force trains it again)", folder, how)
         return
     check_writable(config)
     with held(folder):

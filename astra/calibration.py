@@ -185,7 +185,7 @@ def _together(where: str) -> Any:
         yield
     except AstraError as caught:
         error = caught
-    except RuntimeError as caught:
+    except (MemoryError, RuntimeError) as caught:
         if not out_of_memory(caught):
             raise
         error = AstraError(

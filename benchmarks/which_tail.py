@@ -10,8 +10,10 @@ Restored runs have all that a ladder asks of a run, but no adapter.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +196,8 @@ def intervals(best: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
 
 def reference(arm: str) -> str:
     """LoRA of the arm's rank: arms of another than the study's are called like `tail_r4`."""
-    return "lora" + "".join(arm.partition("_r")[1:])
+    rank = re.search(r"_r\d+$", arm)
+    return f"lora{rank.group() if rank else ''}"
 
 
 def in_training(record: dict[str, Any]) -> dict[str, list[float]]:
@@ -205,26 +208,29 @@ def in_training(record: dict[str, Any]) -> dict[str, list[float]]:
 
 def forgetting_at_equal_loss(
     kept: list[dict[str, Any]], chosen: dict[str, Choice]
-) -> dict[str, dict[str, list[list[float]]]]:
-    """Arm -> LoRA's rung -> per seed LoRA's forgetting and the arm's at the same loss.
+) -> dict[str, dict[str, dict[int, list[float | None]]]]:
+    """Arm -> rung -> seed -> the run's forgetting, and that of LoRA of its rank at the same loss with that seed.
 
-    The arm's is interpolated between its rungs of that seed up to its best: beyond it the same losses come back, with
-    more forgetting. A seed with which the arm was not measured on both sides of LoRA's loss is left out.
+    LoRA's is interpolated between neighbouring rungs up to its best: beyond it the same losses come back, with more
+    forgetting. It is None at a loss that LoRA was not measured on both sides of.
     """
-    points: dict[str, dict[int, list[tuple[float, float, int]]]] = {}
+    paths: dict[str, dict[int, list[tuple[int, float, float]]]] = {}
     for record in kept:
         figures, best = record["figures"], chosen[record["arm"]].best
         if not record["diverged"] and figures["forgetting"] and best is not None and record["rung"] <= best:
-            point = figures["reporting_loss"], figures["forgetting"]["rise"], record["rung"]
-            points.setdefault(record["arm"], {}).setdefault(record["seed"], []).append(point)
-    found: dict[str, dict[str, list[list[float]]]] = {}
-    for arm, per_seed in points.items():
-        for seed, own in per_seed.items() if arm != "lora" else ():
-            losses, rises, _ = zip(*sorted(own), strict=True)
-            for loss, rise, rung in sorted(points["lora"].get(seed, []), key=lambda point: point[2]):
-                if losses[0] <= loss <= losses[-1]:
-                    pair = [round(rise, 4), round(float(np.interp(loss, losses, rises)), 4)]
-                    found.setdefault(arm, {}).setdefault(f"{value(rung):g}", []).append(pair)
+            point = record["rung"], figures["reporting_loss"], figures["forgetting"]["rise"]
+            paths.setdefault(record["arm"], {}).setdefault(record["seed"], []).append(point)
+    found: dict[str, dict[str, dict[int, list[float | None]]]] = {}
+    for arm, per_seed in paths.items():
+        for seed, own in per_seed.items() if arm != reference(arm) else ():
+            lora = sorted(paths.get(reference(arm), {}).get(seed, []))
+            for rung, loss, rise in own:
+                there = []
+                for (_, *first), (_, *second) in pairwise(lora):
+                    losses, rises = zip(*sorted([first, second]), strict=True)
+                    if losses[0] <= loss <= losses[1]:
+                        there.append(float(np.interp(loss, losses, rises)))
+                found.setdefault(arm, {}).setdefault(f"{value(rung):g}", {})[seed] = [rise, min(there, default=None)]
     return found
 
 

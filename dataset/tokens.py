@@ -60,8 +60,8 @@ def encode_records(
             del encoded.features[limit:]
             break
     if not encoded.features:
-        short = "a prompt shorter than" if truncate else "no more than"
-        raise UserError(f"{setting}: no example has {short} {max_length} tokens; raise it")
+        why = "no example has a prompt shorter than" if truncate else "every example has more than"
+        raise UserError(f"{setting}: {why} {max_length} tokens; raise it")
     return encoded
 
 

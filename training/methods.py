@@ -62,9 +62,8 @@ class Method:
     # The usual range of its learning rate: for LoRA, DoRA, MiLoRA and PiSSA that of the best published ones over ranks
     # 8 to 128 (LLaMA-2-7B, arXiv 2602.04998); the tail's best is near LoRA's (docs/which-tail.md).
     rates: tuple[float, float]
-    needs: Literal["nothing", "calibration", "samples"] = (
-        "nothing"  # what it reads: a store, or its samples themselves
-    )
+    # What it reads: a calibration's store, or the samples themselves.
+    needs: Literal["nothing", "calibration", "samples"] = "nothing"
     plain: bool = True  # what it trains is a plain LoRA on the untouched base
     moves: bool = False  # it starts from a non-zero product, so that its change has rank 2r
     freezes_b: bool = False  # B stays as it was computed from W

@@ -246,7 +246,7 @@ def validate(values: dict[str, Any], source: str = "config") -> Config:
     if ladder_key(config) and config.model.task_type == "SEQ_CLS":
         raise UserError(f"sweep.{ladder_key(config)}: a classifier has no loss per record to climb by; list its rates")
     if config.compare.select == "accuracy" and not config.train.eval_tasks:
-        raise UserError("compare.select: accuracy is that of train.eval_tasks on what is held out; name a task there")
+        raise UserError("compare.select: accuracy is that of train.eval_tasks on what is held out; name one there")
     for point in grid(config):
         given = _overrides(config, point)
         run = _validate(_set(config.model_dump(), given), source)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from utils.errors import UserError, first_line
 MANIFEST = "manifest.json"  # the record of a folder that is complete
 FILES = "files"  # of a record: the digests of the files that were written before it
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # to read one is to run what it says
+UMASK = os.umask(0o077)  # there is no way to read it but to set it
+os.umask(UMASK)
 AGAIN = "restore it from a copy, or make it anew with --force"
 
 
@@ -48,11 +51,10 @@ def atomic_write(path: str | Path, keep: bool = False) -> Iterator[Path]:
 
 def _share(path: Path) -> None:
     """Let others read files as the umask says; safetensors makes its own private."""
-    umask = os.umask(0)
-    os.umask(umask)
     for file in path.rglob("*") if path.is_dir() else (path,):
-        if file.is_file() and not file.is_symlink():
-            file.chmod(0o666 & ~umask)
+        mode = stat.S_IMODE(file.stat().st_mode)
+        if file.is_file() and not file.is_symlink() and mode != (wanted := mode | 0o666 & ~UMASK):
+            file.chmod(wanted)
 
 
 def discard_temporary(folder: Path) -> None:

@@ -49,9 +49,9 @@ class Progress(tqdm):
     monitor_interval = 0  # no thread of its own: processes may be forked beside it
 
     def __init__(self, desc: str, total: int | None = None, unit: str = "steps", iterable: Any = None) -> None:
-        how: dict[str, Any] = {"unit": unit, "miniters": 1, "disable": not is_main()}
+        how: dict[str, Any] = {"unit": f" {unit}", "miniters": 1, "disable": not is_main()}
         if not sys.stderr.isatty():
-            form = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_noinv_fmt}, {remaining} left"
+            form = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left"
             seconds = SECONDS_BETWEEN_LINES
             how |= {"file": _Lines(), "bar_format": form, "mininterval": seconds, "delay": seconds, "leave": False}
         super().__init__(iterable, desc, total, **how)
@@ -62,7 +62,7 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if text.strip():
-            log.info(text.strip())
+            log.info(" ".join(text.split()))
 
     def flush(self) -> None:
         pass

@@ -69,7 +69,8 @@ def held(folder: Path) -> Iterator[None]:
 
 def start_over(folder: Path) -> None:
     """Remove what an earlier attempt left, its scores included: none of it belongs to the adapter to come."""
-    (folder / "metrics.json").unlink(missing_ok=True)  # first: without it the run counts as unfinished
+    for name in ("metrics.json", "diverged.json"):  # first: without them the run counts as unfinished
+        (folder / name).unlink(missing_ok=True)
     for name in ("lora", "merged", "eval", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
 

@@ -11,7 +11,8 @@ from utils.config import EvalConfig
 def gold(record: Record) -> str:
     """The answer in the solution's last box, as published scripts take it; "either point" may fill two."""
     solution = record["answer"]
-    return extract_math(solution[max(solution.rfind("\\boxed"), solution.rfind("\\fbox"), 0) :]) or solution
+    box = solution.rfind("\\boxed" if "\\boxed" in solution else "\\fbox")
+    return extract_math(solution[max(box, 0) :]) or solution
 
 
 def judge(problems: Sequence[Record], texts: Sequence[str], config: EvalConfig, grader: str) -> list[Judged]:

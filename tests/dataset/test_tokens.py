@@ -37,7 +37,7 @@ def test_labels_are_exactly_the_target_and_the_prompt_is_what_evaluation_asks(to
 def test_prompts_are_never_cut_and_no_example_lacks_a_target(tokenizer, records, max_length):
     prompts = [len(tokenizer(format_example(r, "alpaca", tokenizer)[0]).input_ids) for r in records]
     if min(prompts) >= max_length:
-        with pytest.raises(UserError, match=f"max_length={max_length}"):
+        with pytest.raises(UserError, match=rf"data\.max_length: no example .* shorter than {max_length} tokens"):
             encode_records(records, tokenizer, "alpaca", max_length)
         return
     encoded = encode_records(records, tokenizer, "alpaca", max_length)
