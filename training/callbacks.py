@@ -45,13 +45,15 @@ class PackingCheck(TrainerCallback):
 class StepProgress(TrainerCallback):
     """A bar on a terminal, lines in a log file."""
 
-    bar: Progress
+    bar: Progress | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = Progress("training", state.max_steps - state.global_step)
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is None:  # its clock leaves out what is measured before the first step
+            self.bar = Progress("training", state.max_steps - state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update()
+        if self.bar is not None:
+            self.bar.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         every = max(state.max_steps // 20, 1)
@@ -61,7 +63,8 @@ class StepProgress(TrainerCallback):
             log.info("step %d of %d: loss %.4f", state.global_step, state.max_steps, logs["loss"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 class StopOnSignal(TrainerCallback):
