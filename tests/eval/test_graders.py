@@ -99,6 +99,12 @@ def test_the_graders_disagree_as_they_should(name):
         ]
 
 
+def test_grade_all_keeps_order_and_agrees():
+    pairs = [(p, g) for p, g, _ in NUMBERS]
+    assert [grade.correct for grade in grade_all(pairs, numbers_equal, workers=2)] == [equal for *_, equal in NUMBERS]
+    assert grade_all([], numbers_equal) == []
+
+
 def fail(prediction: str, gold: str) -> bool:
     raise ValueError(prediction)
 
@@ -110,5 +116,4 @@ def test_stuck_answer_is_flagged_and_the_rest_is_graded():
     assert time.monotonic() - start < 60
     assert grades == [Grade(True), Grade(False, "timeout"), Grade(True), Grade(False)]
     assert grade_all([("1", "1")], fail) == [Grade(False, "error: ValueError")]
-    assert grade_all([], math_equal) == []
     assert not multiprocessing.active_children()
