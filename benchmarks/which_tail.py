@@ -32,6 +32,7 @@ from utils.runs import commit, run_folder  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = RESULTS / "which-tail"
+LADDER = 3  # rungs that every arm of a comparison starts with; an arm of fewer was not tuned by one
 LOCAL = "data.dir"  # where the data is differs between machines; what it is stands in data.fingerprint
 
 
@@ -99,7 +100,8 @@ def summary(config: Config) -> dict[str, Any]:
     spreads = [entry["loss"]["sd"] for entry in found.values() if "loss" in entry and entry["loss"]["sd"] is not None]
     return {
         "model": "smollm2, float32", "data": "GSM8K train, whole records of at most 160 tokens",
-        "arms": found,
+        "arms": {arm: entry for arm, entry in found.items() if len(entry["rungs"]) >= LADDER},
+        "extras": {arm: entry for arm, entry in found.items() if len(entry["rungs"]) < LADDER},
         "seeds": sorted({record["seed"] for record in kept}),
         "first_step_alignment": {
             key: float(np.std(np.log10([entry[what] for entry in settled]), ddof=1))
@@ -226,9 +228,9 @@ def forgetting_at_equal_loss(
             lora = sorted(paths.get(reference(arm), {}).get(seed, []))
             for rung, loss, rise in own:
                 there = []
-                for (_, *first), (_, *second) in pairwise(lora):
+                for (low, *first), (high, *second) in pairwise(lora):
                     losses, rises = zip(*sorted([first, second]), strict=True)
-                    if losses[0] <= loss <= losses[1]:
+                    if high - low == 1 and losses[0] <= loss <= losses[1]:
                         there.append(float(np.interp(loss, losses, rises)))
                 found.setdefault(arm, {}).setdefault(f"{value(rung):g}", {})[seed] = [rise, min(there, default=None)]
     return found
