@@ -154,26 +154,28 @@ def mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def differences(best: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+def differences(best: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Per arm the loss at its best rung less that of LoRA of its rank, mean over the seeds of both, and its error.
 
     On either held-out split the error is that over records, which are paired; in training that over steps, whose
-    batches a seed fixes.
+    batches a seed fixes. `by_seed` is the difference on the reporting split, seed by seed.
     """
     losses: dict[str, dict[int, Any]] = {}
     for record in best:
         losses.setdefault(record["arm"], {})[record["seed"]] = record["losses"] | in_training(record)
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for arm, of_seed in losses.items():
-        pairs: dict[str, list[Any]] = {}
+        pairs: dict[str, dict[int, Any]] = {}
         own = losses.get(reference(arm), {}) if reference(arm) != arm else {}
-        for seed in of_seed.keys() & own.keys():
+        for seed in sorted(of_seed.keys() & own.keys()):
             for part in of_seed[seed].keys() & own[seed].keys():
-                pairs.setdefault(part, []).append(np.subtract(of_seed[seed][part], own[seed][part]))
-        for part, values in sorted(pairs.items()):
-            change = np.mean(values, axis=0)
+                pairs.setdefault(part, {})[seed] = np.subtract(of_seed[seed][part], own[seed][part])
+        for part, by_seed in sorted(pairs.items()):
+            change = np.mean(list(by_seed.values()), axis=0)
             error = change.std(ddof=1) / len(change) ** 0.5
             found.setdefault(arm, {})[part] = [round(float(change.mean()), 6), round(float(error), 6)]
+            if part == "reporting":
+                found[arm]["by_seed"] = {seed: round(float(values.mean()), 6) for seed, values in by_seed.items()}
     return dict(sorted(found.items()))
 
 
@@ -214,7 +216,8 @@ def forgetting_at_equal_loss(
     """Arm -> rung -> seed -> the run's forgetting, and that of LoRA of its rank at the same loss with that seed.
 
     LoRA's is interpolated between neighbouring rungs up to its best: beyond it the same losses come back, with more
-    forgetting. It is None at a loss that LoRA was not measured on both sides of.
+    forgetting. Where LoRA passes a loss twice the lower value counts; at a loss that LoRA was not measured on both
+    sides of it is None.
     """
     paths: dict[str, dict[int, list[tuple[int, float, float]]]] = {}
     for record in kept:
