@@ -152,7 +152,8 @@ def compress_lora(adapter: str | Path, source: LoraConfig, max_rank: int, folder
     found = {}
     for name in [name for name in names if state[f"{name}.lora_A.weight"].dim() == 2]:
         a, b = state.pop(f"{name}.lora_A.weight").float(), state.pop(f"{name}.lora_B.weight").float()
-        found[name.removeprefix(PREFIX)] = (a, b * scaling_of(source, name, a.shape[0]))
+        layer = name.removeprefix(PREFIX)
+        found[layer] = (a, b * scaling_of(source, layer, a.shape[0]))
     if other := next((key for key in state if ".lora_" in key), None):
         raise AstraError(f"{other}: only adapters of linear layers can be compressed")
     if not found:

@@ -21,6 +21,7 @@ from astra.forward import StopForward, TokenRows
 from astra.sharing import Seen, hooked, layer_input
 from astra.sums import OuterSum
 from astra.targets import layer_shape, layer_weight
+from astra.weights import loaded
 
 _OUTPUT_ROWS = 4096  # rows of an output recomputed at a time
 
@@ -40,7 +41,7 @@ class Sums:
 
     Args:
         targets: layer name -> module.
-        leader: layer -> the layer whose input tensor it reads too; a layer that is not there reads its own.
+        leader: layer -> the layer whose input tensor it reads too; one whose leader is in another block reads its own.
         stop: a forward pass ends after that layer's call of that number, counted from 1.
     """
 
@@ -48,7 +49,7 @@ class Sums:
         self, targets: Mapping[str, nn.Module], leader: Mapping[str, str], stop: tuple[str, int] | None = None
     ) -> None:
         self.targets, self.stop = targets, stop
-        self.leader = {name: leader.get(name, name) for name in targets}
+        self.leader = {name: leader[name] if leader.get(name) in targets else name for name in targets}
         self.kinds = _kinds(targets, self.leader)
         self.sums: dict[str, OuterSum] = {}
         self._seen, self._rows, self._number = Seen(), TokenRows({}), 0
@@ -117,10 +118,11 @@ class Sums:
             total.add(self._rows.of(name, y))
             return
         # The rounding of a half-precision output (2^-9) would drown the tail: compute it again, in float32.
-        weight, bias = layer_weight(self.targets[name])
-        with torch.autocast(weight.device.type, enabled=False):
-            for part in self._rows.of(name, x).split(_OUTPUT_ROWS):
-                total.add(_in_float32(part, weight, bias))
+        with loaded(self.targets[name]):
+            weight, bias = layer_weight(self.targets[name])
+            with torch.autocast(weight.device.type, enabled=False):
+                for part in self._rows.of(name, x).split(_OUTPUT_ROWS):
+                    total.add(_in_float32(part, weight, bias))
 
     def _sum(self, key: str, device: torch.device) -> OuterSum:
         """The accumulator of a layer, made when it is first needed."""

@@ -54,7 +54,8 @@ def load_splits(data: DataConfig) -> Splits:
         count = len(records)
         records = [record for record in records if not questions.found_in(record)[rule]]
         log.info("decontaminated (%s): %d of %d records left out", rule, count - len(records), count)
-    train, held = split_validation(records, data.validation + data.reporting, data.seed)
+    key = "validation" if data.validation else "reporting"
+    train, held = split_validation(records, data.validation + data.reporting, data.seed, key)
     if not data.validation:
         scored = load_glue(data.train, "validation", data.dir) if data.train in GLUE else []
         return Splits(train, scored, held)
@@ -161,7 +162,8 @@ def _own_records(data: DataConfig) -> Iterator[Record]:
     if "messages" in fields and data.template != "chat":
         raise UserError("data.template: conversations (data.fields has messages) need chat, not alpaca")
     for place, row in read_rows(data.train):
-        held = {name: _field(row, name, key, place) for name, key in fields.items() if name != "input" or row.get(key)}
+        beside = str(row.get(fields.get("input", "")) or "").strip()
+        held = {name: _field(row, name, key, place) for name, key in fields.items() if name != "input" or beside}
         if "messages" in held:
             record = _conversation(held["messages"], place)
         else:

@@ -53,8 +53,9 @@ def format_example(record: Record, template: TemplateName, tokenizer: Any) -> tu
     )
     # The end of turn that the template puts after the response. Templates that open the response with markers of their
     # own (thinking, say) don't continue the prompt they render.
-    target = rendered[len(prompt) :].rstrip() if rendered.startswith(prompt) else response
-    return prompt, target if target.startswith(response) and target != response else response + end
+    target = rendered[len(prompt) :].rstrip() if rendered.startswith(prompt) else ""
+    said, spoken = target.lstrip(), response.strip()  # many templates strip what is said
+    return prompt, target if said.startswith(spoken) and said != spoken else response + end
 
 
 def _turns(record: Record) -> list[dict[str, str]]:

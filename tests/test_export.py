@@ -173,7 +173,8 @@ def test_an_adapter_of_embeddings_is_not_compressed(tmp_path):
 
 
 def test_a_lora_of_any_scaling_is_compressed(tmp_path):
-    config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=targets())
+    pattern = {"^model.layers.0.self_attn.q_proj": 32}
+    config = LoraConfig(r=4, lora_alpha=8, alpha_pattern=pattern, use_rslora=True, target_modules=targets())
     adapted = get_peft_model(tiny_model(), config).eval()
     disturb(adapted)
     adapted.save_pretrained(tmp_path / "lora")

@@ -41,6 +41,8 @@ def training_arguments(config: Config, folder: Path) -> TrainingArguments:
         warmup_steps=train.warmup_ratio,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validates else "no",
+        eval_steps=1,  # as save_steps, whatever logging_steps is; `make_trainer` knows how many steps there are
+        save_steps=1,
         load_best_model_at_end=validates,  # that of the smallest loss
         bf16=dtype == "bfloat16" and deepspeed is None,  # DeepSpeed's own settings ask for it
         fp16=dtype == "float16",

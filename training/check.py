@@ -44,6 +44,10 @@ def check(config: Config) -> None:
 def check_combination(config: Config) -> None:
     """Refuse settings that are each allowed and make no sense together."""
     method, deepspeed = METHODS[config.method.name], deepspeed_file(config)
+    if own := (deepspeed or {}).keys() & {"optimizer", "scheduler"}:
+        raise UserError(f"train.deepspeed: {config.train.deepspeed} has its own {min(own)}, in place of the run's")
+    if deepspeed is not None and config.model.dtype == "float16":
+        raise UserError("model.dtype: DeepSpeed would train in float16; use bfloat16 or float32")
     if config.model.quantization is not None:
         if config.model.task_type == "SEQ_CLS":
             raise UserError("model.quantization: nf4 is for language models (model.task_type: CAUSAL_LM)")

@@ -99,9 +99,11 @@ def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache:
     """
     key = _fingerprint(records, tokenizer, data)
     path = cache / f"{key}.safetensors"
-    if not path.with_suffix(".json").exists():
+    try:
+        counts = read_record(path.with_suffix(".json"))
+    except UserError:  # there is none, or it is damaged
         _write(path, records, tokenizer, data)
-    counts = read_record(path.with_suffix(".json"))
+        counts = read_record(path.with_suffix(".json"))
     with safe_open(path, framework="pt") as file:
         ids, labels, offsets = (file.get_tensor(name) for name in ("input_ids", "labels", "offsets"))
         return TokenDataset(ids, labels, offsets, counts, key)
@@ -126,6 +128,9 @@ def _fingerprint(records: Sequence[Record], tokenizer: Any, data: DataConfig) ->
     for record in records:
         digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # an earlier encoding's, and set again by the next
+        backend.no_truncation()
+        backend.no_padding()
     vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     limits = [data.max_length] if data.truncate else [data.max_length, "whole"]
     settings = [vocabulary, str(tokenizer.chat_template), data.template, *limits, tokenizer.eos_token_id]

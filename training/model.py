@@ -9,7 +9,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
 
-from astra.adapter import lora_layers
 from astra.allocation import allocate
 from astra.factors import Factor
 from astra.store import Calibration
@@ -17,7 +16,7 @@ from dataset.glue import num_labels
 from dataset.tokens import calibration_batches
 from training.checkpoints import INITIAL, load_initial
 from training.data import Examples
-from training.methods import METHODS, Request, build, restore
+from training.methods import METHODS, Request, build, freeze_b, restore
 from training.stores import ALLOCATION_HEADROOM
 from utils.config import Config
 from utils.distributed import world_size
@@ -72,8 +71,7 @@ def add_adapter(
     else:
         model = build(model, request)
     if config.method.freeze_b:
-        for _, layer in lora_layers(model):
-            layer.lora_B.requires_grad_(False)
+        freeze_b(model)
     upcast_trainable(model)
     if config.model.quantization is not None:
         quantize_base(model, device)
@@ -81,7 +79,8 @@ def add_adapter(
         if isinstance(factor, Factor):  # DDP shares out parameters alone, and gradients differ in their last digits
             torch.distributed.broadcast(factor.start, 0)
     for layer in model.modules() if autocast else ():
-        if isinstance(layer, LoraLayer):  # what autocast casts back would be cast to float32 and kept for nothing
+        # What autocast casts back would be cast to float32 and kept for nothing; only a DoRA's norms want it.
+        if isinstance(layer, LoraLayer) and not any(layer.use_dora.values()):
             layer.cast_input_dtype_enabled = False
     return model
 

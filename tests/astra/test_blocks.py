@@ -1,11 +1,13 @@
 """Layer by layer, wherever the weights are, gives what the whole model gives, and continues where it was killed."""
 
 import logging
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -108,6 +110,14 @@ def test_offloaded_weights_are_fetched_once_and_given_back(place: str, tmp_path:
     assert fetched == ["weight"] * 3  # for the sample, both ways, and for all batches
     assert spread.model.layers[0].mlp.up_proj.weight.is_meta
     assert same(found, calibrate(whole, tokens(), targets, 4, SUBSPACES))
+
+
+def test_offloaded_half_precision_is_summed_in_float32_in_one_block_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, targets = build("mistral")
+    whole.to(torch.bfloat16)
+    spread = cpu_offload(deepcopy(whole), execution_device=torch.device("cpu"))
+    found, expected = (at_once(monkeypatch, model, tokens(), targets, 4, SUBSPACES) for model in (spread, whole))
+    assert same(found, expected)
 
 
 class Killed(Exception):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BartConfig, BartForConditionalGeneration
 
 from astra import AstraError, calibrate
 from astra.blocks import survey
@@ -11,6 +12,8 @@ from astra.moments import Moment, Sums
 from astra.targets import find_targets
 from tests.astra.families import FAMILIES
 from tests.astra.oracle import excesses, second_moments
+
+SIDE = {"layers": 2, "ffn_dim": 64, "attention_heads": 4}  # of an encoder or a decoder
 
 
 @torch.no_grad()
@@ -50,6 +53,16 @@ def test_layers_that_read_the_same_tensor_share_one_moment(name: str) -> None:
     assert moments[mlp + "up_proj"].group == mlp + "gate_proj"
     assert moments[mlp + "down_proj"].kind == "output"  # its input is the wider side
     assert len({moment.group for moment in moments.values()}) == 2 * 4
+
+
+def test_a_layer_that_reads_what_another_block_reads_sums_its_own() -> None:
+    sizes = {f"{side}_{what}": value for side in ("encoder", "decoder") for what, value in SIDE.items()}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=97, d_model=32, **sizes)).eval()
+    ids = [batch["input_ids"] for batch in tokens()]
+    batches = [{"input_ids": x, "attention_mask": torch.ones_like(x), "decoder_input_ids": x} for x in ids]
+    found = calibrate(model, batches, r"model\.decoder\.layers.*\.(q|k|v)_proj", 4)
+    worst = excesses(found, second_moments(model, batches, list(found.layers)), 4)
+    assert len(found.layers) == 2 * 2 * 3 and worst["tail"] < 1e-6
 
 
 def regroup(batches: list[dict[str, Tensor]], size: int, side: str) -> list[dict[str, Tensor]]:

@@ -105,9 +105,11 @@ def test_own_fields(tmp_path, name):
 
 
 def test_an_input_belongs_to_the_instruction(tmp_path):
-    rows = [{**GOOD, "text": "Briefly."}, {**GOOD, "text": ""}, GOOD]
+    rows = [{**GOOD, "text": "Briefly."}, {**GOOD, "text": ""}, {**GOOD, "text": " "}, GOOD]
     data = config(write(tmp_path / "own.jsonl", rows), fields={**FIELDS, "input": "text"})
-    assert [r["instruction"] for r in load_training(data)] == ["1 + 1?\n\nBriefly.", "1 + 1?", "1 + 1?"]
+    assert [r["instruction"] for r in load_training(data)] == ["1 + 1?\n\nBriefly.", *["1 + 1?"] * 3]
+    with pytest.raises(UserError, match=r"data\.reporting: 0\.01 of 4 records is 0"):
+        load_splits(data.model_copy(update={"reporting": 0.01}))
 
 
 def test_own_conversations_end_with_the_last_answer(tmp_path):

@@ -34,6 +34,14 @@ def test_chat_uses_the_tokenizers_template_and_ends_the_turn_once(tokenizer):
     assert target == "5<|im_end|>"
 
 
+def test_a_template_that_strips_the_response_ends_the_turn_too(tokenizer):
+    strict = deepcopy(tokenizer)
+    strict.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | trim")
+    assert strict.chat_template != tokenizer.chat_template
+    prompt, target = format_example({**RECORD, "output": "5\n"}, "chat", strict)
+    assert prompt == format_prompt(RECORD, "chat", strict) and target == "5<|im_end|>"
+
+
 def test_a_conversation_keeps_its_turns(tokenizer):
     turns = [
         {"role": "system", "content": "Be brief."},

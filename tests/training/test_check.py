@@ -31,6 +31,10 @@ from utils.settings import FORMAT, require_same
         ({"train__report_to": ["tensorbord"]}, r"train\.report_to: tensorbord is not installed"),
         ({"method__freeze_b": True}, r"method\.freeze_b: lora has no start of B"),
         (
+            {"model__dtype": "float16", "train__deepspeed": "configs/deepspeed/zero2.json"},
+            r"model\.dtype: DeepSpeed would train in float16",
+        ),
+        (
             {"train__eval_tasks": ["gsm8k"], "train__deepspeed": "configs/deepspeed/zero3.json"},
             r"train\.eval_tasks: ZeRO-3 splits",
         ),
@@ -39,6 +43,13 @@ from utils.settings import FORMAT, require_same
 def test_what_stops_a_run_is_one_line(config, changes, words):
     with pytest.raises(UserError, match=words):
         check(config(**changes))
+
+
+@pytest.mark.parametrize("key", ["optimizer", "scheduler"])
+def test_a_deepspeed_file_does_not_override_the_run(config, tmp_path, key):
+    write_json(tmp_path / "zero.json", {key: {"type": "auto"}})
+    with pytest.raises(UserError, match=rf"train\.deepspeed: .*zero\.json has its own {key}"):
+        check(config(train__deepspeed=str(tmp_path / "zero.json")))
 
 
 def test_whatever_method_reads_a_calibration_is_calibrated(config, monkeypatch):
@@ -141,5 +152,6 @@ def test_the_trainer_is_told_what_the_config_says(config, tmp_path):
         "epochs": 3.0, "max_steps": 7, "seed": 11, "logging_steps": 2, "gradient_checkpointing": True,
     }  # fmt: skip
     args = training_arguments(config(**{f"train__{key}": value for key, value in wanted.items()}), tmp_path)
+    assert training_arguments(config(train__logging_steps=3, data__validation=0.2), tmp_path).load_best_model_at_end
     names = {"scheduler": "lr_scheduler_type", "warmup_ratio": "warmup_steps", "epochs": "num_train_epochs"}
     assert {key: getattr(args, names.get(key, key)) for key in wanted} == wanted

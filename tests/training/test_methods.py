@@ -9,7 +9,7 @@ from astra.adapter import as_matrix, lora_layers
 from astra.convert import starting_factors
 from astra.errors import AstraError
 from tests.astra.tiny import calibration, disturb, relative_difference, targets, tiny_model, tokens
-from training.methods import METHODS, Request, build, restore, usual_rates
+from training.methods import METHODS, Request, build, freeze_b, restore, usual_rates
 from utils.config import MethodConfig
 
 ADAPTERS = [name for name in METHODS if name != "full"]
@@ -49,10 +49,30 @@ def test_a_resumed_run_gets_the_same_start_without_its_data(name, rank):
     assert rank > 1 or len(initial) < 2 * len(targets())  # EVA leaves layers out
     request = replace(request_for(name, rank=rank), calibration=None, samples=None)
     resumed = restore(tiny_model(), request, initial)
-    assert [layer for layer, _ in lora_layers(resumed)] == list(initial)
+    for layer, module in lora_layers(resumed):
+        torch.testing.assert_close(starting_factors(module), initial[layer])
     state = {key: value for key, value in model.state_dict().items() if "lora_" in key}
     assert not resumed.load_state_dict(state, strict=False).unexpected_keys
     assert relative_difference(resumed.eval()(ids).logits, model(ids).logits) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["pissa", "mica"])
+def test_a_frozen_b_stays_frozen_when_the_adapter_is_switched_off_and_on(name):
+    adapted = built(name)
+    freeze_b(adapted)
+    with adapted.disable_adapter():
+        pass
+    trained = [key for key, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert trained and all("lora_A" in key for key in trained)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_magnitude_of_a_dora_is_not_rounded_to_the_data_type_of_its_base(family):
+    adapted = build(tiny_model(family).to(torch.bfloat16), request_for("dora", family))
+    for _, module in lora_layers(adapted):
+        expected = as_matrix(module.get_base_layer()).double().norm(dim=1)
+        found = module.lora_magnitude_vector["default"].weight.double()
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -64,6 +64,18 @@ def test_validation_examples_count_once_whatever_the_number_of_processes(config,
     assert sorted(map(str, labelled)) == sorted(str(examples[k]) for k in range(4))
 
 
+def test_tokens_that_are_damaged_are_made_again_and_encoding_changes_no_fingerprint(config, tmp_path):
+    this = config()
+    rows = [{"instruction": "Add 1.", "output": "so"}]
+    tokenizer = AutoTokenizer.from_pretrained(this.model.name)
+    first = tokenize(rows, tokenizer, this.data, tmp_path)
+    example = first[0]
+    tokenizer(["some", "other words"], padding=True, truncation=True, max_length=4)
+    (tmp_path / f"{first.fingerprint}.safetensors").write_bytes(b"damaged")
+    second = tokenize(rows, tokenizer, this.data, tmp_path)
+    assert (second[0], second.fingerprint) == (example, first.fingerprint)
+
+
 @pytest.mark.slow
 def test_two_processes_validate_as_one(config, tmp_path):
     changes = {"data__validation": 0.2, "train__max_steps": 2}  # 5 examples
