@@ -19,7 +19,7 @@ from matplotlib.ticker import NullLocator
 from eval.published import curves
 from eval.results import BASE, LOSS, SHARES, Results
 from utils.config import RATE
-from utils.files import read_lines
+from utils.files import atomic_write, read_lines
 
 STYLES = ("-", "--", ":", "-.")
 SMOOTHED = 20  # parts of a run over which a loss curve is averaged
@@ -39,7 +39,8 @@ def save_figures(results: Results, folder: Path) -> dict[str, Path]:
     figures: dict[str, Path] = {}
     for title, name, figure in _Charts(results).all():
         figures[title] = folder / f"{name.replace('/', '-').replace(' ', '-')}.png"
-        figure.savefig(figures[title], dpi=130)
+        with atomic_write(figures[title]) as temporary:
+            figure.savefig(temporary, dpi=130, format="png")
         plt.close(figure)
     return figures
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.cli import main, parse
-from utils.files import write_json, write_text
+from utils.files import atomic_write, write_json, write_text
 
 if TYPE_CHECKING:  # pandas and Matplotlib take seconds to import
     from eval.tables import Part
@@ -35,15 +35,16 @@ def write_report(folders: Path | Sequence[Path]) -> str:
 
     folders = [folders] if isinstance(folders, Path) else list(folders)
     results = collect(folders)
-    target = folders[0].with_name("+".join(folder.name for folder in folders))
+    target = folders[0].absolute().with_name("+".join(folder.absolute().name for folder in folders))
     target.mkdir(parents=True, exist_ok=True)
     parts = tables.sections(results)
     figures = charts.save_figures(results, target)
     spectra = [path for folder in folders for path in sorted(folder.glob("calibration/*/spectrum.png"))]
     for number, path in enumerate(spectra):
         which = f" ({path.parents[2].name}, {path.parent.name})" if len(spectra) > 1 else ""
-        copied = shutil.copy(path, target / f"spectrum{number or ''}.png")
-        figures[f"Spectra of the output activations{which}"] = Path(copied)
+        copied = figures[f"Spectra of the output activations{which}"] = target / f"spectrum{number or ''}.png"
+        with atomic_write(copied) as temporary:
+            shutil.copy(path, temporary)
     title = f"{target.name}: {results.config['model.name']}"
     text = "\n\n".join([f"# {title}", *map(_markdown, parts)]) + "\n"
     write_text(target / "results.md", text)

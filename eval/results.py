@@ -87,26 +87,34 @@ class Results:
 
 
 def collect(folders: Sequence[Path]) -> Results:
-    """Read experiments; a run of several experiments is named `<experiment>/<run>`."""
+    """Read experiments; a run of several experiments is named `<experiment>/<run>`.
+
+    Raises:
+        UserError: a folder has no run, or two have one name.
+    """
     found: dict[Path, dict[str, Any]] = {}
+    names: dict[str, Path] = {}
     for folder in folders:
+        if (name := folder.absolute().name) in names:
+            raise UserError(f"{names[name]} and {folder}: two experiments of one name; rename one of the folders")
+        names[name] = folder
         if not (configs := sorted(folder.glob("*/config.yaml"))):
             raise UserError(f"{folder}: no run in this folder")
         found |= {path.parent: _settings(path.parent) for path in configs}
     axis = next(key for key in LADDERS if all(settings.get(key) is not None for settings in found.values()))
     if several := len(folders) > 1:
-        found = {path: {"experiment": path.parent.name, **settings} for path, settings in found.items()}
+        found = {path: {"experiment": path.parent.absolute().name, **settings} for path, settings in found.items()}
     labels = _labels(found)
     ranks = {path: None if found[path]["method.name"] == "full" else found[path]["method.rank"] for path in found}
     rows, draws = [], dict[tuple[Any, ...], int]()
     for path, settings in found.items():
         rank, label = ranks[path], labels[path]
-        named = {"run": f"{path.parent.name}/{path.name}" if several else path.name, "folder": path}
+        named = {"run": f"{path.parent.absolute().name}/{path.name}" if several else path.name, "folder": path}
         arm = f"{label}, rank {rank}" if rank and len(set(ranks.values()) - {None}) > 1 else label
         figures = _figures(path)
         measured = axis != STEP and settings.get(STEP) is not None  # its learning rate was not set
         rate = figures["learning_rate"] if measured else settings.get(axis)
-        drawn = tuple(value for key, value in sorted(settings.items()) if key.endswith(".seed"))
+        drawn = tuple(value for key, value in sorted(settings.items()) if key.endswith(".seed") and key[:5] != "eval.")
         place = {"rank": rank, "rate": rate, "seed": settings["train.seed"]}
         place["draw"] = draws.setdefault(drawn, len(draws))
         rows.append({**named, "arm": arm, "label": label, **place, **figures})
@@ -170,13 +178,14 @@ def _name(settings: dict[str, Any]) -> str:
 def _of_arm(settings: dict[str, Any]) -> dict[str, Any]:
     """What may tell arms of one name apart; what the method does not read, the rate and the seeds can't."""
     method = settings["method.name"]
-    idle = {"method.name", "method.subspace", "method.rank", *may_change(settings), *LADDERS}
-    idle |= set() if method in CHOOSERS else {"method.split", "method.rank_allocation"}
+    idle = {"method.rank", *may_change(settings), *LADDERS}
+    idle |= set() if method in CHOOSERS else {"method.subspace", "method.split", "method.rank_allocation"}
+    idle |= {key for key in settings if key[:7] == "method."} - {"method.name"} if method == "full" else set()
     return {
         key: value
         for key, value in settings.items()
         if key.split(".")[0] in ("model", "data", "calibration", "method", "train")
-        and not (key in idle or key.endswith((".seed", ".fingerprint")) or method == "full" and key[:6] == "method")
+        and not (key in idle or key.endswith((".seed", ".fingerprint")))
     }
 
 
@@ -292,9 +301,10 @@ def standing(results: Results, task: str) -> tuple[str, dict[str, bool]]:
     return best, {arm: low <= 0 <= high for arm, (_, low, high) in tested.items()}
 
 
-def made_unlike(results: Results, task: str) -> str:
-    """What differs between the runs' problems, or how they were asked and judged; empty if nothing does."""
+def made_unlike(results: Results, task: str, base: bool = False) -> str:
+    """What differs between the runs' problems, or how they were asked and judged; `base`: the base model's too."""
     rows = results.at_best(task)
+    rows = pd.concat([results.of_base(task), rows]) if base else rows
     if task in LOSS.values():
         runs = [results.settings[run] for run in rows["run"]]
         made = [{key: one[key] for key in one if key.startswith("data.") and key not in FREE} for one in runs]

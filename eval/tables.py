@@ -103,7 +103,7 @@ def _how_scored(results: Results, task: str) -> Iterator[str]:
     words += [f"{settings['engine']} {settings['engine_version']}"] if settings.get("engine") else []
     words += [settings["dtype"]] if settings.get("dtype") else []
     words += [f"**without {', '.join(missing)}**, which the mirror does not have"] if missing else []
-    words += [f"**not all alike** ({unlike})"] if (unlike := made_unlike(results, task)) else []
+    words += [f"**not all alike** ({unlike})"] if (unlike := made_unlike(results, task, base=True)) else []
     if words:
         yield f"{task}: {', '.join(words)}."
 

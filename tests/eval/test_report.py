@@ -101,6 +101,17 @@ def test_runs_that_differ_in_any_setting_are_not_seeds_of_one(folder: Path) -> N
     assert "split balanced" in arms["balanced"] and "alpha 16" in arms["scaled"]
 
 
+def test_methods_that_share_a_named_arm_are_not_seeds_of_one(tmp_path: Path) -> None:
+    for name, method, subspace in (
+        ("a", "lora", "tail"), ("b", "pissa", "tail"), ("c", "lora", "middle"), ("d", "astra", "tail"),
+        ("e", "astra", "middle"), ("f", "full", "tail"),
+    ):  # fmt: skip
+        make_run(tmp_path / "e", name, 1e-4, 1, 0.5, 0.5, method, arm="plain", subspace=subspace)
+    arms = {row.run: row.arm for row in collect([tmp_path / "e"]).runs.itertuples()}
+    assert arms.pop("c") == arms["a"] == "plain, name lora" and arms["e"] == "plain, name astra, subspace middle"
+    assert len(set(arms.values())) == 5
+
+
 def test_arms_of_a_comparison_have_their_names_and_their_ladders(tmp_path: Path) -> None:
     for arm, losses in (("plain", (0.7, 0.5, 0.6)), ("decayed", (0.8, 0.6, 0.4))):
         for rate, loss in zip((1e-4, 3e-4, 1e-3), losses, strict=True):
@@ -219,12 +230,25 @@ def test_results_of_other_problems_are_not_tested_against_each_other(tmp_path: P
     assert "no test was made: there are no single answers to equal problems" in text
 
 
+def test_a_base_model_that_was_scored_otherwise_is_said_to_be_and_the_arms_are_tested_all_the_same(
+    tmp_path: Path,
+) -> None:
+    for name, method, accuracy, limit in (("a", "astra", 0.9, 50), ("b", "lora", 0.1, 50), ("base", "", 0.2, 20)):
+        make_run(tmp_path / "e", name, 1e-3, 1, accuracy, 0.5, method) if method else None
+        add_score(tmp_path / "e" / name, "gsm8k", accuracy)
+        record = json.loads((tmp_path / "e" / name / "eval" / "gsm8k.json").read_text())
+        write_json(tmp_path / "e" / name / "eval" / "gsm8k.json", {**record, "settings": {"problems": limit}})
+    text = write_report(tmp_path / "e")
+    assert "**not all alike** (problems: 20 -> 50)" in text and "every other arm is significantly worse" in text
+
+
 def test_a_score_that_is_no_mean_of_single_answers_is_not_tested_by_them(tmp_path: Path) -> None:
     for name, method, score in (("a", "astra", 0.52), ("b", "lora", 0.2)):
         run = make_run(tmp_path / "e", name, 1e-3, 1, 0.9, 0.5, method, n=200)
         record = json.loads((run / "eval" / "gsm8k.json").read_text())
         write_json(run / "eval" / "gsm8k.json", {**record, "accuracy": score, "metric": "matthews_correlation"})
-    assert "significantly worse." not in section(write_report(tmp_path / "e"), "Findings")
+    text = section(write_report(tmp_path / "e"), "Findings")
+    assert "best is astra (tail) (52.0); no test was made" in text and "significantly worse" not in text
 
 
 def test_base_models_are_never_averaged(tmp_path: Path) -> None:
@@ -287,6 +311,22 @@ def test_experiments_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
     text = write_report([folder, tmp_path / "second"])
     assert "second, astra (tail)" in text and "experiment, lora" in text
     assert (tmp_path / "experiment+second" / "report.html").is_file()
+    make_run(tmp_path / "other" / "second", "a", 1e-3, 1, 0.7, 0.5)
+    with pytest.raises(UserError, match="other/second and .*second: two experiments of one name"):
+        collect([tmp_path / "other" / "second", tmp_path / "second"])
+
+
+def test_an_experiment_may_be_the_folder_one_is_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert write_report(Path(".")).startswith("# experiment: ")
+    assert (folder / "report.html").is_file() and not list(folder.glob(".*.tmp"))
+
+
+def test_the_seed_of_the_tests_is_none_of_training(folder: Path) -> None:
+    config = yaml.safe_load((folder / "high-1/config.yaml").read_text(encoding="utf-8"))
+    write_config(Config.model_validate({**config, "eval": {"seed": 7}}), folder / "high-1")
+    draws = {row.run: row.draw for row in collect([folder]).runs.itertuples()}
+    assert draws["high-1"] == draws["low-1"] != draws["low-2"]
 
 
 def test_the_page_shows_what_a_run_wrote_runs_nothing_and_needs_no_other_file(folder: Path) -> None:
