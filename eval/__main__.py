@@ -62,7 +62,7 @@ def find_targets(config: Config, flags: dict[str, Any]) -> list[Any]:
         return [base_target(config)]
     targets = [base_target(config)] if config.eval.base else []
     run = flags["run"]
-    if run and isinstance(run, str) and ("/" in run or Path(run).is_dir()):
+    if run and ("/" in run or Path(run).is_dir()):
         return [*targets, run_target(config, Path(run))]
     if flags["adapter"]:
         return [*targets, adapter_target(config, Path(flags["adapter"]))]

@@ -1,5 +1,6 @@
 """`python -m eval.show RUN`, or `--flipped A B`: print samples readably."""
 
+import signal
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -89,4 +90,5 @@ def command() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     main(command)

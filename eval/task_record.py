@@ -175,5 +175,6 @@ def _problems(samples: Path) -> tuple[Any, set[int]]:
 
 
 def made_under(samples: Path) -> Settings:
-    """The settings of the result that a samples file belongs to."""
-    return read_record(str(samples).removesuffix(".samples.jsonl") + ".json").get("settings", {})
+    """The settings of the result that a samples file belongs to; none where it stands alone."""
+    result = Path(str(samples).removesuffix(".samples.jsonl") + ".json")
+    return read_record(result).get("settings", {}) if result.exists() else {}

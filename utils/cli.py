@@ -8,6 +8,7 @@ model loads.
 import argparse
 import errno
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -39,6 +40,8 @@ def parse(usage: str, flags: dict[str, Any], argv: Sequence[str] | None = None) 
     for name, default in flags.items():
         if isinstance(default, bool) and not isinstance(values[name], bool):
             raise UserError(f"--{name}: takes no value, not {values[name]!r}")
+        if not isinstance(values[name], type(default) | str):
+            raise UserError(f"--{name}: takes a name or a path (such as ./2024), not {values[name]!r}")
     known = Config.model_fields
     for key in given:
         if key.split(".")[0] not in known:
@@ -49,10 +52,16 @@ def parse(usage: str, flags: dict[str, Any], argv: Sequence[str] | None = None) 
 def _fire(words: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional words and the flags that `fire` finds in `words`, with YAML's null, true and false."""
     found: list[Any] = []
-    fire.Fire(lambda *stray, **given: found.extend((stray, given)), command=words)
+    fire.Fire(lambda *stray, **given: found.extend((stray, given)), command=[_whole(word) for word in words])
     stray, given = found
     names = {"null": None, "true": True, "false": False}
     return stray, {key: names.get(value, value) if isinstance(value, str) else value for key, value in given.items()}
+
+
+def _whole(word: str) -> str:
+    """Quote a value with a # outside quotes: in Python a comment begins there, and `fire` would drop it."""
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return flag + equals + (repr(value) if "#" in re.sub(r"'[^']*'|\"[^\"]*\"", "", value) else value)
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,8 +91,10 @@ def main(command: Callable[[], None]) -> None:
 
 
 def _unwritable(error: BaseException) -> str | None:
-    """Return one line for a full disk or a read-only place, in whichever library's words; None for all else."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    """Return one line for a full disk or a forbidden place, in whichever library's words; None for all else."""
+    if isinstance(error, OSError) and error.errno == errno.EACCES:  # on reading or on writing: it does not say
+        return f"{error.filename or 'output_dir'}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return f"{error.filename or 'output_dir'}: can't be written ({error.strerror})"
     if "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
         return f"output_dir: can't be written ({first_line(error)}); make room, and the same command goes on"

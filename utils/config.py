@@ -235,6 +235,8 @@ def validate(values: dict[str, Any], source: str = "config") -> Config:
     for key, values_ in config.sweep.items():
         if isinstance(values_, dict) != (key == ARM):
             raise UserError(f"sweep.{key}: {'arm' if key == ARM else 'only arm'} takes names of sets of overrides")
+        if not values_:
+            raise UserError(f"sweep.{key}: names no value, so that there would be no run")
         if values_ == "ladder" and (key not in LADDERS or ladder_key(config) != key):
             raise UserError(f"sweep.{key}: one of {' and '.join(LADDERS)} can be a ladder")
         swept = [dotted for arm in values_.values() for dotted in arm] if isinstance(values_, dict) else [key]
@@ -381,7 +383,10 @@ def _validate(values: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error.errors()[0])}") from error
+        errors = error.errors()
+        of_one = [other for other in errors if other["loc"][:2] == errors[0]["loc"][:2]]  # of the kinds it may be of
+        told = max(of_one, key=lambda other: len(other["loc"]))  # the kind that it fits best
+        raise UserError(f"{source}: {_explain(told)}") from error
 
 
 def _check_texts(value: Any, place: str) -> None:
@@ -399,7 +404,7 @@ def _check_texts(value: Any, place: str) -> None:
 
 def _explain(error: ErrorDetails) -> str:
     """Return one line for a pydantic error: the dotted key, the value and what is allowed."""
-    kinds = ("list[", "literal[", "constrained-")  # of the several that a value may be of
+    kinds = ("list[", "dict[", "literal[", "constrained-")  # of the several that a value may be of
     location = [part for part in error["loc"] if isinstance(part, str) and not part.startswith(kinds)]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":

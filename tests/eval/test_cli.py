@@ -275,7 +275,7 @@ def test_the_base_model_is_no_classifier_and_keeps_no_texts(config_file):
     ("words", "said"),
     [
         (["--run", "nowhere"], "out/nowhere: holds neither lora/ nor merged/"),
-        (["--run"], "--run: run: input should be a valid string, not True"),
+        (["--run"], "--run: takes a name or a path (such as ./2024), not True"),
         (["--base", "--run", "x"], "--run, --adapter and --base: give one of them"),
     ],
 )

@@ -1,5 +1,9 @@
 """Records: intervals, texts apart from verdicts, resuming, comparing and showing."""
 
+import shutil
+import subprocess
+import sys
+
 import pytest
 
 from eval import compare, show
@@ -137,6 +141,7 @@ def test_other_problems_are_not_paired(tmp_path, printed):
     finish(tmp_path / "c", [True])
     finish(tmp_path / "d", [True, False, True], data="other")
     second.with_name("gsm8k.json").unlink()
+    assert "B - A = +0.0 points" in printed(compare, second, shutil.copy(second, tmp_path)), "bare copies"
     second.rename(second.with_name("math.samples.jsonl"))
     for name, said in ("c", "not the same problems"), ("d", "not the same problems"), ("b", "no task in common"):
         with pytest.raises(UserError, match=said):
@@ -179,6 +184,16 @@ def test_samples_are_selected_and_rendered(tmp_path, printed):
     text = show.render("gsm8k", {**read_lines(path)[1], "prompt": "How many?", "gold": "0"})
     for part in ("gsm8k #1", "WRONG", "| How many?", "> o1", "gold: 0"):
         assert part in text
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    path = finish(tmp_path, [True] * 3000)
+    words = [sys.executable, "-m", "eval.show", path, "--limit", "3000"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait()
 
 
 def test_what_one_run_solves_and_the_other_does_not(tmp_path, printed):

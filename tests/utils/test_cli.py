@@ -1,5 +1,7 @@
 """Command lines: parsed in full and validated before anything starts."""
 
+import errno
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ def test_overrides_and_flags(config: str) -> None:
         ("--method.target_modules=[q_proj,v_proj]", "method", {"target_modules": ["q_proj", "v_proj"]}),
         ("--sweep.method.rank=[8,16]", "sweep", {"method.rank": [8, 16]}),
         ("--sweep.method.rank=8,16", "sweep", {"method.rank": [8, 16]}),
+        ("--eval.response_prefix=7#2", "eval", {"response_prefix": "7#2"}),
+        ('--eval.stop=["#", b]', "eval", {"stop": ["#", "b"]}),
     ],
 )
 def test_values_are_read_as_python_and_as_yaml(config: str, word: str, section: str, found: dict[str, Any]) -> None:
@@ -50,12 +54,21 @@ def test_values_are_read_as_python_and_as_yaml(config: str, word: str, section: 
         (["--bogus=1"], "unknown flag --bogus"),
         (["--train.max_step=3"], "unknown key train.max_step"),
         (["--force=3"], "--force: takes no value"),
+        (["--adapter=2024"], "--adapter: takes a name or a path (such as ./2024), not 2024"),
+        (["--adapter"], "--adapter: takes a name or a path (such as ./2024), not True"),
+        (["stray#1"], "unexpected word 'stray#1'"),
         (["--method.rank=0"], "method.rank"),
     ],
 )
 def test_a_mistake_is_refused(config: str, words: list[str], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError, match=re.escape(named)):
         parse("usage", FLAGS, [config, *words])
+
+
+@pytest.mark.parametrize("words", [["--run=lora#2", "--adapter=a#b"], ["--run", "lora#2", "--adapter", "a#b"]])
+def test_a_number_sign_begins_no_comment(config: str, words: list[str]) -> None:
+    parsed, flags = parse("usage", FLAGS, [config, *words])
+    assert (parsed.run, flags["adapter"]) == ("lora#2", "a#b")
 
 
 def test_a_config_is_required() -> None:
@@ -89,3 +102,13 @@ def test_a_defect_is_told_in_one_line_before_its_trace(capsys: pytest.CaptureFix
     with pytest.raises(ZeroDivisionError):
         main(broken)
     assert capsys.readouterr().err == "error: ZeroDivisionError: nothing to share\n"
+
+
+def test_a_file_that_may_not_be_opened_is_named_in_the_systems_words(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "model.safetensors")
+
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: model.safetensors: Permission denied\n"
