@@ -15,7 +15,14 @@ from utils.config import Config, ModelConfig
 from utils.errors import UserError
 from utils.files import check_folder, read_json
 from utils.log import log
-from utils.models import QUANTIZATION, merge_adapter, model_fingerprint, resolve_model
+from utils.models import (
+    QUANTIZATION,
+    check_safetensors,
+    merge_adapter,
+    model_fingerprint,
+    resolve_model,
+    tokenizer_in,
+)
 
 # Initialisations that leave a plain LoRA behind; every other named one changes the base model while loading.
 PLAIN_INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
@@ -33,12 +40,13 @@ class Adapter:
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """Read an adapter's config; a `UserError` says that the folder holds no PEFT LoRA adapter."""
+    """Read an adapter's config; a `UserError` says that the folder holds no PEFT LoRA adapter, or a damaged one."""
     path = Path(path)
     weights = path / "adapter_model.safetensors"
     if not (path / "adapter_config.json").is_file() or not weights.is_file():
         raise UserError(f"{path}: not a PEFT adapter (needs adapter_config.json and adapter_model.safetensors)")
     check_folder(path)
+    check_safetensors(weights)
     config = read_json(path / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type {config.get('peft_type')} is not supported; only LORA is")
@@ -166,12 +174,12 @@ def weights(model: Path, merged: Adapter | None, dtype: str) -> Iterator[Path]:
         yield model
         return
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     log.info("%s: the engine can't serve this adapter (%s); merging it", merged.path, merged.unservable)
     with tempfile.TemporaryDirectory() as folder:
         base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         merge_adapter(base, merged.path).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+        tokenizer_in(model).save_pretrained(folder)
         del base  # the engine is about to load it again
         yield Path(folder)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from eval.tasks import DirectTask, Judged, Record, Task
 from utils.config import Config
 from utils.errors import UserError
 from utils.log import Progress
+from utils.models import tokenizer_in
 
 
 @dataclass(eq=False)
@@ -95,11 +95,7 @@ def finish(config: Config, job: Job, engine: Engine | None = None) -> dict[str, 
     return record.complete(result, samples)
 
 
-@cache
-def tokenizer_of(model: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model)
+tokenizer_of = cache(tokenizer_in)
 
 
 def _grade(config: Config, task: Task, job: Job, answers: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -28,7 +28,9 @@ HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 def check_model(model: ModelConfig) -> None:
     """Stop early when the model can't be had: asks for its config only, downloads no weights."""
-    _folder(model, ["config.json"])
+    folder = _folder(model, ["config.json"])
+    if Path(model.name).is_dir() and not _tokenizer_files(folder):
+        raise UserError(f"model.name: {folder} holds no tokenizer")
 
 
 def resolve_model(model: ModelConfig) -> Path:
@@ -155,11 +157,24 @@ def usable_dtype(dtype: str) -> str:
 
 def load_tokenizer(model: ModelConfig) -> Any:
     """Load the model's tokenizer, with a pad token: its own, else the unknown token, else the end token."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=False)
+    tokenizer = tokenizer_in(resolve_model(model))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def tokenizer_in(folder: Path) -> Any:
+    """Load the tokenizer of a model's folder; a `UserError` says that there is none, or that it can't be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.name: the tokenizer in {folder} can't be loaded ({first_line(error)})") from error
+    # Without its vocabulary a class may make one of a few tokens; one without such files needs none.
+    names = {"tokenizer.json", "tokenizer.model", "tekken.json", *tokenizer.vocab_files_names.values()}
+    if tokenizer.vocab_files_names and not any((folder / name).is_file() for name in names):
+        raise UserError(f"model.name: {folder} holds no tokenizer (none of {', '.join(sorted(names))})")
     return tokenizer
 
 
@@ -222,7 +237,7 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def _check_weights(folder: Path) -> None:
-    """Refuse weights that are pickles, and an index that leads out of the folder."""
+    """Refuse weights that are pickles or damaged, and an index that leads out of the folder."""
     if not any(folder.glob("*.safetensors")):
         why = "other weights are pickles, which can run anything when they are loaded"
         raise UserError(f"model.name: {folder} holds no safetensors; {why}: convert them first")
@@ -230,16 +245,34 @@ def _check_weights(folder: Path) -> None:
     named = read_json(index).get("weight_map", {}).values() if index.is_file() else ()
     if stray := next((name for name in named if Path(name).name != name), None):
         raise UserError(f"{index}: names {stray}, which is not a file of its folder")
+    for path in sorted(folder.glob("*.safetensors")):
+        check_safetensors(path)
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise a `UserError` that names the file where its header or its length is not that of safetensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np"):
+            pass
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged, or a pointer of Git LFS ({first_line(error)})") from error
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
     """Return 16 hexadecimal digits that stand for a model's tokenizer: all its files but weights and configs."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        others = path.name in ("config.json", "generation_config.json") or path.name.endswith(".index.json")
-        if path.suffix in (".json", ".txt", ".model", ".jinja") and not others:
-            digest.update(f"{path.name}:{sha256_file(path)}".encode())
+    for path in _tokenizer_files(folder):
+        digest.update(f"{path.name}:{sha256_file(path)}".encode())
     return digest.hexdigest()[:16]
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    """What may be a tokenizer's among a model's files, sorted."""
+    kinds, configs = (".json", ".txt", ".model", ".jinja"), ("config.json", "generation_config.json")
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in kinds and path.name not in configs]
+    return [path for path in files if not path.name.endswith(".index.json")]
 
 
 def _packaged_file(name: str) -> Path:

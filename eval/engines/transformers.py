@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from eval.candidates import Adapter
 from eval.engines import Engine, Output, Pair, Prompt, Request, Sampling, Score
 from utils.config import EvalConfig
+from utils.models import tokenizer_in
 
 
 class TransformersEngine(Engine):
@@ -30,7 +31,7 @@ class TransformersEngine(Engine):
     def load(cls, model: Path, config: EvalConfig, dtype: str, context: int) -> "TransformersEngine":
         base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(base.to(device), AutoTokenizer.from_pretrained(model), config.batch_size, context)
+        return cls(base.to(device), tokenizer_in(model), config.batch_size, context)
 
     @torch.inference_mode()
     def generate(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, list[Output]]]:

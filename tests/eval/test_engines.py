@@ -180,6 +180,9 @@ def test_adapters_that_cannot_be_served_are_told_apart_and_merged(tmp_path, rank
     target = Target("a", base, adapter, tmp_path)
     assert adapter.unservable == why
     assert (target.served, target.merged) == ((None, adapter) if why else (adapter, None))
+    (adapter.path / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match=r"adapter/adapter_model\.safetensors: damaged, or a pointer of Git LFS"):
+        read_adapter(adapter.path)
 
 
 def test_a_base_is_known_by_its_weights_or_else_by_its_name(tmp_path):

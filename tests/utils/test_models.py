@@ -9,7 +9,15 @@ import torch
 
 from utils.config import ModelConfig
 from utils.errors import UserError
-from utils.models import check_model, load_model, load_tokenizer, model_bytes, model_fingerprint, usable_dtype
+from utils.models import (
+    check_model,
+    load_model,
+    load_tokenizer,
+    model_bytes,
+    model_fingerprint,
+    tokenizer_in,
+    usable_dtype,
+)
 
 
 def test_smollm2_is_a_real_model_without_a_hub(smollm2: Path) -> None:
@@ -52,6 +60,30 @@ def test_the_size_of_a_local_model_is_known(smollm2: Path) -> None:
 def test_a_model_that_cannot_be_had_is_named(name: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         check_model(ModelConfig(name=name))
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen2", "llama"])
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, base: Path, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+    shutil.copy(base / "model.safetensors", tmp_path)
+    with pytest.raises(UserError, match=f"model.name: {tmp_path} holds no tokenizer"):
+        check_model(ModelConfig(name=str(tmp_path)))
+    (tmp_path / "tokenizer_config.json").write_text("{}", encoding="utf-8")  # which alone is none
+    with pytest.raises(UserError, match=r"model.name: .* (holds no tokenizer \(none of|can't be loaded)"):
+        load_tokenizer(ModelConfig(name=str(tmp_path)))
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=f"model.name: the tokenizer in {tmp_path} can't be loaded"):
+        tokenizer_in(tmp_path)
+
+
+def test_damaged_weights_are_named(tmp_path: Path, base: Path) -> None:
+    shutil.copytree(base, tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", whole[:-1], b""):
+        weights.write_bytes(content)
+        with pytest.raises(UserError, match=r"m/model\.safetensors: damaged, or a pointer of Git LFS"):
+            check_model(ModelConfig(name=str(tmp_path / "m")))
 
 
 @pytest.mark.parametrize(("capability", "used"), [("AVX2", "float32"), ("AVX512", "bfloat16")])
