@@ -19,7 +19,7 @@ from utils.distributed import barrier, device, is_main, process_group, rank, wor
 from utils.errors import UserError
 from utils.files import MANIFEST, discard_temporary
 from utils.log import Progress, log, log_to
-from utils.runs import held, stage
+from utils.runs import held, spent, stage
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -54,16 +54,17 @@ def command() -> None:
     found = stores(config)
     if not found:
         log.info("nothing to calibrate: method.name is %s", config.method.name)
+    before = 0.0 if flags["force"] else spent(Path(config.output_dir), "calibrate")
     with process_group():
         for folder, (run, need) in found.items():
             with held(folder):
                 if is_main():
                     discard_temporary(folder)
-                calibrate_store(folder, run, need, flags["force"])
+                calibrate_store(folder, run, need, flags["force"], before)
 
 
-def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> None:
-    """Make the store complete: keep one that has what the runs need, else calibrate."""
+def calibrate_store(folder: Path, config: Config, need: Need, force: bool, before: float = 0.0) -> None:
+    """Make the store complete: keep one that has what the runs need, else calibrate, on top of seconds `before`."""
     from astra import Calibration
     from dataset.sources import load_training
 
@@ -83,7 +84,7 @@ def calibrate_store(folder: Path, config: Config, need: Need, force: bool) -> No
         log.info("%s: calibrating again for %s", folder, more)
         subspaces = tuple(dict.fromkeys((*old.subspaces, *need.subspaces)))
         need = Need(max(need.rank, old.max_rank), subspaces, need.trained)
-    with stage(Path(config.output_dir), "calibrate"):
+    with stage(Path(config.output_dir), "calibrate", before):
         result = run_calibration(folder, config, need, settings, records)
         if is_main():
             result.save(folder)

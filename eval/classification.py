@@ -39,8 +39,8 @@ def score_classifiers(config: Config, targets: Sequence[Target], force: bool = F
     """Write `<target.folder>/<task>.json` and `<task>.samples.jsonl` for every trained classifier."""
     check_trackers(config)
     task = config.data.train
-    problems = load_glue(task, "validation", config.data.dir)
-    others = load_glue(task, "mismatched", config.data.dir) if task == "mnli" else []
+    problems = load_glue(task, "validation", config.data.dir)[: config.eval.limit]
+    others = load_glue(task, "mismatched", config.data.dir)[: config.eval.limit] if task == "mnli" else []
     shared = {
         "data": fingerprint([problems, others]),
         "dtype": usable_dtype(config.model.dtype),
@@ -50,11 +50,11 @@ def score_classifiers(config: Config, targets: Sequence[Target], force: bool = F
     before = 0.0 if force else spent(Path(config.output_dir), "evaluate")
     for target in targets:
         record = TaskRecord(target.folder, task, {**target.fingerprints(), **shared})
-        if force:
-            record.clear()
-        result = record.earlier()
+        result = None if force else record.earlier()
         if result is None or result["settings"] != record.settings:
             with held(target.folder.parent), stage(Path(config.output_dir), "evaluate", before):
+                if force:
+                    record.clear()
                 started = time.monotonic()
                 predicted = _predict(config, target, problems + others)
                 figures, samples = _figures(task, problems, others, predicted)

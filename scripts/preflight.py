@@ -70,7 +70,7 @@ def state_costs(config: Config) -> None:
         return
     from training.memory import needed_bytes, room
 
-    largest = max(expand_sweep(config), key=run_bytes)
+    largest = max(expand_sweep(config), key=trained_bytes)
     try:
         needed, here = needed_bytes(largest), room()
     except Exception as error:  # it is an estimate, of any architecture: shapes may depend on the data, as experts' do
@@ -79,7 +79,7 @@ def state_costs(config: Config) -> None:
     stages = ", ".join(f"{stage} {gib(size)}" for stage, size in needed.items())
     shared = "; DeepSpeed shares out what are no activations" if largest.train.deepspeed else ""
     log.info("memory of one process, about: %s, of %s%s", stages, gib(here), shared)
-    log.info("disk: about %s per run", gib(run_bytes(largest)))
+    log.info("disk: about %s per run", gib(max(map(run_bytes, expand_sweep(config)))))
     remedies = {
         "calibrate": "model.device_map=auto",
         "train": "train.gradient_checkpointing=true, a smaller train.micro_batch_size, model.quantization=nf4 or "
@@ -94,7 +94,13 @@ def state_costs(config: Config) -> None:
 
 
 def run_bytes(config: Config) -> int:
-    """Return what a run takes on disk, as far as the model's config tells; 0 where it doesn't.
+    """Return what a run takes on disk, as far as the model's config tells; 0 where it doesn't."""
+    merged = not METHODS[config.method.name].plain and config.method.name != "full"
+    return trained_bytes(config) + (model_bytes(config.model) or 0 if merged else 0)
+
+
+def trained_bytes(config: Config) -> int:
+    """Return what a run takes on disk for the parameters that it trains.
 
     It keeps two checkpoints of parameters and two AdamW states, and the adapter, all float32: 28 bytes per parameter.
     A method that starts from a product keeps its start, too, and an adapter of rank 2r: 36.

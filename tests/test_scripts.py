@@ -14,6 +14,10 @@ import pandas as pd
 import psutil
 import pytest
 
+from scripts.preflight import run_bytes
+from utils.config import validate
+from utils.models import model_bytes
+
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ("demo", "metamath", "code", "commonsense")
 
@@ -174,6 +178,12 @@ def test_a_mistake_is_one_line_before_anything_starts(tmp_path: Path, word: str,
     assert run.returncode == 2
     assert named in run.stderr and len(run.stderr.splitlines()) == 1
     assert run.stdout == ""
+
+
+def test_a_run_that_exports_a_merged_model_needs_room_for_it(smollm2: Path) -> None:
+    model = {"name": str(smollm2), "dtype": "float32"}
+    lora, dora = (validate({"model": model, "method": {"name": name}}) for name in ("lora", "dora"))
+    assert run_bytes(dora) - run_bytes(lora) == model_bytes(dora.model)
 
 
 @pytest.mark.slow

@@ -121,14 +121,15 @@ def stage(folder: Path, name: str, before: float = 0.0) -> Iterator[None]:
     """Record what a stage took, once it is complete: `<folder>/stages/<name>.json`.
 
     The seconds count from the start of the process, imports included, on top of what was spent `before`; the peak is
-    that of main memory (bytes) and, where there is one, of the GPU.
+    that of main memory (bytes), of this process or of one that it has started, and, where there is one, of the GPU.
     """
     yield
     if is_main():
         import torch
 
         seconds = before + time.time() - psutil.Process().create_time()
-        record = {"seconds": round(seconds, 3), "peak_memory_bytes": _peak_main_memory()}
+        peak = max(_peak_main_memory(), _peak_main_memory(resource.RUSAGE_CHILDREN))
+        record = {"seconds": round(seconds, 3), "peak_memory_bytes": peak}
         if torch.cuda.is_available() and torch.cuda.max_memory_reserved():  # vLLM's is another process's
             record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_reserved()
         write_record(folder / "stages" / f"{name}.json", record)
@@ -147,8 +148,8 @@ def peak_memory() -> int:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_main_memory()
 
 
-def _peak_main_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _peak_main_memory(whose: int = resource.RUSAGE_SELF) -> int:
+    return resource.getrusage(whose).ru_maxrss * 1024
 
 
 def commit() -> str | None:

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from astra.errors import out_of_memory
 from eval.engines import Answer, Engine, Pair, Prompt, Request
 from utils.config import EvalConfig
 from utils.errors import UserError
@@ -188,5 +189,6 @@ def _serve(pipe: Connection, part: Share, start: Callable[[], Engine]) -> None:
     except UserError as error:
         pipe.send(UserError(f"{name}: {error}"))
     except Exception as error:
-        pipe.send(RuntimeError(f"{name}: {type(error).__name__}: {error} (its trace is above)"))
+        kind = MemoryError if out_of_memory(error) else RuntimeError
+        pipe.send(kind(f"{name}: {type(error).__name__}: {error} (its trace is above)"))
         raise

@@ -7,6 +7,9 @@ from scipy.stats import pearsonr, spearmanr
 from eval.candidates import Target
 from eval.classification import score, score_classifiers
 from utils.config import Config
+from utils.errors import UserError
+from utils.files import read_record
+from utils.runs import held
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -32,9 +35,17 @@ def test_what_is_scored_anew_is_reported_to_trackers(tmp_path, monkeypatch):
     monkeypatch.setattr("eval.candidates.model_fingerprint", lambda _: "f")
     monkeypatch.setattr("eval.classification.track", lambda _, target, results: reported.append(results))
     config = Config(output_dir=str(tmp_path), data={"train": "rte"}, model={"task_type": "SEQ_CLS"})
+    targets = [Target("mine", tmp_path, None, tmp_path / "mine" / "eval")]
     for _ in range(2):
-        score_classifiers(config, [Target("mine", tmp_path, None, tmp_path / "mine" / "eval")])
+        score_classifiers(config, targets)
     assert [found["rte"]["accuracy"] for found in reported] == [0.5]
+    with held(tmp_path / "mine"), pytest.raises(UserError, match="is at work here"):
+        score_classifiers(config, targets, force=True)
+    assert read_record(tmp_path / "mine" / "eval" / "rte.json")["n"] == 2, "what another command holds stays"
+    monkeypatch.setattr("eval.classification._predict", lambda *_: [1])
+    config.eval.limit = 1
+    score_classifiers(config, targets)
+    assert [found["rte"]["n"] for found in reported] == [2, 1]
 
 
 @pytest.mark.parametrize("metric", ["f1", "matthews_correlation", "pearson", "spearman"])

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from torch import OutOfMemoryError
 from transformers import LlamaConfig
 
 from eval.candidates import read_adapter, run_target
@@ -15,7 +16,7 @@ from eval.engines.pool import VISIBLE, EnginePool, Share, _chunks, _serve, paral
 from eval.evaluate import evaluate
 from tests.eval.engine_fixtures import PROMPTS, write_config
 from utils.config import EvalConfig, load_config
-from utils.errors import UserError
+from utils.errors import UserError, memory_for
 from utils.files import read_lines
 
 GREEDY = Sampling(max_new_tokens=12)
@@ -149,3 +150,16 @@ def test_an_engine_sees_its_own_gpus_alone(monkeypatch):
 
     _serve(theirs, Share(gpus=["2", "3"]), start)
     assert str(ours.recv()) == "MainProcess: 2,3"
+
+
+def test_an_engine_without_memory_says_which_setting_takes_less(monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    ours, theirs = multiprocessing.Pipe()
+
+    def start():
+        raise OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(OutOfMemoryError):
+        _serve(theirs, Share(), start)
+    with pytest.raises(UserError, match="eval.batch_size"), memory_for("eval.batch_size: set fewer"):
+        raise ours.recv()

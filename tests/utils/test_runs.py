@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
-from utils.runs import held
+from utils.files import read_record
+from utils.runs import held, peak_memory, spent, stage
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -33,3 +34,11 @@ def test_a_folder_is_held_by_one_command_and_free_when_that_is_killed(tmp_path):
     time.sleep(0.1)
     with held(tmp_path):
         pass
+
+
+def test_a_stage_counts_what_was_spent_before_and_the_memory_of_the_processes_it_started(tmp_path):
+    taken = peak_memory() + 2**26
+    with stage(tmp_path, "evaluate", before=1e6):
+        subprocess.run([sys.executable, "-c", f"b'x' * {taken}"], check=True)
+    assert read_record(tmp_path / "stages" / "evaluate.json")["peak_memory_bytes"] > taken
+    assert spent(tmp_path, "evaluate") > 1e6
