@@ -143,7 +143,7 @@ def _settings(run: Path) -> dict[str, Any]:
         config = flat_settings(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     except (OSError, AttributeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{run / 'config.yaml'}: damaged ({first_line(error)}); train.py writes it anew") from error
-    return {**config, **_read(run / "metrics.json").get("settings", {})}
+    return {**config, **flat_settings(_read(run / "metrics.json").get("settings", {}))}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from utils.files import read_json, read_record
 from utils.log import log
 from utils.models import check_model, model_fingerprint, resolve_model
 from utils.runs import check_writable
-from utils.settings import DATA, flat_settings, require_same
+from utils.settings import DATA, flat_settings, require_same, scored
 
 
 def check(config: Config) -> None:
@@ -111,7 +111,7 @@ def run_settings(config: Config) -> dict[str, Any]:
     values["model"]["fingerprint"] = model_fingerprint(resolve_model(config.model))
     if METHODS[config.method.name].needs == "nothing":
         del values["calibration"]
-    return flat_settings(values)
+    return flat_settings(values) | scored(config)
 
 
 def finished(config: Config, folder: Path) -> bool:

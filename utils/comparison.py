@@ -13,7 +13,7 @@ from utils.config import Config, expand_sweep, grid, ladder_key, point_config
 from utils.files import read_record
 from utils.ladder import MOST, RUNGS, Choice, Losses, Runs, choose, nearest, next_runs, value
 from utils.runs import run_folder
-from utils.settings import flat_settings, require_shared
+from utils.settings import flat_settings, require_shared, scored
 
 SEED = "train.seed"
 
@@ -97,7 +97,7 @@ def _ended(run: Config) -> Iterator[Losses]:
         now = flat_settings(run.model_dump(include={"model", "data", "method", "train", "calibration"}))
         if not any(key.startswith("calibration.") for key in made["settings"]):  # a method that needs none
             now = {key: value for key, value in now.items() if not key.startswith("calibration.")}
-        require_shared(made, now, str(folder))
+        require_shared(made, now | scored(run), str(folder))
         yield None if diverged else deciding(read_record(folder / "losses.json"), run.compare.select)
 
 

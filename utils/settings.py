@@ -30,6 +30,16 @@ def may_change(settings: dict[str, Any]) -> set[str]:
     return {*FREE} if validated else {*FREE, "train.save_steps"}
 
 
+# What `train.eval_tasks` are asked and judged with.
+SCORED = {"grader", "stop", "response_prefix", "max_new_tokens", "max_model_len", "chat_template_kwargs"}
+
+
+def scored(config: Config) -> dict[str, Any]:
+    """What decides the accuracy of `train.eval_tasks`, by dotted keys, one for each setting; empty without them."""
+    found = config.eval.model_dump(include=SCORED) if config.train.eval_tasks else {}
+    return {f"eval.{key}": value for key, value in found.items()}
+
+
 _DEFAULTS = flat_settings(Config().model_dump())
 DATA = "data.fingerprint"  # of the tokens: known only once they are read
 REMEDY = "give this run another name (--run=...) or start it over (--force)"
@@ -45,7 +55,8 @@ def require_same(record: dict[str, Any], now: dict[str, Any], where: str, remedy
         theirs = record.get("format", 1)
         raise UserError(f"{where} was written by another version (format {theirs}, not {FORMAT}): {remedy}")
     before = {**_DEFAULTS, **record["settings"]}  # a setting that is newer than the record had its default
-    for key in sorted({*record["settings"], *now} - may_change(now)):
+    unknown = {key for key in {*record["settings"]} ^ {*now} if key.startswith("eval.")}  # kept only where scored
+    for key in sorted({*record["settings"], *now} - may_change(now) - unknown):
         if before.get(key) != now.get(key):
             raise UserError(f"{where} was made with {key}={before.get(key)!r}, now {now.get(key)!r}: {remedy}")
 

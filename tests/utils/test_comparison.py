@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.files import write_record
 from utils.ladder import nearest, value
 from utils.runs import run_folder
-from utils.settings import FORMAT, flat_settings
+from utils.settings import FORMAT, flat_settings, scored
 
 
 def comparison(tmp_path, **sections):
@@ -19,11 +19,11 @@ def comparison(tmp_path, **sections):
     return validate({"output_dir": str(tmp_path), **sections})
 
 
-def end(run, losses, without=""):
+def end(run, losses, without="", solved=None):
     """Leave behind what a run does, but for the settings that begin with `without`."""
-    settings = flat_settings(run.model_dump(include={"model", "data", "method", "train", "calibration"}))
+    settings = flat_settings(run.model_dump(include={"model", "data", "method", "train", "calibration"})) | scored(run)
     kept = {key: value for key, value in settings.items() if not (without and key.startswith(without))}
-    write_record(run_folder(run) / "losses.json", {"validation": losses})
+    write_record(run_folder(run) / "losses.json", {"validation": losses, "solved": solved or {}})
     write_record(run_folder(run) / "metrics.json", {"format": FORMAT, "settings": kept})
 
 
@@ -35,6 +35,22 @@ def test_a_run_of_another_calibration_is_refused_by_name(tmp_path):
         ended(comparison(tmp_path, calibration={"samples": 512}))
     only_lora = {"method.name": ["lora"], "train.relative_step": "ladder"}
     assert ended(comparison(tmp_path, calibration={"samples": 512}, sweep=only_lora))["lora"]  # it reads none
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("response_prefix", " So"), ("stop", {"gsm8k": ["x"]}), ("chat_template_kwargs", {"enable_thinking": False})],
+)
+def test_accuracies_that_were_scored_otherwise_are_not_compared(tmp_path, key, value):
+    wanted = {"train": {"eval_tasks": ["gsm8k"]}, "compare": {"select": "accuracy"}}
+    for run in planned(comparison(tmp_path, **wanted, eval={key: value})):
+        end(run, [1.0], "eval." if run.method.name == "lora" else "", {"gsm8k": [1.0, 0.0]})
+    assert len(ended(comparison(tmp_path, **wanted, eval={key: value, "batch_size": 3}))["astra"]) == 3
+    with pytest.raises(UserError, match=f"was made with eval.{key}=.*, now"):
+        ended(comparison(tmp_path, **wanted))
+    sweep = {"method.name": ["lora"], "train.relative_step": "ladder"}
+    earlier = comparison(tmp_path, **wanted, sweep=sweep)
+    assert len(ended(earlier)["lora"]) == 3, "runs of an earlier version did not keep how they were scored"
 
 
 def test_a_divergence_is_a_result_in_arms_without_names_too(tmp_path):
