@@ -13,7 +13,7 @@ from astra.manifest import sha256_file
 from astra.ranks import MAX_RANK
 from utils.config import Config, ModelConfig
 from utils.errors import UserError
-from utils.files import check_folder, read_json
+from utils.files import check_folder, fingerprint, read_json
 from utils.log import log
 from utils.models import (
     QUANTIZATION,
@@ -21,6 +21,7 @@ from utils.models import (
     merge_adapter,
     model_fingerprint,
     resolve_model,
+    tokenizer_fingerprint,
     tokenizer_in,
 )
 
@@ -136,7 +137,9 @@ class Target:
     def fingerprints(self) -> dict[str, str | None]:
         """What tells this model from another."""
         adapter = self.adapter.fingerprint if self.adapter else None
-        return {"model": model_fingerprint(self.model), "adapter": adapter}
+        ends = self.model / "generation_config.json"  # it names the tokens that end a text
+        files = [tokenizer_fingerprint(self.model), sha256_file(ends) if ends.is_file() else None]
+        return {"model": model_fingerprint(self.model), "adapter": adapter, "tokenizer": fingerprint(files)}
 
 
 def base_target(config: Config) -> Target:

@@ -17,7 +17,7 @@ from dataset.tokens import collate, encode_records
 from eval.candidates import Target
 from eval.evaluate import describe
 from eval.intervals import interval
-from eval.task_record import TaskRecord
+from eval.task_record import TaskRecord, same
 from eval.tasks import Record
 from eval.tracking import check_trackers, track
 from utils.config import Config
@@ -51,7 +51,7 @@ def score_classifiers(config: Config, targets: Sequence[Target], force: bool = F
     for target in targets:
         record = TaskRecord(target.folder, task, {**target.fingerprints(), **shared})
         result = None if force else record.earlier()
-        if result is None or result["settings"] != record.settings:
+        if result is None or not same(result["settings"], record.settings):
             with held(target.folder.parent), stage(Path(config.output_dir), "evaluate", before):
                 if force:
                     record.clear()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eval.intervals import difference, mcnemar
 from eval.results import shares
-from eval.task_record import changes, made_under, paired_samples
+from eval.task_record import OF_MODEL, changes, made_under, paired_samples
 from utils.cli import Parser, main
 from utils.errors import UserError
 
@@ -34,8 +34,7 @@ def command() -> None:
     parser.add_argument("--task", help="only this task")
     given = parser.parse_args()
     for task, first, second in paired_samples(given.a, given.b, given.task):
-        models = {"model": None, "adapter": None}
-        if differ := changes(made_under(first) | models, made_under(second) | models):
+        if differ := changes(made_under(first) | OF_MODEL, made_under(second) | OF_MODEL):
             print(f"{task}: A and B were made under other settings ({differ})")
         print(f"{task}: {compare(first, second)}")
 

@@ -13,7 +13,7 @@ from dataset.templates import format_prompt
 from eval.candidates import Adapter, Target, weights
 from eval.engines import Prompt, Sampling, engine_version, open_engine
 from eval.generation import Job, fill, finish, tokenizer_of
-from eval.task_record import FORMAT, TaskRecord, changes
+from eval.task_record import FORMAT, TaskRecord, changes, same
 from eval.tasks import DirectTask, Record, Task, get_task, load_problems
 from eval.tracking import check_trackers, track
 from utils.config import Config
@@ -46,7 +46,7 @@ def evaluate(config: Config, targets: Sequence[Target], force: bool = False, reg
             earlier = record.earlier()
             if earlier and regrade:
                 record.keep(earlier, "engine", "engine_version", "dtype")
-            elif earlier and earlier["settings"] == record.settings:
+            elif earlier and same(earlier["settings"], record.settings):
                 results[job.target.name][record.task] = earlier
                 log.info("%s (finished earlier)", describe(earlier))
                 continue

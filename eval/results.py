@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from eval.intervals import difference
-from eval.task_record import changes
+from eval.task_record import OF_MODEL, changes
 from utils import ladder
 from utils.comparison import deciding
 from utils.config import ARM, CHOOSERS, LADDERS, STEP
@@ -309,7 +309,7 @@ def made_unlike(results: Results, task: str, base: bool = False) -> str:
         runs = [results.settings[run] for run in rows["run"]]
         made = [{key: one[key] for key in one if key.startswith("data.") and key not in FREE} for one in runs]
     else:
-        made = [{**result.get("settings", {}), "model": None, "adapter": None} for result in rows["result"]]
+        made = [{**result.get("settings", {}), **OF_MODEL} for result in rows["result"]]
     return "; ".join(sorted({changes(made[0], other) for other in made[1:]} - {""}))
 
 

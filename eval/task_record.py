@@ -18,6 +18,7 @@ from utils.errors import UserError
 from utils.files import AGAIN, read_lines, read_record, write_record, write_text
 
 Settings = dict[str, Any]
+OF_MODEL = dict.fromkeys(("model", "adapter", "tokenizer"))  # without what tells models apart
 FORMAT = 2  # of results and texts; files of another form are refused
 
 
@@ -25,6 +26,11 @@ def changes(old: Settings, new: Settings) -> str:
     """What differs between two sets of settings, such as `limit: 40 -> 100`."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys)
+
+
+def same(old: Settings, new: Settings) -> bool:
+    """Whether two sets of settings are equal; those of an earlier version do not hold the tokenizer."""
+    return {"tokenizer": new.get("tokenizer")} | old == {"tokenizer": None} | new
 
 
 def _check_format(path: Path, found: dict[str, Any]) -> None:
@@ -74,7 +80,7 @@ class TaskRecord:
                 raise UserError(f"{self.texts}:{number}: damaged ({error}); {AGAIN}") from error
             if "settings" in line:
                 _check_format(self.texts, line)
-                ours = line["settings"] == self.deciding
+                ours = same(line["settings"], self.deciding)
                 self.engine = line["engine"] if ours else self.engine
             elif ours:
                 made = line["made"]

@@ -129,6 +129,17 @@ def test_what_makes_other_texts_generates_them_and_the_earlier_ones_stay(config_
     assert score(config_file)["tokens"] == 72
 
 
+def test_a_mended_generation_config_makes_other_texts(config_file, tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny, tmp_path / "own")
+    config = load_config(config_file, {"model.name": str(tmp_path / "own"), "eval.limit": 2})
+    found = evaluate(config, [base_target(config)])
+    no_engine(monkeypatch)
+    assert evaluate(config, [base_target(config)]) == found
+    (tmp_path / "own" / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    with pytest.raises(pytest.fail.Exception, match="nothing is left to generate"):
+        evaluate(config, [base_target(config)])
+
+
 def test_regrading_needs_all_texts_and_no_engine(config_file, monkeypatch):
     first = score(config_file)
     no_engine(monkeypatch)

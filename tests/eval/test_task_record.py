@@ -9,7 +9,7 @@ import pytest
 from eval import compare, show
 from eval.engines import Output, Pair, Prompt, Sampling, Score
 from eval.intervals import interval, mcnemar, wilson
-from eval.task_record import TaskRecord, changes, find_samples, paired_samples
+from eval.task_record import TaskRecord, changes, find_samples, paired_samples, same
 from utils.errors import UserError
 from utils.files import read_lines
 
@@ -60,6 +60,15 @@ def test_answers_under_other_settings_stay_and_are_not_mixed(tmp_path):
         made = record(tmp_path, model=model)
         assert made.made[FIRST.key][0] == output(f"{model}'s") and made.engine == engine
     assert record(tmp_path, model="c").made == {}
+
+
+def test_what_an_earlier_version_made_without_noting_the_tokenizer_serves_any(tmp_path):
+    record(tmp_path).add(FIRST, output("first"), 1.0, ABOUT)
+    now = TaskRecord(tmp_path, "gsm8k", {}, {"model": "abc", "tokenizer": "t"})
+    assert now.made.keys() == {FIRST.key}
+    now.add(SECOND, output("second"), 1.0, ABOUT)
+    assert TaskRecord(tmp_path, "gsm8k", {}, now.deciding | {"tokenizer": "u"}).made.keys() == {FIRST.key}
+    assert not same({"model": "a"}, {"model": "b", "tokenizer": "t"})
 
 
 def test_another_form_is_refused(tmp_path):
