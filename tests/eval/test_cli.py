@@ -216,7 +216,7 @@ def test_what_is_held_out_of_training_can_be_scored(config_file):
     settings = flat_settings({"data": config.data.model_dump()})
     for key, value in {"data.dir": "elsewhere", "data.general_text": "other", "model.name": "other"}.items():
         write_json(run.folder.parent / "metrics.json", {"format": 2, "settings": {**settings, key: value}})
-        assert evaluate(config, [run])
+        assert evaluate(config, [run])["mine"]["arithmetic-validation"] == found
     write_json(run.folder.parent / "metrics.json", {"format": 2, "settings": {**settings, "data.validation": 0.1}})
     with pytest.raises(UserError, match=r"mine was made with data.validation=0.1, now 0.2"):
         evaluate(config, [run])

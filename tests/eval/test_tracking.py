@@ -15,12 +15,13 @@ RESULT = {
 }  # fmt: skip
 
 
-def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"train.report_to: wandb is not installed; install it, or set"):
         check_trackers(Config(train={"report_to": ["wandb"]}))
     check_trackers(Config(train={"report_to": ["mlflow"]}))
-    track(Config(), Target("base", Path("m"), None, Path("nowhere/eval")), {"gsm8k": RESULT})
+    track(Config(), Target("base", Path("m"), None, tmp_path / "base" / "eval"), {"gsm8k": RESULT})
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_reading_of_a_result_is_a_figure():
