@@ -34,7 +34,8 @@ def command() -> None:
     parser.add_argument("--task", help="only this task")
     given = parser.parse_args()
     for task, first, second in paired_samples(given.a, given.b, given.task):
-        if differ := changes(made_under(first) | OF_MODEL, made_under(second) | OF_MODEL):
+        made, others = made_under(first), made_under(second)
+        if made and others and (differ := changes(made | OF_MODEL, others | OF_MODEL)):
             print(f"{task}: A and B were made under other settings ({differ})")
         print(f"{task}: {compare(first, second)}")
 

@@ -171,7 +171,8 @@ def paired_samples(a: Path, b: Path, task: str | None = None) -> Iterator[tuple[
     if not (shared := [name for name in first if name in second]):
         raise UserError(f"{a} and {b}: no task in common ({', '.join(first)}; {', '.join(second)})")
     for name in shared:
-        if _problems(first[name]) != _problems(second[name]):
+        (data, numbers), (others_data, others) = (_problems(found[name]) for found in (first, second))
+        if numbers != others or (data != others_data and None not in (data, others_data)):
             raise UserError(f"{first[name]} and {second[name]}: not the same problems; they can't be paired")
         yield name, first[name], second[name]
 

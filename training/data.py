@@ -99,11 +99,9 @@ def tokenize(records: Sequence[Record], tokenizer: Any, data: DataConfig, cache:
     """
     key = _fingerprint(records, tokenizer, data)
     path = cache / f"{key}.safetensors"
-    try:
-        counts = read_record(path.with_suffix(".json"))
-    except UserError:  # there is none, or it is damaged
+    if not path.with_suffix(".json").exists():
         _write(path, records, tokenizer, data)
-        counts = read_record(path.with_suffix(".json"))
+    counts = read_record(path.with_suffix(".json"), f"delete {cache}, and the tokens are made anew")
     with safe_open(path, framework="pt") as file:
         ids, labels, offsets = (file.get_tensor(name) for name in ("input_ids", "labels", "offsets"))
         return TokenDataset(ids, labels, offsets, counts, key)
@@ -133,7 +131,8 @@ def _fingerprint(records: Sequence[Record], tokenizer: Any, data: DataConfig) ->
         backend.no_padding()
     vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     limits = [data.max_length] if data.truncate else [data.max_length, "whole"]
-    settings = [vocabulary, str(tokenizer.chat_template), data.template, *limits, tokenizer.eos_token_id]
+    template = [data.template] if data.template == "alpaca" else [data.template, "ends of turn"]  # how they are told
+    settings = [vocabulary, str(tokenizer.chat_template), *template, *limits, tokenizer.eos_token_id]
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()[:16]
 

@@ -14,7 +14,6 @@ from transformers import TrainerCallback
 from dataset.general_text import load_general_text, measured_in_training
 from utils.config import Config
 from utils.distributed import barrier, is_main
-from utils.errors import UserError
 from utils.files import fingerprint, read_record, write_record
 from utils.log import log
 from utils.models import model_fingerprint, resolve_model
@@ -60,13 +59,10 @@ def base_losses(
     dtype = str(next(model.parameters()).dtype)
     key = [text, model_fingerprint(resolve_model(config.model)), dtype, config.model.quantization]
     path = Path(config.output_dir) / "base" / f"losses-{fingerprint(key)}.json"
-    try:
-        known = list(read_record(path)["losses"])
-    except UserError:  # there is none, or it is damaged
-        known = None
+    known = path.exists()
     barrier()  # nobody writes it before all have looked
-    if known is not None:
-        return known
+    if known:
+        return list(read_record(path, "delete it, and the base model is measured anew")["losses"])
     adapted = isinstance(model, PeftModel)
     if not (adapted or untrained):
         return None

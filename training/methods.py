@@ -140,22 +140,26 @@ def _lora(model: nn.Module, request: Request, **options: Any) -> PeftModel:
 
 
 def _dora(model: nn.Module, request: Request) -> PeftModel:
-    """Direction and magnitude apart (DoRA, arXiv 2402.09353), the magnitude in float32 whatever the base's data type.
+    """Direction and magnitude apart (DoRA, arXiv 2402.09353), norms in float32 whatever the base's data type.
 
-    PEFT's own is rounded to that: every row of what is exported would be too long or too short by up to 0.4%.
+    PEFT's are rounded to that: every row of what is exported would be too long or too short by up to 0.4%.
     """
     import torch
+    from peft.utils.integrations import gather_params_ctx
 
     from astra.adapter import as_matrix, lora_layers
-    from astra.weights import loaded
 
     peft_model = _lora(model, request, use_dora=True)
     for _, layer in lora_layers(peft_model):
-        base = layer.get_base_layer()
-        with loaded(base):
-            norm = torch.linalg.vector_norm(as_matrix(base).float(), dim=1)
-        layer.lora_magnitude_vector["default"].weight.data = norm
+        base, magnitude = layer.get_base_layer(), layer.lora_magnitude_vector["default"]
+        with gather_params_ctx([base.weight], modifier_rank=None):
+            magnitude.weight.data = torch.linalg.vector_norm(as_matrix(base).float(), dim=1)
+        magnitude.get_weight_norm = partial(_norms_in_float32, magnitude.get_weight_norm)
     return peft_model
+
+
+def _norms_in_float32(norms: Callable[..., Tensor], weight: Tensor, *args: Any, **options: Any) -> Tensor:
+    return norms(weight.float(), *args, **options)
 
 
 def _milora(model: nn.Module, request: Request) -> PeftModel:

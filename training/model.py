@@ -79,8 +79,7 @@ def add_adapter(
         if isinstance(factor, Factor):  # DDP shares out parameters alone, and gradients differ in their last digits
             torch.distributed.broadcast(factor.start, 0)
     for layer in model.modules() if autocast else ():
-        # What autocast casts back would be cast to float32 and kept for nothing; only a DoRA's norms want it.
-        if isinstance(layer, LoraLayer) and not any(layer.use_dora.values()):
+        if isinstance(layer, LoraLayer):  # what autocast casts back would be cast to float32 and kept for nothing
             layer.cast_input_dtype_enabled = False
     return model
 

@@ -385,6 +385,8 @@ def _validate(values: dict[str, Any], source: str) -> Config:
     except ValidationError as error:
         errors = error.errors()
         of_one = [other for other in errors if other["loc"][:2] == errors[0]["loc"][:2]]  # of the kinds it may be of
+        if errors[0]["loc"][:1] == ("sweep",) and ARM not in errors[0]["loc"][:2]:  # it alone may be of names
+            of_one = of_one[:1]
         told = max(of_one, key=lambda other: len(other["loc"]))  # the kind that it fits best
         raise UserError(f"{source}: {_explain(told)}") from error
 
@@ -404,7 +406,7 @@ def _check_texts(value: Any, place: str) -> None:
 
 def _explain(error: ErrorDetails) -> str:
     """Return one line for a pydantic error: the dotted key, the value and what is allowed."""
-    kinds = ("list[", "dict[", "literal[", "constrained-")  # of the several that a value may be of
+    kinds = ("list[", "dict[", "[", "literal[", "constrained-")  # of the several that a value may be of
     location = [part for part in error["loc"] if isinstance(part, str) and not part.startswith(kinds)]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":

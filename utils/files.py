@@ -104,20 +104,21 @@ def write_record(path: str | Path, value: dict[str, Any], files: Iterable[Path] 
     write_json(path, sealed(value))
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
+def read_record(path: str | Path, again: str = AGAIN) -> dict[str, Any]:
     """Read what `write_record` wrote and check it and its files; one of another program is read as it is.
 
-    A file that is missing or is not what was written, or a pickle beside them, is named in a `UserError`.
+    A file that is missing or is not what was written, or a pickle beside them, is named in a `UserError`, which says
+    how to make it `again`.
     """
     path = Path(path)
     try:
         value = unsealed(read_json(path))
     except (UserError, AttributeError, ValueError) as error:
         why = str(error).removeprefix(f"{path}").removeprefix(": ")
-        raise UserError(f"{path}: damaged ({why}); {AGAIN}") from error
+        raise UserError(f"{path}: damaged ({why}); {again}") from error
     files = value.pop(FILES, {})
     if fault := damaged(path.parent, files):
-        raise UserError(f"{fault}; {AGAIN}")
+        raise UserError(f"{fault}; {again}")
     refuse_pickles(path.parent, files)
     return value
 

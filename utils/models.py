@@ -29,7 +29,7 @@ HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 def check_model(model: ModelConfig) -> None:
     """Stop early when the model can't be had: asks for its config only, downloads no weights."""
     folder = _folder(model, ["config.json"])
-    if Path(model.name).is_dir() and not _tokenizer_files(folder):
+    if model.name not in PACKAGES and Path(model.name).is_dir() and not _tokenizer_files(folder):
         raise UserError(f"model.name: {folder} holds no tokenizer")
 
 
@@ -242,10 +242,10 @@ def _check_weights(folder: Path) -> None:
         why = "other weights are pickles, which can run anything when they are loaded"
         raise UserError(f"model.name: {folder} holds no safetensors; {why}: convert them first")
     index = folder / "model.safetensors.index.json"
-    named = read_json(index).get("weight_map", {}).values() if index.is_file() else ()
+    named = sorted({*read_json(index).get("weight_map", {}).values()}) if index.is_file() else ()
     if stray := next((name for name in named if Path(name).name != name), None):
         raise UserError(f"{index}: names {stray}, which is not a file of its folder")
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in [folder / name for name in named] or sorted(folder.glob("*.safetensors")):
         check_safetensors(path)
 
 

@@ -150,7 +150,8 @@ def test_other_problems_are_not_paired(tmp_path, printed):
     finish(tmp_path / "c", [True])
     finish(tmp_path / "d", [True, False, True], data="other")
     second.with_name("gsm8k.json").unlink()
-    assert "B - A = +0.0 points" in printed(compare, second, shutil.copy(second, tmp_path)), "bare copies"
+    for other in (shutil.copy(second, tmp_path), first):  # bare copies, and a copy beside its result
+        assert "other settings" not in printed(compare, second, other)
     second.rename(second.with_name("math.samples.jsonl"))
     for name, said in ("c", "not the same problems"), ("d", "not the same problems"), ("b", "no task in common"):
         with pytest.raises(UserError, match=said):

@@ -64,16 +64,16 @@ def test_validation_examples_count_once_whatever_the_number_of_processes(config,
     assert sorted(map(str, labelled)) == sorted(str(examples[k]) for k in range(4))
 
 
-def test_tokens_that_are_damaged_are_made_again_and_encoding_changes_no_fingerprint(config, tmp_path):
-    this = config()
+def test_encoding_changes_no_fingerprint_and_damaged_tokens_say_how_to_go_on(config, tmp_path):
+    this, cache = config(), tmp_path / "tokens"
     rows = [{"instruction": "Add 1.", "output": "so"}]
     tokenizer = AutoTokenizer.from_pretrained(this.model.name)
-    first = tokenize(rows, tokenizer, this.data, tmp_path)
-    example = first[0]
+    first = tokenize(rows, tokenizer, this.data, cache)
     tokenizer(["some", "other words"], padding=True, truncation=True, max_length=4)
-    (tmp_path / f"{first.fingerprint}.safetensors").write_bytes(b"damaged")
-    second = tokenize(rows, tokenizer, this.data, tmp_path)
-    assert (second[0], second.fingerprint) == (example, first.fingerprint)
+    assert tokenize(rows, tokenizer, this.data, cache).fingerprint == first.fingerprint
+    (cache / f"{first.fingerprint}.safetensors").unlink()
+    with pytest.raises(UserError, match=r"\.safetensors: .*; delete .*tokens, and the tokens are made anew"):
+        tokenize(rows, tokenizer, this.data, cache)
 
 
 @pytest.mark.slow
