@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from astra.errors import AstraError
 from astra.factors import PREFIX, DownFactor, UpFactor, saved_form
+from astra.forward import exact_products
 from astra.store import Calibration
 from astra.targets import check_layer, layer_shape, match_targets
 from astra.weights import loaded
@@ -198,7 +199,8 @@ def make_starts(targets: list[Target], factors: Callable[[Target, Tensor], Facto
             )
     starts = {}
     for target in targets:
-        with torch.no_grad(), loaded(target.module), gather_params_ctx([target.module.weight], modifier_rank=None):
+        weights = gather_params_ctx([target.module.weight], modifier_rank=None)
+        with torch.no_grad(), exact_products(), loaded(target.module), weights:
             weight = as_matrix(target.module).float()
             a, b = factors(target, weight)
             starts[target.name] = a.to(weight.device), b.to(weight.device)  # those of a checkpoint are on the CPU

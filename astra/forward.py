@@ -111,18 +111,26 @@ def first_sample(batch: Batch) -> Batch:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode (dropout would change the activations) and float32 products as such inside the block; then as before.
-
-    The rounding of TF32 or bfloat16 inside float32 products would drown the tail of the outputs.
-    """
+    """Eval mode (dropout would change the activations) and exact products inside the block; then as before."""
     training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with exact_products():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Float32 products as such inside the block, then as before: TF32's rounding, or bfloat16's, drowns the tail."""
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # it was set by the finer switches alone
         before = None
     backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
     finer = [(backend, backend.fp32_precision) for backend in backends if hasattr(backend, "fp32_precision")]
-    model.eval()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
@@ -131,5 +139,3 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
         for backend, precision in finer:
             backend.fp32_precision = precision
-        for module in training:
-            module.training = True

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from astra.adapter import attach, initialize_lora_weights, lora_layers
+from astra.adapter import attach, attach_factors, initialize_lora_weights, lora_layers
 from astra.errors import AstraError
 from tests.astra.tiny import calibration, relative_difference, targets, tiny_model, tokens, train
 
@@ -40,6 +40,22 @@ def test_the_model_is_the_base_model_at_step_0_and_whenever_the_adapter_is_off(f
     with adapted.disable_adapter():
         assert torch.equal(adapted(ids).logits, before)
     assert torch.equal(adapted.unload()(ids).logits, before)
+
+
+def test_what_an_adapter_starts_from_is_computed_in_exact_products():
+    found = []
+
+    def factors(target, weight):
+        found.append(torch.backends.cuda.matmul.fp32_precision)
+        return torch.ones(target.rank, weight.shape[1]), torch.ones(weight.shape[0], target.rank)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        attach_factors(tiny_model(), config(), factors)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(found) == {"ieee"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
