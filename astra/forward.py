@@ -113,6 +113,7 @@ def first_sample(batch: Batch) -> Batch:
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Eval mode (dropout would change the activations) and exact products inside the block; then as before."""
     training = [module for module in model.modules() if module.training]
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     model.eval()
     try:
         with exact_products():
@@ -120,6 +121,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        for parameter in frozen:  # PEFT makes an adapter trainable that it switches on again
+            parameter.requires_grad = False
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration
 
@@ -163,6 +164,10 @@ def test_modes_are_restored() -> None:
     model.transformer.h[0].eval()
     assert calibrate(model, tokens(), targets, 4).layers == expected
     assert model.training and not model.transformer.h[0].training
+    adapted = get_peft_model(model, LoraConfig(target_modules=targets))
+    adapted.requires_grad_(False)
+    assert calibrate(adapted, tokens(), targets, 4).layers == expected
+    assert not any(parameter.requires_grad for parameter in adapted.parameters())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
