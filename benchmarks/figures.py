@@ -43,10 +43,7 @@ def precision(source: Path, target: Path) -> None:
 
 
 def which_tail(source: Path, target: Path) -> None:
-    """Loss over rate and over relative step, and forgetting over loss, of the ladders kept by which_tail.py.
-
-    Arms with several seeds have thick lines.
-    """
+    """Loss over rate and over relative step, and forgetting over loss, of the ladders kept by which_tail.py."""
     runs = frame(read_json(path) for path in sorted(source.glob("*.json")))
     runs = runs[runs["relative_step"] > 1e-4]  # what has learnt nothing, at the published rate, is far off the picture
     runs = runs[runs.groupby("arm")["relative_step"].transform("nunique") >= LADDER]
@@ -62,13 +59,13 @@ def which_tail(source: Path, target: Path) -> None:
         for arm, runs_of_arm in runs.groupby("arm"):
             own = runs_of_arm.dropna(subset=[x, y])
             rungs = own.groupby("relative_step")[["learning_rate", "reporting_loss", "rise"]].mean().reset_index()
-            several = len(runs_of_arm) > runs_of_arm["relative_step"].nunique()
-            (line,) = axes.plot(rungs[x], rungs[y], lw=2.6 if several else 1, label=arm)
+            (line,) = axes.plot(rungs[x], rungs[y], label=arm)
             axes.plot(own[x], own[y], "o", ms=4, color=line.get_color(), alpha=0.6)
-        axes.set(xlabel=names[x], ylabel=names[y], xscale="linear" if x == "reporting_loss" else "log")
+        scales = {f"{axis}scale": "linear" if of == "reporting_loss" else "log" for axis, of in (("x", x), ("y", y))}
+        axes.set(xlabel=names[x], ylabel=names[y], **scales)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
     what = "SmolLM2-135M (4-bit rounding in its weights), GSM8K, rank 16, 40 steps"
-    what += "; a dot is a run, a line joins an arm's means (thick: several seeds)"
+    what += "; a dot is a run, a line joins an arm's means over seeds"
     figure.suptitle(what, fontsize=10)
     figure.savefig(target, dpi=100)
 
