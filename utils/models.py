@@ -250,13 +250,13 @@ def _check_weights(folder: Path) -> None:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise a `UserError` that names the file where its header or its length is not that of safetensors."""
+    """Raise a `UserError` that names the file where it is not there, or its header or length is not of safetensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np"):
             pass
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:  # an index may name a shard that was never downloaded
         raise UserError(f"{path}: damaged, or a pointer of Git LFS ({first_line(error)})") from error
 
 

@@ -84,6 +84,10 @@ def test_damaged_weights_are_named(tmp_path: Path, base: Path) -> None:
         weights.write_bytes(content)
         with pytest.raises(UserError, match=r"m/model\.safetensors: damaged, or a pointer of Git LFS"):
             check_model(ModelConfig(name=str(tmp_path / "m")))
+    weights.write_bytes(whole)
+    weights.with_name("model.safetensors.index.json").write_text('{"weight_map": {"a": "second.safetensors"}}')
+    with pytest.raises(UserError, match=r"m/second\.safetensors: damaged.*No such file"):
+        check_model(ModelConfig(name=str(tmp_path / "m")))
 
 
 @pytest.mark.parametrize(("capability", "used"), [("AVX2", "float32"), ("AVX512", "bfloat16")])
